@@ -1,0 +1,147 @@
+//! What a stack is told when it is made: addresses, limits and timers.
+//!
+//! Every limit and time has a default with its source; an operator changes
+//! them through the backend's configuration, which this module knows nothing of.
+
+use core::net::Ipv4Addr;
+
+/// Nanoseconds in a millisecond.
+pub const MS: u64 = 1_000_000;
+/// Nanoseconds in a second.
+pub const SEC: u64 = 1_000 * MS;
+
+/// The settings of one stack, fixed for its life. Times are in ns.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Our Ethernet address.
+    pub mac: [u8; 6],
+    /// Our IPv4 address.
+    pub address: Ipv4Addr,
+    /// Bits of the network's prefix; peers within it are on our link.
+    pub prefix_len: u8,
+    /// The router for peers that are not on our link.
+    pub gateway: Option<Ipv4Addr>,
+    /// Largest IP datagram that the link carries, bytes.
+    pub mtu: u16,
+    /// Flows at once, in every state including TIME-WAIT. Cut to
+    /// [`paste_abi::Flow::INDEX_MAX`].
+    pub flows_max: u32,
+    /// Listeners at once, over all channels.
+    pub listeners_max: u16,
+    /// Neighbours remembered at once.
+    pub neighbours_max: u16,
+    /// Flows in TIME-WAIT at once; the oldest gives way to a newer one.
+    pub time_wait_max: u32,
+    /// Smallest slot offset that a guest may send from, bytes.
+    pub headroom: u16,
+    /// Largest receive window of a flow, bytes.
+    pub recv_window_max: u32,
+    /// Buffers that may wait in one flow's send queue.
+    pub send_queue_max: u16,
+    /// Out-of-order segments held for one flow.
+    pub held_max: u16,
+    /// The port completes TCP checksums ([`crate::TxCsum`]).
+    pub tx_csum_offload: bool,
+    /// Headers may be written into a buffer's headroom. Off, they always lie in
+    /// [`crate::TxFrame::head`], out of the guest's reach.
+    pub header_in_buffer: bool,
+    /// Offer and accept timestamps (RFC 7323 section 3).
+    pub timestamps: bool,
+    /// Times.
+    pub timers: Timers,
+    /// RSTs per second to segments that belong to no flow; a reflector of
+    /// spoofed traffic must not be a strong one.
+    pub rst_per_second: u32,
+    /// ICMP echo replies per second.
+    pub echo_per_second: u32,
+}
+
+/// The times of TCP and ARP, in ns.
+#[derive(Clone, Debug)]
+pub struct Timers {
+    /// Longest that an acknowledgement waits for a segment to ride on.
+    /// RFC 1122 section 4.2.3.2 allows 500 ms; 40 ms is the usual practice.
+    pub delayed_ack: u64,
+    /// Retransmission timeout before the first measurement (RFC 6298 section 2.1).
+    pub rto_initial: u64,
+    /// Smallest retransmission timeout. RFC 6298 section 2.4 says one second,
+    /// for coarse clocks; 200 ms is the usual practice with fine ones.
+    pub rto_min: u64,
+    /// Largest retransmission timeout (RFC 6298 section 2.5: at least 60 s).
+    pub rto_max: u64,
+    /// Twice the maximum segment lifetime, the length of TIME-WAIT. RFC 9293
+    /// section 3.4.1 has 4 minutes; 60 s is the usual practice.
+    pub time_wait: u64,
+    /// Longest that an active open may take (RFC 9293 section 3.8.3: R2 for a
+    /// SYN is at least 3 minutes).
+    pub connect: u64,
+    /// Longest that a passive open may stay half open.
+    pub accept: u64,
+    /// User timeout: longest that sent data may stay unacknowledged (RFC 9293
+    /// section 3.8.3: R2 is at least 100 s).
+    pub user_timeout: u64,
+    /// Longest silence in FIN-WAIT-2 before the flow is forgotten.
+    pub fin_wait_2: u64,
+    /// Time between keepalive probes once they have begun.
+    pub keepalive_interval: u64,
+    /// Keepalive probes without an answer before the flow is reset.
+    pub keepalive_probes: u8,
+    /// Shortest time between challenge ACKs of one flow (RFC 5961 section 7).
+    pub challenge_interval: u64,
+    /// Age at which a neighbour is asked for again (RFC 1122 section 2.3.2.1).
+    pub neighbour_age: u64,
+    /// Time between ARP requests for one neighbour (RFC 1122 section 2.3.2.1:
+    /// at most one per second).
+    pub arp_interval: u64,
+    /// ARP requests without an answer before a neighbour is unreachable.
+    pub arp_tries: u8,
+}
+
+impl Default for Timers {
+    fn default() -> Timers {
+        Timers {
+            delayed_ack: 40 * MS,
+            rto_initial: SEC,
+            rto_min: 200 * MS,
+            rto_max: 60 * SEC,
+            time_wait: 60 * SEC,
+            connect: 180 * SEC,
+            accept: 60 * SEC,
+            user_timeout: 120 * SEC,
+            fin_wait_2: 60 * SEC,
+            keepalive_interval: 75 * SEC,
+            keepalive_probes: 9,
+            challenge_interval: 500 * MS,
+            neighbour_age: 300 * SEC,
+            arp_interval: SEC,
+            arp_tries: 3,
+        }
+    }
+}
+
+impl Config {
+    /// The defaults, for this Ethernet address and IPv4 network.
+    pub fn new(mac: [u8; 6], address: Ipv4Addr, prefix_len: u8) -> Config {
+        Config {
+            mac,
+            address,
+            prefix_len,
+            gateway: None,
+            mtu: 1500,
+            flows_max: 16 * 1024,
+            listeners_max: 256,
+            neighbours_max: 256,
+            time_wait_max: 8 * 1024,
+            headroom: 128,
+            recv_window_max: 1 << 20,
+            send_queue_max: 1024,
+            held_max: 64,
+            tx_csum_offload: false,
+            header_in_buffer: false,
+            timestamps: true,
+            timers: Timers::default(),
+            rst_per_second: 1000,
+            echo_per_second: 1000,
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! What a stack has seen and done. Plain numbers that only grow; the backend
+//! reads them and makes metrics of them.
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Totals since the stack was made.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Counters {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl Counters {
+            /// Every counter with its name, in the order of the fields.
+            pub fn each(&self, mut visit: impl FnMut(&'static str, u64)) {
+                $(visit(stringify!($name), self.$name);)*
+            }
+        }
+    };
+}
+
+counters! {
+    /// Frames given to the stack.
+    frames_in,
+    /// Frames that were not for this stack's addresses.
+    foreign,
+    /// Frames that the stack put into a batch.
+    frames_out,
+    /// TCP segments for us with a good header and checksum.
+    segments_in,
+    /// TCP segments sent, retransmissions included.
+    segments_out,
+    /// Payload bytes that reached a flow in order.
+    bytes_in,
+    /// Payload bytes sent for the first time.
+    bytes_out,
+    /// Payload bytes that the stack copied. None on the ways it has today.
+    bytes_copied,
+    /// Out-of-order segments held.
+    held,
+    /// Segments sent again.
+    retransmits,
+    /// Retransmission timeouts.
+    timeouts,
+    /// Fast retransmits begun (RFC 5681 section 3.2).
+    fast_retransmits,
+    /// Zero-window probes sent.
+    probes_out,
+    /// Duplicate acknowledgements received.
+    duplicate_acks_in,
+    /// Flows accepted into ESTABLISHED.
+    accepted,
+    /// Active opens that succeeded.
+    connected,
+    /// Flows that ended with both sides closed.
+    closed,
+    /// Flows that ended by RST or timeout.
+    reset,
+    /// RSTs sent.
+    resets_out,
+    /// Challenge ACKs sent (RFC 5961).
+    challenge_acks_out,
+    /// ARP requests sent.
+    arp_requests_out,
+    /// ARP replies sent.
+    arp_replies_out,
+    /// ICMP echo replies sent.
+    echo_replies_out,
+    /// ICMP errors that changed a flow.
+    icmp_errors_in,
+    /// TIME-WAIT ended early to make room.
+    time_wait_recycled,
+
+    /// Dropped: the frame does not lie in its buffer, or is cut short.
+    drop_short,
+    /// Dropped: IP version, header length or total length is wrong.
+    drop_bad_ip,
+    /// Dropped: the IP header's checksum is wrong.
+    drop_bad_ip_csum,
+    /// Dropped: an IP fragment.
+    drop_fragment,
+    /// Dropped: an IP protocol that is neither TCP nor ICMP.
+    drop_protocol,
+    /// Dropped: a source address that nobody can have.
+    drop_bad_source,
+    /// Dropped: the TCP header is malformed.
+    drop_bad_tcp,
+    /// Dropped: the TCP checksum is wrong.
+    drop_bad_tcp_csum,
+    /// Dropped: a malformed ICMP message, or one that concerns nobody.
+    drop_icmp,
+    /// Dropped: an ARP message that is malformed or was not asked for.
+    drop_arp,
+    /// Dropped: a segment for a port without listener or flow.
+    drop_no_flow,
+    /// Dropped: a SYN beyond its listener's backlog.
+    drop_backlog,
+    /// Dropped: a SYN, and no flow is free.
+    drop_no_room,
+    /// Dropped: sequence number outside the window.
+    drop_out_of_window,
+    /// Dropped: an old timestamp (RFC 7323 section 5).
+    drop_paws,
+    /// Dropped: an acknowledgement of what was never sent, or is long past.
+    drop_bad_ack,
+    /// Dropped: a RST or SYN that does not match exactly (RFC 5961).
+    drop_blind,
+    /// Dropped: payload seen before.
+    drop_duplicate,
+    /// Dropped: payload while the pool is empty.
+    drop_pool_empty,
+    /// Dropped: payload beyond the flow's share of buffers.
+    drop_flow_share,
+    /// Dropped: out of order, and too much is held already.
+    drop_held_full,
+    /// Dropped: payload after the guest closed or the flow ended.
+    drop_after_close,
+    /// Not sent: a limit on RSTs or echo replies was reached.
+    rate_limited,
+    /// Not sent: too many frames without a flow were waiting.
+    drop_control_full,
+}
