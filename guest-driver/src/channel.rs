@@ -1,0 +1,825 @@
+//! A channel: one application's conversation with the host, as it uses it.
+//!
+//! Joins the conversation (protocol), the transport (frames), the memory
+//! (bytes) and the clock, and owns the policy between them: when frames are
+//! built, when to wait, when to ask for buffers, and how a lost channel is
+//! opened anew.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use paste_abi::frame::{FRAME_SIZE_MIN, HEADER_LEN, RECORD_LEN};
+use paste_abi::slot::{KEEP, NOTIFY, Opt};
+use paste_abi::{Flow, Reason, Slot, slot::Request};
+
+use crate::buffer::Buffer;
+use crate::conversation::{Arrival, Broken, Conversation, Geometry, Setup};
+use crate::error::{Busy, ListenError, OpenError, PollError, SendCause, SendError};
+use crate::event::{Event, LostCause};
+use crate::memory::Memory;
+use crate::sys;
+use crate::transport::vhost_user::VhostUser;
+use crate::transport::{Polling, Timeout, Transport, TransportError};
+
+/// A HELLO without an answer is repeated after this time.
+const HELLO_INTERVAL: Duration = Duration::from_millis(500);
+/// Waits between attempts to reconnect double from the first to the last.
+const BACKOFF_FIRST: Duration = Duration::from_millis(10);
+const BACKOFF_LAST: Duration = Duration::from_secs(1);
+/// The host may answer a request for buffers with none: ask no more often.
+const WANT_INTERVAL: Duration = Duration::from_millis(5);
+/// Events that are kept while a call waits for its own answer.
+const KEPT_MAX: usize = 4096;
+/// How long an orderly end waits for the host to take what was sent.
+const DRAIN_TIME: Duration = Duration::from_secs(1);
+/// Tells openings apart, in all channels of the process: see [`Buffer`].
+static EPOCH: AtomicU32 = AtomicU32::new(1);
+
+/// Where the host is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// The Unix socket of a vhost-user backend: this process is the guest.
+    VhostUser(PathBuf),
+}
+
+impl Endpoint {
+    /// The vhost-user backend that listens at `path`.
+    pub fn vhost_user(path: impl Into<PathBuf>) -> Endpoint {
+        Endpoint::VhostUser(path.into())
+    }
+}
+
+/// How a channel is set up.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The channel's number on this device, below 16.
+    pub channel: u16,
+    /// The application's name for the host's logs; cut to 32 bytes.
+    pub name: String,
+    /// Empty buffers to keep for sending. More are asked for when half are
+    /// taken.
+    pub reserve: u32,
+    /// Slots that can wait to be sent when the host gives no credit.
+    pub queue: usize,
+    /// The largest PASTE frame, in bytes; the host may choose less.
+    pub frame_size: u16,
+    /// What to do before sleeping.
+    pub polling: Polling,
+    /// How long [`Channel::open`] and [`Channel::listen`] wait for an answer.
+    pub answer_timeout: Duration,
+    /// Whether polls open a lost channel anew.
+    pub reopen: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            channel: 0,
+            name: String::from("paste-guest"),
+            reserve: 64,
+            queue: 4096,
+            frame_size: 4096,
+            polling: Polling::default(),
+            answer_timeout: Duration::from_secs(5),
+            reopen: true,
+        }
+    }
+}
+
+/// How a buffer is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SendOptions {
+    /// A word that comes back with [`Event::Acked`] and [`Event::Refused`].
+    pub cookie: u64,
+    /// Send [`Event::Acked`] when the peer has acknowledged the range.
+    pub notify: bool,
+    /// Give the buffer back with [`Event::Acked`], instead of to the pool.
+    pub keep: bool,
+}
+
+/// What a poll has moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Frames published to the host.
+    pub frames_out: usize,
+    /// Frames that arrived, and that [`Channel::next_event`] reads.
+    pub frames_in: usize,
+}
+
+/// What a channel has counted since it was opened first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Polls that found something.
+    pub batches: u64,
+    /// Slots received.
+    pub slots_in: u64,
+    /// Slots sent.
+    pub slots_out: u64,
+    /// Frames received for this channel.
+    pub frames_in: u64,
+    /// Frames sent.
+    pub frames_out: u64,
+    /// Signals sent to the host.
+    pub kicks: u64,
+    /// Times that the thread slept.
+    pub waits: u64,
+    /// Payload bytes that were copied on the way through this crate.
+    pub bytes_copied: u64,
+    /// Buffers that the application holds now.
+    pub held: u32,
+    /// Empty buffers in reserve now.
+    pub granted: u32,
+    /// Times that the channel was lost.
+    pub lost: u64,
+}
+
+impl Stats {
+    /// Slots received per batch, on average.
+    pub fn mean_batch(&self) -> f64 {
+        if self.batches == 0 {
+            0.0
+        } else {
+            self.slots_in as f64 / self.batches as f64
+        }
+    }
+}
+
+/// What is between the channel and the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Link {
+    /// Open, or to be opened by a HELLO at this time.
+    Up { hello_due: Duration },
+    /// The transport has failed; the next attempt is due then.
+    Down {
+        retry_at: Duration,
+        backoff: Duration,
+    },
+    /// Lost, and not to be opened anew.
+    Closed(LostCause),
+}
+
+/// The channel. See the crate for how it is used.
+#[derive(Debug)]
+pub struct Channel {
+    transport: Box<dyn Transport>,
+    conversation: Conversation,
+    memory: Option<Memory>,
+    geometry: Option<Geometry>,
+    options: Options,
+    link: Link,
+    /// The frame whose slots are being read, and the range that is left.
+    frame: Box<[u8]>,
+    unread: Range<usize>,
+    /// Frames of this batch that are still in the transport.
+    frames_left: usize,
+    /// An event of the channel itself.
+    pending: Option<Event>,
+    /// Events that arrived while a call waited for its own answer.
+    kept: VecDeque<Event>,
+    epoch: u32,
+    ever_open: bool,
+    last_error: Option<TransportError>,
+    wanted_at: Duration,
+    next_cookie: u32,
+    stats: Stats,
+}
+
+impl Channel {
+    /// Connects to the host and opens a channel, and waits until it is open.
+    ///
+    /// The region is mapped, and the buffers for sending are on their way.
+    pub fn open(endpoint: &Endpoint, options: Options) -> Result<Channel, OpenError> {
+        let transport = match endpoint {
+            Endpoint::VhostUser(path) => Box::new(VhostUser::connect(path, options.frame_size)?),
+        };
+        Channel::open_on(transport, options)
+    }
+
+    pub(crate) fn open_on(
+        transport: Box<dyn Transport>,
+        options: Options,
+    ) -> Result<Channel, OpenError> {
+        if options.channel >= paste_abi::CHANNELS_MAX {
+            return Err(OpenError::Channel(options.channel));
+        }
+        if usize::from(transport.frame_size().min(options.frame_size)) < FRAME_SIZE_MIN {
+            return Err(OpenError::FrameSize(options.frame_size));
+        }
+        let mut name = [0; 32];
+        for (out, byte) in name.iter_mut().zip(options.name.bytes()) {
+            *out = byte;
+        }
+        let conversation = Conversation::new(Setup {
+            channel: options.channel,
+            mac: transport.mac(),
+            frame_size: transport.frame_size(),
+            window: transport.capacity(),
+            buffers_wanted: options.reserve,
+            slots_max: options.queue,
+            name,
+        });
+        let frame = vec![0; usize::from(transport.frame_size())].into();
+        let mut channel = Channel {
+            transport,
+            conversation,
+            memory: None,
+            geometry: None,
+            options,
+            link: Link::Up {
+                hello_due: Duration::ZERO,
+            },
+            frame,
+            unread: 0..0,
+            frames_left: 0,
+            pending: None,
+            kept: VecDeque::new(),
+            epoch: 0,
+            ever_open: false,
+            last_error: None,
+            wanted_at: Duration::ZERO,
+            next_cookie: 0,
+            stats: Stats::default(),
+        };
+        channel.hello()?;
+        channel.wait_open()?;
+        Ok(channel)
+    }
+
+    fn wait_open(&mut self) -> Result<(), OpenError> {
+        let deadline = sys::monotonic() + self.options.answer_timeout;
+        loop {
+            let left = deadline.saturating_sub(sys::monotonic());
+            if left.is_zero() {
+                return Err(OpenError::TimedOut);
+            }
+            self.turn(Timeout::After(left))?;
+            loop {
+                match self.take_frame() {
+                    Ok(Some(Arrival::Opened(_))) => {
+                        self.ever_open = true;
+                        return Ok(());
+                    }
+                    Ok(Some(Arrival::Refused(reason))) => return Err(OpenError::Refused(reason)),
+                    Ok(Some(_)) => {}
+                    Ok(None) => break,
+                    Err(Failure::Transport(error)) => return Err(error.into()),
+                    Err(Failure::Broken(broken)) => {
+                        self.say_bye(broken)?;
+                        return Err(OpenError::Lost(LostCause::Protocol(broken.reason)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The region's geometry and the channel's limits, as of the last opening.
+    pub fn geometry(&self) -> Option<&Geometry> {
+        self.geometry.as_ref()
+    }
+
+    /// Whether the channel is open now.
+    pub fn is_open(&self) -> bool {
+        self.conversation.is_open()
+    }
+
+    // --- moving batches ---------------------------------------------------
+
+    /// Moves one batch both ways: publishes what was queued, signals the host
+    /// at most once per ring and only if it asked for that, and takes what has
+    /// arrived. If nothing has, waits for at most `timeout`.
+    ///
+    /// Events of the last batch that were not read are kept, and end the wait.
+    pub fn poll(&mut self, timeout: Timeout) -> Result<Batch, PollError> {
+        if let (Link::Closed(cause), None) = (self.link, &self.pending) {
+            return Err(PollError(cause));
+        }
+        let waiting = !self.kept.is_empty() || self.pending.is_some();
+        match self.turn(if waiting { Timeout::Now } else { timeout }) {
+            Ok(batch) => Ok(batch),
+            Err(error) => {
+                self.fail(error);
+                Ok(Batch::default())
+            }
+        }
+    }
+
+    /// The next event of the batch, or `None` when it has been read.
+    pub fn next_event(&mut self) -> Option<Event> {
+        if let Some(event) = self.kept.pop_front() {
+            return Some(event);
+        }
+        self.read_event()
+    }
+
+    fn has_unread(&self) -> bool {
+        !self.unread.is_empty() || self.frames_left > 0
+    }
+
+    /// One turn: out, wait, in.
+    fn turn(&mut self, timeout: Timeout) -> Result<Batch, TransportError> {
+        let timeout = match self.tend()? {
+            Some(due) => timeout.at_most(due),
+            None => timeout,
+        };
+        let mut batch = Batch {
+            frames_out: self.flush()?,
+            frames_in: 0,
+        };
+        if !matches!(self.link, Link::Up { .. }) {
+            // `tend` has bounded the time-out by the next attempt.
+            if let Timeout::After(limit) = timeout {
+                sys::sleep(limit).map_err(TransportError::system("waiting to reconnect"))?;
+            }
+            return Ok(batch);
+        }
+        self.transport.publish()?;
+        if self.has_unread() {
+            return Ok(batch);
+        }
+        self.frames_left = self.transport.refresh()?;
+        if self.frames_left == 0 {
+            self.transport.wait(timeout, self.options.polling)?;
+            self.frames_left = self.transport.refresh()?;
+        }
+        batch.frames_in = self.frames_left;
+        self.stats.batches += u64::from(self.frames_left > 0);
+        Ok(batch)
+    }
+
+    /// Does what time demands: repeats HELLO, reconnects, asks for buffers.
+    /// Returns how long until the next of it is due.
+    fn tend(&mut self) -> Result<Option<Duration>, TransportError> {
+        match self.link {
+            Link::Closed(_) => Ok(None),
+            Link::Up { .. } if self.conversation.is_open() => Ok(self.replenish()),
+            Link::Up { hello_due } => {
+                let now = sys::monotonic();
+                if now < hello_due {
+                    return Ok(Some(hello_due - now));
+                }
+                self.hello()?;
+                Ok(Some(HELLO_INTERVAL))
+            }
+            Link::Down { retry_at, backoff } => {
+                let now = sys::monotonic();
+                if now < retry_at {
+                    return Ok(Some(retry_at - now));
+                }
+                if self.transport.reconnect().is_err() {
+                    let backoff = (backoff * 2).min(BACKOFF_LAST);
+                    self.link = Link::Down {
+                        retry_at: now + backoff,
+                        backoff,
+                    };
+                    return Ok(Some(backoff));
+                }
+                let transport = &self.transport;
+                let frame_size = transport.frame_size();
+                self.conversation
+                    .rewire(transport.mac(), frame_size, transport.capacity());
+                self.hello()?;
+                Ok(Some(HELLO_INTERVAL))
+            }
+        }
+    }
+
+    /// Asks for buffers when the reserve is down to half.
+    fn replenish(&mut self) -> Option<Duration> {
+        let reserve = self.options.reserve;
+        let granted = self.conversation.ledger().granted() as u32;
+        if granted > reserve / 2 || reserve == 0 {
+            return None;
+        }
+        let now = sys::monotonic();
+        let due = self.wanted_at + WANT_INTERVAL;
+        if now < due {
+            return Some(due - now);
+        }
+        if self.want(reserve - granted).is_ok() {
+            self.wanted_at = now;
+        }
+        // An answer wakes us; without one there is nothing to wake up for.
+        None
+    }
+
+    fn hello(&mut self) -> Result<(), TransportError> {
+        let nonce = sys::random_u64();
+        self.epoch = EPOCH.fetch_add(1, Ordering::Relaxed);
+        self.link = Link::Up {
+            hello_due: sys::monotonic() + HELLO_INTERVAL,
+        };
+        let conversation = &mut self.conversation;
+        self.transport
+            .send(&mut |out| conversation.hello(nonce, out))?;
+        self.stats.frames_out += 1;
+        Ok(())
+    }
+
+    fn say_bye(&mut self, why: Broken) -> Result<(), TransportError> {
+        let conversation = &mut self.conversation;
+        self.transport.send(&mut |out| conversation.bye(why, out))?;
+        self.stats.frames_out += 1;
+        self.transport.publish()
+    }
+
+    /// Builds frames from what is queued, as far as credit and room go.
+    fn flush(&mut self) -> Result<usize, TransportError> {
+        let mut frames = 0;
+        while self.conversation.has_output() {
+            let conversation = &mut self.conversation;
+            let queued = conversation.queued();
+            if !self.transport.send(&mut |out| conversation.build(out))? {
+                break;
+            }
+            self.stats.slots_out += (queued - self.conversation.queued()) as u64;
+            frames += 1;
+        }
+        self.stats.frames_out += frames as u64;
+        Ok(frames)
+    }
+
+    // --- reading ----------------------------------------------------------
+
+    fn read_event(&mut self) -> Option<Event> {
+        loop {
+            if let Some(event) = self.pending.take() {
+                return Some(event);
+            }
+            let next = self.unread.start + RECORD_LEN;
+            if next <= self.unread.end {
+                let record = self.frame[self.unread.start..next].first_chunk::<RECORD_LEN>();
+                self.unread.start = next;
+                self.stats.slots_in += 1;
+                match record.map(|record| self.conversation.event(record)) {
+                    Some(Ok(event)) => return Some(event),
+                    Some(Err(broken)) => self.break_off(broken),
+                    None => {}
+                }
+                continue;
+            }
+            match self.take_frame() {
+                Ok(Some(arrival)) => self.arrived(arrival),
+                Ok(None) => return None,
+                Err(Failure::Broken(broken)) => self.break_off(broken),
+                Err(Failure::Transport(error)) => self.fail(error),
+            }
+        }
+    }
+
+    /// Takes the next frame of the batch and hears what it is. Its slots, if
+    /// any, become unread.
+    fn take_frame(&mut self) -> Result<Option<Arrival>, Failure> {
+        if self.frames_left == 0 {
+            return Ok(None);
+        }
+        self.frames_left -= 1;
+        let Some(len) = self.transport.receive(&mut self.frame)? else {
+            self.frames_left = 0;
+            return Ok(None);
+        };
+        let arrival = self.conversation.receive(&self.frame[..len], self.epoch)?;
+        match arrival {
+            Arrival::Slots(count) => self.unread = HEADER_LEN..HEADER_LEN + count * RECORD_LEN,
+            Arrival::Opened(geometry) => self.map(geometry)?,
+            _ => {}
+        }
+        self.stats.frames_in += u64::from(arrival != Arrival::Nothing);
+        Ok(Some(arrival))
+    }
+
+    fn arrived(&mut self, arrival: Arrival) {
+        match arrival {
+            Arrival::Opened(_) => {
+                if self.ever_open {
+                    self.pending = Some(Event::Opened);
+                }
+                self.ever_open = true;
+            }
+            Arrival::Closed(reason) => self.lost(LostCause::Host(reason)),
+            // Asked again with the next HELLO: the host may have to settle
+            // the last opening first.
+            Arrival::Refused(_) | Arrival::Nothing | Arrival::Slots(_) | Arrival::Granted => {}
+        }
+    }
+
+    /// Maps the region of an opening that has just begun.
+    fn map(&mut self, geometry: Geometry) -> Result<(), TransportError> {
+        self.memory = None;
+        let mapping = self.transport.map_region(geometry.region_size)?;
+        self.memory = Memory::new(mapping, &geometry, self.epoch);
+        self.geometry = Some(geometry);
+        if self.memory.is_none() {
+            return Err(TransportError::Protocol(
+                "the buffers do not lie in the region",
+            ));
+        }
+        Ok(())
+    }
+
+    // --- the end, and beginning anew ---------------------------------------
+
+    /// The host broke the protocol: says so, and opens anew.
+    fn break_off(&mut self, broken: Broken) {
+        match self.say_bye(broken) {
+            Ok(()) => self.lost(LostCause::Protocol(broken.reason)),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    /// The transport failed.
+    fn fail(&mut self, error: TransportError) {
+        self.last_error = Some(error);
+        self.frames_left = 0;
+        let was_down = matches!(self.link, Link::Down { .. });
+        if was_down {
+            return;
+        }
+        self.lost(LostCause::Transport);
+        if self.options.reopen {
+            let retry_at = sys::monotonic() + BACKOFF_FIRST;
+            self.link = Link::Down {
+                retry_at,
+                backoff: BACKOFF_FIRST,
+            };
+        }
+    }
+
+    /// Forgets the opening, tells the application, and plans the next one.
+    fn lost(&mut self, cause: LostCause) {
+        self.conversation.forget();
+        self.memory = None;
+        self.unread = 0..0;
+        if self.ever_open {
+            // An opening that never came about is no loss to the application.
+            self.pending = Some(Event::Lost { cause });
+            self.stats.lost += 1;
+        }
+        self.link = if self.options.reopen {
+            Link::Up {
+                hello_due: sys::monotonic() + BACKOFF_FIRST,
+            }
+        } else {
+            Link::Closed(cause)
+        };
+    }
+
+    /// Why the transport failed last, if it did: what [`LostCause::Transport`]
+    /// stands for.
+    pub fn last_error(&self) -> Option<&TransportError> {
+        self.last_error.as_ref()
+    }
+
+    /// Ends the channel in good order: sends what was queued as far as the
+    /// host's credit goes, says goodbye, and waits a moment for the host to
+    /// take it. The host resets what flows are left. A channel that is merely
+    /// dropped ends as well; the host then learns it from the device.
+    pub fn shutdown(mut self) -> Result<(), TransportError> {
+        if self.conversation.is_open() {
+            self.flush()?;
+            self.say_bye(Broken {
+                reason: Reason::Shutdown,
+                expected: 0,
+                got: 0,
+            })?;
+            self.transport.drain(DRAIN_TIME)?;
+        }
+        Ok(())
+    }
+
+    // --- requests ----------------------------------------------------------
+
+    /// Queues a slot, after moving older ones into frames if that makes room.
+    fn queue(&mut self, slot: &Slot) -> Result<(), Busy> {
+        if self.conversation.push(slot) {
+            return Ok(());
+        }
+        // A transport that fails here fails again in the next poll, which says so.
+        let moved = self.conversation.is_open() && self.flush().is_ok_and(|frames| frames > 0);
+        if moved && self.conversation.push(slot) {
+            Ok(())
+        } else {
+            Err(Busy)
+        }
+    }
+
+    fn cookie(&mut self) -> u32 {
+        self.next_cookie = self.next_cookie.wrapping_add(1);
+        self.next_cookie
+    }
+
+    /// Listens on a TCP port and waits for the host's answer. Events that
+    /// arrive meanwhile are kept for [`Channel::next_event`].
+    ///
+    /// `backlog` is the number of flows that may be on their way to being
+    /// established.
+    pub fn listen(&mut self, port: u16, backlog: u16) -> Result<Flow, ListenError> {
+        let cookie = self.request_listen(port, backlog)?;
+        let deadline = sys::monotonic() + self.options.answer_timeout;
+        loop {
+            let left = deadline.saturating_sub(sys::monotonic());
+            if left.is_zero() || self.kept.len() >= KEPT_MAX {
+                return Err(ListenError::TimedOut);
+            }
+            if let Err(error) = self.turn(Timeout::After(left)) {
+                self.fail(error);
+            }
+            while self.kept.len() < KEPT_MAX {
+                match self.read_event() {
+                    None => break,
+                    Some(Event::Reply {
+                        cookie: answered,
+                        result,
+                    }) if answered == cookie => {
+                        return result.map_err(ListenError::Refused);
+                    }
+                    Some(Event::Lost { cause }) => {
+                        self.kept.push_back(Event::Lost { cause });
+                        return Err(ListenError::Lost(cause));
+                    }
+                    Some(event) => self.kept.push_back(event),
+                }
+            }
+        }
+    }
+
+    /// Asks to listen, without waiting: [`Event::Reply`] with the returned
+    /// cookie tells the outcome.
+    pub fn request_listen(&mut self, port: u16, backlog: u16) -> Result<u64, Busy> {
+        let cookie = u64::from(self.cookie());
+        self.queue(&Slot::listen(port, backlog, cookie))?;
+        Ok(cookie)
+    }
+
+    /// Asks to stop accepting: [`Event::Reply`] with the returned cookie tells
+    /// when that is done. Flows already accepted go on.
+    pub fn unlisten(&mut self, listener: Flow) -> Result<u64, Busy> {
+        let cookie = u64::from(self.cookie());
+        self.queue(&Slot {
+            cookie,
+            ..Slot::request(Request::Unlisten, listener)
+        })?;
+        Ok(cookie)
+    }
+
+    /// Asks for a connection to `remote`, from `local_port` or any (0).
+    /// [`Event::Reply`] with the returned cookie names the flow or tells why
+    /// there is none; [`Event::Connected`] with the same cookie follows when
+    /// the peer has answered.
+    pub fn connect(&mut self, remote: SocketAddr, local_port: u16) -> Result<u64, Busy> {
+        let cookie = self.cookie();
+        self.queue(&Slot::connect(remote, local_port, cookie))?;
+        Ok(u64::from(cookie))
+    }
+
+    /// Sends the buffer's range on `flow`. The buffer becomes the host's.
+    pub fn send(
+        &mut self,
+        flow: Flow,
+        buffer: Buffer,
+        options: SendOptions,
+    ) -> Result<(), SendError> {
+        if !self.conversation.ledger().knows(&buffer) {
+            return Err(SendError {
+                cause: SendCause::Stale,
+                buffer,
+            });
+        }
+        if buffer.is_empty() || buffer.offset < self.conversation.headroom() {
+            return Err(SendError {
+                cause: SendCause::Range,
+                buffer,
+            });
+        }
+        let notify = if options.notify { NOTIFY } else { 0 };
+        let keep = if options.keep { KEEP | NOTIFY } else { 0 };
+        let slot = Slot {
+            buf_idx: buffer.index,
+            len: buffer.len,
+            offset: buffer.offset,
+            modifiers: notify | keep,
+            cookie: options.cookie,
+            ..Slot::request(Request::Data, flow)
+        };
+        if let Err(busy) = self.queue(&slot) {
+            return Err(SendError {
+                cause: busy.into(),
+                buffer,
+            });
+        }
+        self.conversation.ledger().sent(&buffer);
+        Ok(())
+    }
+
+    /// Sends no more on `flow`: FIN follows what was sent so far.
+    pub fn close(&mut self, flow: Flow) -> Result<(), Busy> {
+        self.queue(&Slot::request(Request::Close, flow))
+    }
+
+    /// Resets `flow`.
+    pub fn abort(&mut self, flow: Flow) -> Result<(), Busy> {
+        self.queue(&Slot::request(Request::Abort, flow))
+    }
+
+    /// Sets an option of `flow`; [`Opt`] tells what `value` means.
+    pub fn set_option(&mut self, flow: Flow, option: Opt, value: u64) -> Result<(), Busy> {
+        let len = option as u16;
+        self.queue(&Slot {
+            len,
+            cookie: value,
+            ..Slot::request(Request::SetOpt, flow)
+        })
+    }
+
+    // --- buffers -----------------------------------------------------------
+
+    /// The bytes of the buffer's range; none if the buffer's name is stale.
+    pub fn bytes<'a>(&'a self, buffer: &'a Buffer) -> &'a [u8] {
+        self.memory
+            .as_ref()
+            .map_or(&[], |memory| memory.bytes(buffer))
+    }
+
+    /// A range of the whole buffer, in bytes from its start, to write to. None
+    /// if the buffer's name is stale or the range not in the buffer. What is to
+    /// be sent is then told with [`Buffer::set_range`].
+    pub fn bytes_mut<'a>(
+        &'a mut self,
+        buffer: &'a mut Buffer,
+        range: Range<usize>,
+    ) -> &'a mut [u8] {
+        match &mut self.memory {
+            Some(memory) => {
+                buffer.csum_valid = false;
+                memory.bytes_mut(buffer, range)
+            }
+            None => &mut [],
+        }
+    }
+
+    /// An empty buffer to fill, its range at the headroom. `None` when the
+    /// reserve is used up; the next polls bring more.
+    #[must_use = "a dropped buffer is missing from the pool"]
+    pub fn take_buffer(&mut self) -> Option<Buffer> {
+        let headroom = self.conversation.headroom();
+        self.conversation.ledger().take(headroom)
+    }
+
+    /// Gives a buffer back to the pool. A stale one is just forgotten.
+    pub fn give_back(&mut self, buffer: Buffer) {
+        self.conversation.ledger().give_back(buffer);
+    }
+
+    /// Asks for `count` more buffers to fill, beyond the reserve that the
+    /// channel keeps by itself.
+    pub fn want(&mut self, count: u32) -> Result<(), Busy> {
+        let len = count.min(u32::from(u16::MAX)) as u16;
+        self.queue(&Slot {
+            len,
+            ..Slot::request(Request::Want, Flow::default())
+        })
+    }
+
+    /// What the channel has counted.
+    pub fn stats(&mut self) -> Stats {
+        let transport = self.transport.stats();
+        let ledger = self.conversation.ledger();
+        Stats {
+            kicks: transport.kicks,
+            waits: transport.waits,
+            held: ledger.held(),
+            granted: ledger.granted() as u32,
+            ..self.stats
+        }
+    }
+
+    /// Counts payload that a part of this crate had to copy.
+    #[cfg(feature = "http")]
+    pub(crate) fn count_copied(&mut self, bytes: usize) {
+        self.stats.bytes_copied += bytes as u64;
+    }
+}
+
+/// Why a frame could not be taken.
+enum Failure {
+    Broken(Broken),
+    Transport(TransportError),
+}
+
+impl From<Broken> for Failure {
+    fn from(broken: Broken) -> Failure {
+        Failure::Broken(broken)
+    }
+}
+
+impl From<TransportError> for Failure {
+    fn from(error: TransportError) -> Failure {
+        Failure::Transport(error)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,178 @@
+//! The region as the application sees it: the only place that turns the name
+//! of a buffer into its bytes.
+
+#![allow(unsafe_code)]
+
+use std::ops::Range;
+
+use crate::buffer::Buffer;
+use crate::conversation::Geometry;
+use crate::sys::Mapping;
+
+/// The mapped region, and where its buffers lie in it.
+///
+/// # Why references into it are sound
+///
+/// The region is shared with the host and, through it, with a NIC. A reference
+/// needs more than a valid address: nobody may write while it lives.
+///
+/// - A [`Buffer`] exists only for a buffer that the host has handed over, and
+///   the host, its stack and its port do not write to a buffer that is the
+///   guest's. The host is trusted in this: it runs the guest.
+/// - There is never a second [`Buffer`] of the same index
+///   (`crate::ledger`), whatever the host says, and it cannot be copied, so
+///   `&Buffer` and `&mut Buffer` stand for shared and exclusive access.
+/// - A name of another opening is refused here by its epoch, so a buffer that
+///   went back to the host with a lost channel shows no bytes.
+/// - A reference borrows the memory as well, which is inside the channel; it
+///   ends before anything is received, sent or unmapped.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    mapping: Mapping,
+    epoch: u32,
+    buffers_offset: usize,
+    buffer_size: usize,
+    buffer_count: u32,
+}
+
+impl Memory {
+    /// Shows the buffers of one opening; `None` if they do not all lie in what
+    /// is mapped.
+    pub(crate) fn new(mapping: Mapping, geometry: &Geometry, epoch: u32) -> Option<Memory> {
+        let buffers_offset = usize::try_from(geometry.buffers_offset).ok()?;
+        let buffer_size = geometry.buffer_size as usize;
+        let len = buffer_size.checked_mul(geometry.buffer_count as usize)?;
+        let end = buffers_offset.checked_add(len)?;
+        let buffer_count = geometry.buffer_count;
+        (end <= mapping.len()).then_some(Memory {
+            mapping,
+            epoch,
+            buffers_offset,
+            buffer_size,
+            buffer_count,
+        })
+    }
+
+    /// Where a range of a buffer is in the mapping, if the name is good and the
+    /// range lies in the buffer.
+    fn locate(&self, buffer: &Buffer, range: &Range<usize>) -> Option<usize> {
+        let good = buffer.epoch == self.epoch
+            && buffer.index < self.buffer_count
+            && range.start <= range.end
+            && range.end <= self.buffer_size;
+        // Cannot overflow: `new` has checked the end of the last buffer.
+        good.then(|| self.buffers_offset + buffer.index as usize * self.buffer_size + range.start)
+    }
+
+    /// The bytes of the buffer's range; none if the name is not good.
+    pub(crate) fn bytes<'a>(&'a self, buffer: &'a Buffer) -> &'a [u8] {
+        let range = buffer.offset()..buffer.offset() + buffer.len();
+        let len = range.len();
+        let Some(at) = self.locate(buffer, &range) else {
+            return &[];
+        };
+        // SAFETY: `locate` has put `at..at + len` inside a buffer, and `new`
+        // all buffers inside the mapping. Nobody writes: see the type.
+        unsafe { std::slice::from_raw_parts(self.mapping.as_ptr().add(at), len) }
+    }
+
+    /// Bytes of the whole buffer to write to; none if the name is not good or
+    /// the range not in the buffer.
+    pub(crate) fn bytes_mut<'a>(
+        &'a mut self,
+        buffer: &'a mut Buffer,
+        range: Range<usize>,
+    ) -> &'a mut [u8] {
+        let len = range.len();
+        let Some(at) = self.locate(buffer, &range) else {
+            return &mut [];
+        };
+        // SAFETY: as in `bytes`; and `&mut Buffer` is the only name of this
+        // buffer, so nobody else reads or writes.
+        unsafe { std::slice::from_raw_parts_mut(self.mapping.as_ptr().add(at), len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys;
+    use std::os::fd::AsFd;
+
+    fn geometry() -> Geometry {
+        Geometry {
+            region_uuid: [0; 16],
+            region_size: 3 * 4096,
+            buffers_offset: 4096,
+            buffer_size: 2048,
+            buffer_count: 4,
+            headroom: 128,
+            frame_size: 4096,
+            flows_max: 16,
+            address: std::net::Ipv4Addr::LOCALHOST.into(),
+            mtu: 1500,
+        }
+    }
+
+    fn mapping(len: usize) -> Mapping {
+        let fd = sys::shared_memory(len).unwrap();
+        Mapping::from_fd(fd.as_fd(), 0, len, true).unwrap()
+    }
+
+    fn buffer(index: u32, epoch: u32, offset: u16, len: u16) -> Buffer {
+        Buffer {
+            index,
+            epoch,
+            offset,
+            len,
+            size: 2048,
+            csum: 0,
+            csum_valid: false,
+            time: 0,
+        }
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_named_range() {
+        let mut memory = Memory::new(mapping(3 * 4096), &geometry(), 7).unwrap();
+        let mut last = buffer(3, 7, 2000, 48);
+        memory.bytes_mut(&mut last, 2000..2048).fill(0xAB);
+        assert_eq!(memory.bytes(&last), [0xAB; 48]);
+        assert_eq!(memory.bytes(&buffer(2, 7, 0, 2048)), [0; 2048]);
+    }
+
+    #[test]
+    fn a_bad_name_or_range_shows_nothing() {
+        let mut memory = Memory::new(mapping(3 * 4096), &geometry(), 7).unwrap();
+        assert!(
+            memory.bytes(&buffer(0, 6, 0, 10)).is_empty(),
+            "another opening's"
+        );
+        assert!(
+            memory.bytes(&buffer(4, 7, 0, 10)).is_empty(),
+            "no such buffer"
+        );
+        assert!(
+            memory.bytes(&buffer(0, 7, 2040, 9)).is_empty(),
+            "beyond the buffer"
+        );
+        assert!(
+            memory
+                .bytes_mut(&mut buffer(0, 7, 0, 0), 0..2049)
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn buffers_must_lie_in_the_mapping() {
+        assert!(Memory::new(mapping(2 * 4096), &geometry(), 7).is_none());
+    }
+
+    #[test]
+    fn a_file_that_is_too_short_is_not_mapped() {
+        let fd = sys::shared_memory(4096).unwrap();
+        assert!(Mapping::from_fd(fd.as_fd(), 0, 4097, true).is_err());
+        assert!(Mapping::from_fd(fd.as_fd(), 4096, 4096, true).is_err());
+        assert!(Mapping::from_fd(fd.as_fd(), 0, 0, true).is_err());
+    }
+}

@@ -1,0 +1,8 @@
+//! What the operating system must provide: shared memory, mappings,
+//! notifiers, waiting, and a monotonic clock. The only place that names a
+//! system's own calls.
+
+#[cfg(any(target_os = "linux", target_os = "freebsd"))]
+mod unix;
+#[cfg(any(target_os = "linux", target_os = "freebsd"))]
+pub(crate) use unix::*;
