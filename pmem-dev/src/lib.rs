@@ -1,1 +1,33 @@
-//! Placeholder.
+//! The region: the shared memory of one guest, its superblock, its buffers and
+//! their owners.
+//!
+//! A region is a file, or memory without a name, that host and guest both map.
+//! [`Geometry`] says where its parts lie, [`Region`] creates or opens it and
+//! keeps its superblock, [`Buffers`] reads and writes the buffers, and
+//! [`Pool`] knows who owns each of them. [`Mapping`] is the one way in which
+//! any part of the project maps memory that somebody else can write or cut.
+//!
+//! The crate knows nothing of frames, sockets, rings or TCP. Two of its
+//! neighbours' habits shape it: memory shared with a guest changes under every
+//! reader, so no reference into it ever exists; and the data path ([`Pool`],
+//! [`Buffers`]) neither allocates nor locks after set-up.
+
+#![deny(unsafe_code)]
+
+mod buffers;
+mod layout;
+mod pool;
+mod region;
+mod superblock;
+mod sys;
+mod uuid;
+
+pub use buffers::{Buffers, RangeError};
+pub use layout::{
+    BUFFER_SIZE_MAX, BUFFER_SIZE_MIN, Geometry, GeometryError, Part, SIZE_MAX, SIZE_MIN, SIZE_STEP,
+};
+pub use pool::{Held, Owner, OwnerError, Pool};
+pub use region::{Backing, Expect, Identity, Opened, Region, RegionError};
+pub use superblock::{NameError, SuperblockError};
+pub use sys::{HugePages, MAPPINGS_MAX, MapError, Mapping};
+pub use uuid::{Uuid, UuidError};

@@ -1,0 +1,313 @@
+//! The owner of every buffer: the pool, the port, the stack, or a guest's
+//! channel, in a table that only the host can read or write.
+//!
+//! Each move names the owner that the buffer is believed to have, and is
+//! refused if that is wrong: a guest that names a buffer which it does not own
+//! is found here. Every operation is O(1), and giving back what a dead channel
+//! held is linear in what it held: free buffers, and the buffers of each
+//! channel, are lists threaded through the table. Nothing allocates after
+//! [`Pool::new`].
+
+use paste_abi::CHANNELS_MAX;
+
+use crate::buffers::Buffers;
+
+/// Who owns a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Owner {
+    /// Nobody: it is free.
+    Pool,
+    /// The port: a NIC fills or sends it.
+    Port,
+    /// The stack: it waits to be sent, acknowledged or put in order.
+    Stack,
+    /// The guest, on this channel (below [`CHANNELS_MAX`]).
+    Guest(u16),
+}
+
+/// Why a buffer did not change its owner. The table is as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OwnerError {
+    /// No such buffer.
+    #[error("buffer {buf} does not exist, the region has {count}")]
+    OutOfRange {
+        /// The index that was named.
+        buf: u32,
+        /// Buffers in the region.
+        count: u32,
+    },
+    /// The buffer is somebody else's.
+    #[error("buffer {buf} belongs to {is:?}, not to {named:?}")]
+    Foreign {
+        /// The buffer.
+        buf: u32,
+        /// Its owner.
+        is: Owner,
+        /// The owner that was named.
+        named: Owner,
+    },
+    /// Only [`Pool::take`] takes buffers out of the pool.
+    #[error("buffer {buf} was to be taken out of the pool by name")]
+    FromPool {
+        /// The buffer.
+        buf: u32,
+    },
+    /// No such channel.
+    #[error("channel {channel} does not exist, channels are below {CHANNELS_MAX}")]
+    NoChannel {
+        /// The channel that was named.
+        channel: u16,
+    },
+}
+
+/// Owners as small numbers: pool, port, stack, then the channels.
+const CODES: usize = 3 + CHANNELS_MAX as usize;
+const POOL: u8 = 0;
+const PORT: u8 = 1;
+const STACK: u8 = 2;
+const GUEST: u8 = 3;
+/// Ends a list.
+const END: u32 = u32::MAX;
+
+const _: () = assert!(CODES <= u8::MAX as usize);
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    /// The next buffer in the list of the pool or of a channel.
+    next: u32,
+    /// The one before, in the list of a channel.
+    prev: u32,
+    owner: u8,
+}
+
+/// The buffers of a region and their owners.
+pub struct Pool {
+    buffers: Buffers,
+    entries: Box<[Entry]>,
+    heads: [u32; CODES],
+    counts: [u32; CODES],
+}
+
+impl Owner {
+    fn code(self) -> Result<u8, OwnerError> {
+        match self {
+            Owner::Pool => Ok(POOL),
+            Owner::Port => Ok(PORT),
+            Owner::Stack => Ok(STACK),
+            Owner::Guest(channel) if channel < CHANNELS_MAX => Ok(GUEST + channel as u8),
+            Owner::Guest(channel) => Err(OwnerError::NoChannel { channel }),
+        }
+    }
+
+    fn from_code(code: u8) -> Owner {
+        match code {
+            POOL => Owner::Pool,
+            PORT => Owner::Port,
+            STACK => Owner::Stack,
+            channel => Owner::Guest(u16::from(channel - GUEST)),
+        }
+    }
+}
+
+impl Pool {
+    /// All of `buffers` free, to be taken in the order of their indices.
+    pub fn new(buffers: Buffers) -> Pool {
+        let count = buffers.count();
+        let entries = (0..count)
+            .map(|i| Entry {
+                next: if i + 1 < count { i + 1 } else { END },
+                prev: END,
+                owner: POOL,
+            })
+            .collect();
+        let mut pool = Pool {
+            buffers,
+            entries,
+            heads: [END; CODES],
+            counts: [0; CODES],
+        };
+        pool.counts[usize::from(POOL)] = count;
+        if count > 0 {
+            pool.heads[usize::from(POOL)] = 0;
+        }
+        pool
+    }
+
+    /// The buffers.
+    #[inline]
+    pub fn buffers(&self) -> &Buffers {
+        &self.buffers
+    }
+
+    /// Takes a free buffer for `owner`, the one given back last. `None` if none
+    /// is free, or if `owner` is the pool or no channel.
+    #[inline]
+    #[must_use]
+    pub fn take(&mut self, owner: Owner) -> Option<u32> {
+        let to = owner.code().ok().filter(|&code| code != POOL)?;
+        let buf = self.heads[usize::from(POOL)];
+        let entry = self.entries.get(buf as usize)?;
+        self.heads[usize::from(POOL)] = entry.next;
+        self.counts[usize::from(POOL)] -= 1;
+        self.link(buf, to);
+        Some(buf)
+    }
+
+    /// Gives `buf` back to the pool. It is free to be taken at once.
+    ///
+    /// # Errors
+    /// [`OwnerError`] unless `from` owns it.
+    #[inline]
+    pub fn give(&mut self, buf: u32, from: Owner) -> Result<(), OwnerError> {
+        self.transfer(buf, from, Owner::Pool)
+    }
+
+    /// Moves `buf` from one owner to another. `buf` may be any number, as from
+    /// a guest.
+    ///
+    /// # Errors
+    /// [`OwnerError`] unless `from` owns it and is not the pool.
+    #[inline]
+    pub fn transfer(&mut self, buf: u32, from: Owner, to: Owner) -> Result<(), OwnerError> {
+        let (code, to) = (from.code()?, to.code()?);
+        let Some(entry) = self.entries.get(buf as usize) else {
+            return Err(OwnerError::OutOfRange {
+                buf,
+                count: self.buffers.count(),
+            });
+        };
+        if entry.owner != code {
+            let is = Owner::from_code(entry.owner);
+            return Err(OwnerError::Foreign {
+                buf,
+                is,
+                named: from,
+            });
+        }
+        if code == POOL {
+            return Err(OwnerError::FromPool { buf });
+        }
+        self.unlink(buf, code);
+        self.link(buf, to);
+        Ok(())
+    }
+
+    /// The owner of `buf`; `None` if there is no such buffer.
+    #[inline]
+    pub fn owner(&self, buf: u32) -> Option<Owner> {
+        self.entries
+            .get(buf as usize)
+            .map(|entry| Owner::from_code(entry.owner))
+    }
+
+    /// Buffers that are free.
+    #[inline]
+    pub fn free(&self) -> u32 {
+        self.counts[usize::from(POOL)]
+    }
+
+    /// Buffers that `owner` has; 0 for a channel that does not exist.
+    #[inline]
+    pub fn count_of(&self, owner: Owner) -> u32 {
+        owner
+            .code()
+            .map_or(0, |code| self.counts[usize::from(code)])
+    }
+
+    /// Gives everything that a channel holds back to the pool, and says how
+    /// many buffers that were. Linear in these.
+    pub fn reclaim(&mut self, channel: u16) -> u32 {
+        let Ok(code) = Owner::Guest(channel).code() else {
+            return 0;
+        };
+        let held = self.counts[usize::from(code)];
+        for _ in 0..held {
+            let buf = self.heads[usize::from(code)];
+            self.unlink(buf, code);
+            self.link(buf, POOL);
+        }
+        held
+    }
+
+    /// The buffers that a channel holds, the one it got last first.
+    pub fn held(&self, channel: u16) -> Held<'_> {
+        let code = Owner::Guest(channel).code();
+        Held {
+            entries: &self.entries,
+            next: code.map_or(END, |code| self.heads[usize::from(code)]),
+            left: code.map_or(0, |code| self.counts[usize::from(code)]),
+        }
+    }
+
+    /// Puts `buf`, which is in no list, under `code`.
+    #[inline]
+    fn link(&mut self, buf: u32, code: u8) {
+        self.counts[usize::from(code)] += 1;
+        let entry = &mut self.entries[buf as usize];
+        entry.owner = code;
+        // Port and stack find their buffers by their own means.
+        if code == PORT || code == STACK {
+            return;
+        }
+        let head = std::mem::replace(&mut self.heads[usize::from(code)], buf);
+        entry.next = head;
+        // Buffers leave the pool only at its head: no way back is needed.
+        if code == POOL {
+            return;
+        }
+        entry.prev = END;
+        if let Some(second) = self.entries.get_mut(head as usize) {
+            second.prev = buf;
+        }
+    }
+
+    /// Takes `buf` from under `code`, which is not the pool.
+    #[inline]
+    fn unlink(&mut self, buf: u32, code: u8) {
+        self.counts[usize::from(code)] -= 1;
+        if code < GUEST {
+            return;
+        }
+        let Entry { next, prev, .. } = self.entries[buf as usize];
+        match self.entries.get_mut(prev as usize) {
+            Some(before) => before.next = next,
+            None => self.heads[usize::from(code)] = next,
+        }
+        if let Some(after) = self.entries.get_mut(next as usize) {
+            after.prev = prev;
+        }
+    }
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool")
+            .field("buffers", &self.buffers)
+            .field("counts", &self.counts)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The buffers that a channel holds; see [`Pool::held`].
+#[derive(Clone, Debug)]
+pub struct Held<'a> {
+    entries: &'a [Entry],
+    next: u32,
+    left: u32,
+}
+
+impl Iterator for Held<'_> {
+    type Item = u32;
+
+    fn next(&mut self) -> Option<u32> {
+        let entry = self.entries.get(self.next as usize)?;
+        self.left -= 1;
+        Some(std::mem::replace(&mut self.next, entry.next))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left as usize, Some(self.left as usize))
+    }
+}
+
+impl ExactSizeIterator for Held<'_> {}

@@ -1,0 +1,259 @@
+//! A shared mapping of a range of a file.
+
+use std::ffi::c_void;
+use std::os::fd::BorrowedFd;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{Ordering, compiler_fence};
+
+use rustix::fs::FileType;
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, MsyncFlags, ProtFlags};
+
+use super::guard::{Guard, GuardError, MAPPINGS_MAX};
+use super::os;
+
+/// Why a range of a file could not be mapped.
+#[derive(Debug, thiserror::Error)]
+pub enum MapError {
+    /// cannot map 0 bytes
+    #[error("cannot map 0 bytes")]
+    Empty,
+    /// The offset is not a multiple of the system's page size.
+    #[error("file offset {offset:#x} is not a multiple of the page size {page}")]
+    Unaligned {
+        /// Offset asked for.
+        offset: u64,
+        /// Bytes of a page.
+        page: usize,
+    },
+    /// The file ends before the range does.
+    #[error("file has {have} bytes, but {len} bytes at {offset:#x} are to be mapped")]
+    TooShort {
+        /// Bytes of the file.
+        have: u64,
+        /// Offset asked for.
+        offset: u64,
+        /// Bytes asked for.
+        len: usize,
+    },
+    /// The process guards as many mappings as it can.
+    #[error("{MAPPINGS_MAX} mappings are in use already")]
+    TooMany,
+    /// A system call failed.
+    #[error("{call}: {source}")]
+    System {
+        /// The call.
+        call: &'static str,
+        /// Its error.
+        source: std::io::Error,
+    },
+}
+
+fn system(call: &'static str) -> impl Fn(Errno) -> MapError {
+    move |errno| MapError::System {
+        call,
+        source: errno.into(),
+    }
+}
+
+/// A shared mapping of a range of a file that others may write, and cut, at
+/// any moment.
+///
+/// It gives out raw pointers and copies, never references: what another process
+/// can change is not memory that Rust may make promises about. If the file is
+/// cut under the mapping, the process survives: the missing pages read as
+/// zeros and [`Mapping::is_poisoned`] says so. Dropping unmaps.
+#[derive(Debug)]
+pub struct Mapping {
+    /// Where the range starts.
+    start: NonNull<u8>,
+    /// Bytes of the range.
+    len: usize,
+    /// What was really mapped: the range, widened to whole pages of the file.
+    base: NonNull<u8>,
+    base_len: usize,
+    /// `Some` until dropped.
+    guard: Option<Guard>,
+}
+
+// SAFETY: the mapping belongs to no thread, and all access goes through raw
+// pointers whose users must expect concurrent writers anyway.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; the methods that take `&self` hold no state of their own.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `len` bytes at `file_offset` of the file behind `fd`, shared.
+    ///
+    /// `file_offset` is a multiple of the system's page size. On a file of huge
+    /// pages the range is widened to whole ones where that is needed. The file
+    /// must hold the range now, which cannot be asked of a character device.
+    ///
+    /// # Errors
+    /// See [`MapError`]; a descriptor that is not open for writing fails with
+    /// `mmap` and EACCES if `writable`.
+    pub fn from_fd(
+        fd: BorrowedFd<'_>,
+        file_offset: u64,
+        len: usize,
+        writable: bool,
+    ) -> Result<Mapping, MapError> {
+        if len == 0 {
+            return Err(MapError::Empty);
+        }
+        let small = rustix::param::page_size();
+        if !file_offset.is_multiple_of(small as u64) {
+            return Err(MapError::Unaligned {
+                offset: file_offset,
+                page: small,
+            });
+        }
+        let stat = rustix::fs::fstat(fd).map_err(system("fstat"))?;
+        let have = u64::try_from(stat.st_size).unwrap_or(0);
+        let too_short = MapError::TooShort {
+            have,
+            offset: file_offset,
+            len,
+        };
+        let Some(end) = file_offset.checked_add(len as u64) else {
+            return Err(too_short);
+        };
+        let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
+        if !is_device && end > have {
+            return Err(too_short);
+        }
+
+        let page = os::page_size(fd).map_err(system("fstatfs"))?.max(small);
+        let base_offset = file_offset / page as u64 * page as u64;
+        let lead = (file_offset - base_offset) as usize;
+        let Some(base_len) = len
+            .checked_add(lead)
+            .and_then(|l| l.checked_next_multiple_of(page))
+        else {
+            return Err(too_short);
+        };
+        let mut prot = ProtFlags::READ;
+        prot.set(ProtFlags::WRITE, writable);
+        // SAFETY: the kernel chooses the place, so nothing that exists is
+        // replaced.
+        let base = unsafe {
+            rustix::mm::mmap(
+                ptr::null_mut(),
+                base_len,
+                prot,
+                MapFlags::SHARED,
+                fd,
+                base_offset,
+            )
+        }
+        .map_err(system("mmap"))?;
+        let base = NonNull::new(base.cast::<u8>()).ok_or(MapError::Empty)?;
+        // SAFETY: `lead < base_len`, so the result lies in the mapping.
+        let start = unsafe { base.add(lead) };
+        let mut mapping = Mapping {
+            start,
+            len,
+            base,
+            base_len,
+            guard: None,
+        };
+        let guard = Guard::new(base.as_ptr() as usize, base_len, page).map_err(|e| match e {
+            GuardError::Full => MapError::TooMany,
+            GuardError::Signal(source) => MapError::System {
+                call: "sigaction",
+                source,
+            },
+        })?;
+        mapping.guard = Some(guard);
+        Ok(mapping)
+    }
+
+    /// Where the range starts. Valid for [`Mapping::len`] bytes while the
+    /// mapping lives; writing through it faults unless mapped writable.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+
+    /// Bytes of the range.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Never: a mapping has at least one byte.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether the file was cut under the mapping and an access noticed. What
+    /// the mapping holds then is no longer what the other side sees.
+    pub fn is_poisoned(&self) -> bool {
+        self.guard.as_ref().is_some_and(Guard::is_poisoned)
+    }
+
+    /// Where `offset` lies, if `len` bytes from there are in the range.
+    #[inline]
+    pub(crate) fn at(&self, offset: usize, len: usize) -> Option<*mut u8> {
+        let end = offset.checked_add(len)?;
+        // SAFETY: the result lies in the range, or one past its end.
+        (end <= self.len).then(|| unsafe { self.start.as_ptr().add(offset) })
+    }
+
+    /// Copies bytes out; `false` and no copy if they are not all in the range.
+    #[inline]
+    #[must_use]
+    pub fn read_at(&self, offset: usize, out: &mut [u8]) -> bool {
+        let Some(from) = self.at(offset, out.len()) else {
+            return false;
+        };
+        // SAFETY: `from` is valid for `out.len()` bytes; `out` is private
+        // memory, so the two do not overlap.
+        unsafe { ptr::copy_nonoverlapping(from, out.as_mut_ptr(), out.len()) };
+        // The source may change right now. Without the fence the compiler could
+        // read it again instead of the copy, and a check would judge other
+        // bytes than those used afterwards.
+        compiler_fence(Ordering::SeqCst);
+        true
+    }
+
+    /// Copies bytes in; `false` and no copy if they do not all fit into the
+    /// range. The mapping must be writable.
+    #[inline]
+    #[must_use]
+    pub fn write_at(&self, offset: usize, data: &[u8]) -> bool {
+        let Some(to) = self.at(offset, data.len()) else {
+            return false;
+        };
+        // SAFETY: `to` is valid for `data.len()` bytes; `data` is private
+        // memory, so the two do not overlap.
+        unsafe { ptr::copy_nonoverlapping(data.as_ptr(), to, data.len()) };
+        compiler_fence(Ordering::SeqCst);
+        true
+    }
+
+    /// Waits until what was written is in the file's storage. Memory files have
+    /// none and return at once.
+    ///
+    /// # Errors
+    /// Those of msync(2).
+    pub fn sync(&self) -> std::io::Result<()> {
+        // SAFETY: the range is exactly what was mapped.
+        unsafe {
+            rustix::mm::msync(
+                self.base.as_ptr().cast::<c_void>(),
+                self.base_len,
+                MsyncFlags::SYNC,
+            )
+        }?;
+        Ok(())
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // The guard goes first: it must never patch an address that is free.
+        self.guard = None;
+        // SAFETY: exactly what was mapped, and nobody can use it any more. An
+        // error would mean that it was not mapped, which cannot be.
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast::<c_void>(), self.base_len) };
+    }
+}
