@@ -24,7 +24,8 @@ mod uuid;
 
 pub use buffers::{Buffers, RangeError};
 pub use layout::{
-    BUFFER_SIZE_MAX, BUFFER_SIZE_MIN, Geometry, GeometryError, Part, SIZE_MAX, SIZE_MIN, SIZE_STEP,
+    BUFFER_SIZE_MAX, BUFFER_SIZE_MIN, Geometry, GeometryError, LayoutError, Part, SIZE_MAX,
+    SIZE_MIN, SIZE_STEP,
 };
 pub use pool::{Held, Owner, OwnerError, Pool};
 pub use region::{Backing, Expect, Identity, Opened, Region, RegionError};

@@ -252,7 +252,8 @@ impl Region {
                 (file.into(), Some(lock.into()))
             }
         };
-        let (head, guest) = map(&name, file.as_fd(), &geometry)?;
+        let head = map_head(&name, file.as_fd())?;
+        let guest = map_guest(&name, file.as_fd(), &geometry)?;
         superblock::store(&mut block, &head, &guest).map_err(|e| system(&name, "write to", e))?;
         if let Some(unfinished) = unfinished {
             std::mem::forget(unfinished);
@@ -294,13 +295,7 @@ impl Region {
             });
         }
         let file: OwnedFd = open_same(path, &name, &lock)?.into();
-        let head =
-            Mapping::from_fd(file.as_fd(), 0, HOST_HEAD_LEN as usize, true).map_err(|source| {
-                RegionError::Map {
-                    region: name.clone(),
-                    source,
-                }
-            })?;
+        let head = map_head(&name, file.as_fd())?;
         let found = superblock::load(&head).map_err(|error| RegionError::Superblock {
             region: name.clone(),
             error,
@@ -312,7 +307,7 @@ impl Region {
             damaged,
         } = found;
 
-        let (head, guest) = map(&name, file.as_fd(), &geometry)?;
+        let guest = map_guest(&name, file.as_fd(), &geometry)?;
         let clean = block.state.get() == STATE_CLEAN;
         block.state = STATE_OPEN.into();
         block.sequence = block.sequence.get().wrapping_add(1).into();
@@ -483,19 +478,24 @@ fn lock_file(file: &File, name: &str) -> Result<(), RegionError> {
     }
 }
 
-fn map(
+fn map_head(name: &str, file: BorrowedFd<'_>) -> Result<Mapping, RegionError> {
+    Mapping::from_fd(file, 0, HOST_HEAD_LEN as usize, true).map_err(|source| RegionError::Map {
+        region: name.to_owned(),
+        source,
+    })
+}
+
+fn map_guest(
     name: &str,
     file: BorrowedFd<'_>,
     geometry: &Geometry,
-) -> Result<(Mapping, Mapping), RegionError> {
-    let failed = |source| RegionError::Map {
-        region: name.to_owned(),
-        source,
-    };
-    let head = Mapping::from_fd(file, 0, HOST_HEAD_LEN as usize, true).map_err(failed)?;
-    let guest = Mapping::from_fd(file, HOST_HEAD_LEN, geometry.guest_len() as usize, true)
-        .map_err(failed)?;
-    Ok((head, guest))
+) -> Result<Mapping, RegionError> {
+    Mapping::from_fd(file, HOST_HEAD_LEN, geometry.guest_len() as usize, true).map_err(|source| {
+        RegionError::Map {
+            region: name.to_owned(),
+            source,
+        }
+    })
 }
 
 fn check(name: &str, found: &Found, have: u64, expect: &Expect<'_>) -> Result<(), RegionError> {

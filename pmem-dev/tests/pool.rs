@@ -1,0 +1,276 @@
+//! The pool against a model: every buffer has exactly one owner, and the lists
+//! and counters say the same as the table.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use paste_abi::CHANNELS_MAX;
+use paste_pmem::{
+    Backing, Buffers, Geometry, HugePages, Identity, Mapping, Owner, OwnerError, Pool, Region,
+    SIZE_MIN, Uuid,
+};
+use proptest::prelude::*;
+
+const COUNT: u32 = 12;
+
+fn buffers(count: u32) -> Buffers {
+    let geometry = Geometry::new(SIZE_MIN, 2048).unwrap();
+    let identity = Identity {
+        guest: "model",
+        uuid: Uuid([1; 16]),
+        created_ns: 0,
+    };
+    let region = Region::create(&Backing::Memory(HugePages::No), geometry, &identity).unwrap();
+    let start = geometry.buffers().offset as usize;
+    Buffers::new(Arc::clone(region.mapping()), start, 2048, count).unwrap()
+}
+
+#[test]
+fn buffers_beyond_the_mapping_cannot_be_made() {
+    let buffers = buffers(1);
+    let geometry = Geometry::new(SIZE_MIN, 2048).unwrap();
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(geometry.file_len()).unwrap();
+    let mapping = Arc::new(Mapping::from_fd(file.as_fd(), 0, 8192, true).unwrap());
+    let new = |start, size, count| Buffers::new(Arc::clone(&mapping), start, size, count);
+    assert!(new(0, 2048, 4).is_some());
+    assert!(new(4096, 2048, 3).is_none());
+    assert!(new(0, 2048, u32::MAX).is_none());
+    assert!(new(0, usize::MAX, 2).is_none());
+    assert!(new(usize::MAX, 2048, 1).is_none());
+    assert!(new(0, 3000, 1).is_none());
+    assert_eq!(buffers.size(), 2048);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Take(Owner),
+    Give(u32, Owner),
+    Transfer(u32, Owner, Owner),
+    Reclaim(u16),
+}
+
+fn owner() -> impl Strategy<Value = Owner> {
+    prop_oneof![
+        1 => Just(Owner::Pool),
+        2 => Just(Owner::Port),
+        2 => Just(Owner::Stack),
+        4 => (0u16..3).prop_map(Owner::Guest),
+        1 => prop_oneof![
+            Just(CHANNELS_MAX - 1), Just(CHANNELS_MAX), Just(u16::MAX)
+        ].prop_map(Owner::Guest),
+    ]
+}
+
+fn index() -> impl Strategy<Value = u32> {
+    prop_oneof![20 => 0..COUNT, 1 => Just(COUNT), 1 => Just(u32::MAX)]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => owner().prop_map(Step::Take),
+        2 => (index(), owner()).prop_map(|(b, o)| Step::Give(b, o)),
+        6 => (index(), owner(), owner()).prop_map(|(b, f, t)| Step::Transfer(b, f, t)),
+        1 => (0u16..4).prop_map(Step::Reclaim),
+    ]
+}
+
+fn valid(owner: Owner) -> bool {
+    !matches!(owner, Owner::Guest(channel) if channel >= CHANNELS_MAX)
+}
+
+fn model_move(model: &mut [Owner], buf: u32, from: Owner, to: Owner) -> bool {
+    let ok = valid(from)
+        && valid(to)
+        && from != Owner::Pool
+        && model.get(buf as usize).is_some_and(|&is| is == from);
+    if ok {
+        model[buf as usize] = to;
+    }
+    ok
+}
+
+fn check(pool: &Pool, model: &[Owner]) {
+    let count = |owner: Owner| model.iter().filter(|&&is| is == owner).count() as u32;
+    for (buf, &is) in model.iter().enumerate() {
+        assert_eq!(pool.owner(buf as u32), Some(is));
+    }
+    for owner in [Owner::Pool, Owner::Port, Owner::Stack] {
+        assert_eq!(pool.count_of(owner), count(owner));
+    }
+    assert_eq!(pool.free(), count(Owner::Pool));
+    for channel in 0..CHANNELS_MAX {
+        let mut held: Vec<u32> = pool.held(channel).collect();
+        assert_eq!(held.len(), pool.held(channel).len());
+        held.sort_unstable();
+        let want: Vec<u32> = (0..COUNT)
+            .filter(|&b| model[b as usize] == Owner::Guest(channel))
+            .collect();
+        assert_eq!(held, want);
+        assert_eq!(pool.count_of(Owner::Guest(channel)), want.len() as u32);
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_buffer_has_one_owner(steps in prop::collection::vec(step(), 1..200)) {
+        let mut pool = Pool::new(buffers(COUNT));
+        let mut model = vec![Owner::Pool; COUNT as usize];
+        for step in steps {
+            match step {
+                Step::Take(owner) => {
+                    let taken = pool.take(owner);
+                    let may = valid(owner)
+                        && owner != Owner::Pool
+                        && model.contains(&Owner::Pool);
+                    prop_assert_eq!(taken.is_some(), may);
+                    if let Some(buf) = taken {
+                        prop_assert_eq!(model[buf as usize], Owner::Pool);
+                        model[buf as usize] = owner;
+                    }
+                }
+                Step::Give(buf, from) => {
+                    let ok = model_move(&mut model, buf, from, Owner::Pool);
+                    prop_assert_eq!(pool.give(buf, from).is_ok(), ok);
+                }
+                Step::Transfer(buf, from, to) => {
+                    let ok = model_move(&mut model, buf, from, to);
+                    prop_assert_eq!(pool.transfer(buf, from, to).is_ok(), ok);
+                }
+                Step::Reclaim(channel) => {
+                    let mut held = 0;
+                    for is in &mut model {
+                        if *is == Owner::Guest(channel) {
+                            *is = Owner::Pool;
+                            held += 1;
+                        }
+                    }
+                    prop_assert_eq!(pool.reclaim(channel), held);
+                }
+            }
+            check(&pool, &model);
+        }
+        // Whatever happened, the pool gives out what is free, each buffer once.
+        while let Some(buf) = pool.take(Owner::Port) {
+            prop_assert_eq!(model[buf as usize], Owner::Pool);
+            model[buf as usize] = Owner::Port;
+        }
+        check(&pool, &model);
+        prop_assert_eq!(pool.free(), 0);
+    }
+}
+
+#[test]
+fn the_buffer_given_back_last_is_taken_first() {
+    let mut pool = Pool::new(buffers(COUNT));
+    let first: Vec<_> = (0..3).filter_map(|_| pool.take(Owner::Stack)).collect();
+    assert_eq!(first, [0, 1, 2]);
+    pool.give(1, Owner::Stack).unwrap();
+    pool.give(0, Owner::Stack).unwrap();
+    assert_eq!(pool.take(Owner::Port), Some(0));
+    assert_eq!(pool.take(Owner::Port), Some(1));
+    assert_eq!(pool.take(Owner::Port), Some(3));
+}
+
+#[test]
+fn each_refusal_names_its_reason() {
+    let mut pool = Pool::new(buffers(COUNT));
+    let buf = pool.take(Owner::Guest(2)).unwrap();
+    assert_eq!(
+        pool.transfer(COUNT, Owner::Guest(2), Owner::Stack),
+        Err(OwnerError::OutOfRange {
+            buf: COUNT,
+            count: COUNT
+        })
+    );
+    assert_eq!(
+        pool.transfer(buf, Owner::Guest(3), Owner::Stack),
+        Err(OwnerError::Foreign {
+            buf,
+            is: Owner::Guest(2),
+            named: Owner::Guest(3)
+        })
+    );
+    assert_eq!(
+        pool.transfer(buf, Owner::Guest(2), Owner::Guest(CHANNELS_MAX)),
+        Err(OwnerError::NoChannel {
+            channel: CHANNELS_MAX
+        })
+    );
+    assert_eq!(
+        pool.transfer(buf + 1, Owner::Pool, Owner::Stack),
+        Err(OwnerError::FromPool { buf: buf + 1 })
+    );
+    // Given twice: the second time it is the pool's.
+    pool.give(buf, Owner::Guest(2)).unwrap();
+    assert_eq!(
+        pool.give(buf, Owner::Guest(2)),
+        Err(OwnerError::Foreign {
+            buf,
+            is: Owner::Pool,
+            named: Owner::Guest(2)
+        })
+    );
+}
+
+#[test]
+fn an_empty_pool_gives_nothing() {
+    let mut pool = Pool::new(buffers(0));
+    assert_eq!(pool.take(Owner::Port), None);
+    assert_eq!(pool.free(), 0);
+    assert_eq!(pool.owner(0), None);
+}
+
+/// The sum as RFC 1071 section 4.1 computes it, byte by byte.
+fn reference_sum(bytes: &[u8]) -> u16 {
+    let mut total = 0u32;
+    for pair in bytes.chunks(2) {
+        total += u32::from(pair[0]) << 8 | pair.get(1).copied().map_or(0, u32::from);
+        total = (total & 0xffff) + (total >> 16);
+    }
+    total as u16
+}
+
+proptest! {
+    #[test]
+    fn the_sum_is_that_of_rfc_1071(
+        bytes in prop::collection::vec(any::<u8>(), 0..=2048),
+        offset in 0usize..2048,
+    ) {
+        let buffers = buffers(1);
+        let bytes = &bytes[..bytes.len().min(2048 - offset)];
+        buffers.write(0, offset, bytes).unwrap();
+        prop_assert_eq!(buffers.sum(0, offset, bytes.len()), Ok(reference_sum(bytes)));
+    }
+}
+
+#[test]
+fn sums_at_their_edges() {
+    let buffers = buffers(2);
+    assert_eq!(buffers.sum(0, 0, 2048), Ok(0));
+    assert_eq!(buffers.sum(0, 2048, 0), Ok(0));
+    buffers.write(1, 0, &[0xff; 2048]).unwrap();
+    assert_eq!(buffers.sum(1, 0, 2048), Ok(0xffff));
+    // RFC 1071 section 3's example, whose sum is ddf2.
+    buffers
+        .write(0, 1, &[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7])
+        .unwrap();
+    assert_eq!(buffers.sum(0, 1, 8), Ok(0xddf2));
+}
+
+#[test]
+fn nothing_outside_a_buffer_is_reached() {
+    let buffers = buffers(COUNT);
+    let huge = [0, 1, 2047, 2048, 2049, usize::MAX - 1, usize::MAX];
+    for buf in [0, COUNT - 1, COUNT, u32::MAX] {
+        for offset in huge {
+            for len in huge {
+                let inside = buf < COUNT && offset.checked_add(len).is_some_and(|end| end <= 2048);
+                assert_eq!(buffers.as_ptr(buf, offset, len).is_ok(), inside);
+                assert_eq!(buffers.sum(buf, offset, len).is_ok(), inside);
+            }
+        }
+    }
+    assert!(buffers.read(COUNT - 1, 2000, &mut [0; 49]).is_err());
+    assert!(buffers.write(COUNT, 0, &[0]).is_err());
+}
