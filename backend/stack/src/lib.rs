@@ -9,11 +9,25 @@
 
 #![forbid(unsafe_code)]
 
+mod arp;
+mod bufs;
+mod checksum;
 pub mod config;
+mod control;
 pub mod counters;
+mod flow;
 pub mod frame;
+mod input;
+mod listen;
 pub mod memory;
+mod slots;
 mod stack;
+mod table;
+mod tcp;
+#[cfg(test)]
+mod tests;
+mod wheel;
+mod wire;
 
 pub use config::{Config, Timers};
 pub use counters::Counters;

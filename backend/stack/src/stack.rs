@@ -1,14 +1,24 @@
-//! The stack's face.
+//! The stack: what it is made of, and its life cycle of flows. Input, output,
+//! timers and slots are in their own modules, as further methods of [`Stack`].
 
-use core::net::SocketAddr;
+use std::collections::VecDeque;
+use std::hash::Hasher;
 
-use paste_abi::slot::Opt;
-use paste_abi::{Flow, Reason, Slot};
+use paste_abi::{CHANNELS_MAX, Flow, Reason};
+use siphasher::sip::SipHasher13;
 
+use crate::arp::Neighbours;
+use crate::bufs::{Bufs, NIL, Place, Queue};
 use crate::config::Config;
+use crate::control::{CONTROL_MAX, Control, Limit};
 use crate::counters::Counters;
-use crate::frame::{RxFrame, TxBatch};
+use crate::flow::{Flows, Key, Links, List, NEVER, State, event};
+use crate::frame::TxBatch;
+use crate::listen::Listeners;
 use crate::memory::Memory;
+use crate::table::Table;
+use crate::wheel::Wheel;
+use crate::wire::{ipv4, tcp};
 
 /// What became of a frame that was given to [`Stack::input`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,130 +53,96 @@ pub struct Tx {
     pub keep: bool,
 }
 
+/// Flows of one channel.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Channel {
+    /// All of them.
+    pub flows: List,
+    /// Those that have something for the guest.
+    pub ready: List,
+}
+
+/// Segments that one flow sends before the next one has its turn.
+const BURST: u32 = 4;
+
 /// A TCP/IP endpoint with one address, and all its flows.
+#[derive(Debug)]
 pub struct Stack {
-    counters: Counters,
-    flows: u32,
+    pub(crate) config: Config,
+    pub(crate) counters: Counters,
+    pub(crate) flows: Flows,
+    pub(crate) bufs: Bufs,
+    pub(crate) table: Table,
+    /// Timers: of flows by their index, then of neighbours.
+    pub(crate) wheel: Wheel,
+    pub(crate) neighbours: Neighbours,
+    pub(crate) listeners: Listeners,
+    pub(crate) control: VecDeque<Control>,
+    pub(crate) channels: [Channel; CHANNELS_MAX as usize],
+    /// Flows that have something to transmit, served in turn.
+    pub(crate) sending: List,
+    /// Flows in TIME-WAIT, the oldest first.
+    pub(crate) time_wait: List,
+    pub(crate) time_wait_len: u32,
+    /// Flows that share the buffers: not in TIME-WAIT, not gone.
+    pub(crate) open: u32,
+    /// Bytes that peers were promised and have not sent yet, over all flows.
+    pub(crate) promised: u64,
+    pub(crate) rst_limit: Limit,
+    pub(crate) echo_limit: Limit,
+    pub(crate) netmask: u32,
+    /// Payload bytes of a segment without options.
+    pub(crate) mss: u16,
+    pub(crate) rcv_scale: u8,
+    pub(crate) next_port: u16,
+    hasher: SipHasher13,
+    now: u64,
 }
 
 impl Stack {
     /// Makes a stack for a region of `buffer_count` buffers. `secret` keys the
     /// flow table and the initial sequence numbers; it must be unpredictable.
-    pub fn new(_config: Config, _buffer_count: u32, _secret: [u8; 16]) -> Stack {
-        Stack { counters: Counters::default(), flows: 0 }
+    pub fn new(mut config: Config, buffer_count: u32, secret: [u8; 16]) -> Stack {
+        config.flows_max = config.flows_max.clamp(1, Flow::INDEX_MAX);
+        config.prefix_len = config.prefix_len.min(32);
+        // RFC 791: every link carries 68 bytes; less leaves no room for payload.
+        config.mtu = config.mtu.max(128);
+        let neighbours = Neighbours::new(config.neighbours_max);
+        // The smallest shift that lets the largest window be expressed.
+        let rcv_scale = (0..14)
+            .find(|s| config.recv_window_max >> s <= 0xffff)
+            .unwrap_or(14);
+        Stack {
+            counters: Counters::default(),
+            flows: Flows::new(config.flows_max),
+            bufs: Bufs::new(buffer_count),
+            table: Table::new(config.flows_max),
+            wheel: Wheel::new(config.flows_max + neighbours.count()),
+            neighbours,
+            listeners: Listeners::new(config.listeners_max),
+            control: VecDeque::with_capacity(CONTROL_MAX),
+            channels: [Channel {
+                flows: List::EMPTY,
+                ready: List::EMPTY,
+            }; CHANNELS_MAX as usize],
+            sending: List::EMPTY,
+            time_wait: List::EMPTY,
+            time_wait_len: 0,
+            open: 0,
+            promised: 0,
+            rst_limit: Limit::per_second(config.rst_per_second),
+            echo_limit: Limit::per_second(config.echo_per_second),
+            netmask: u32::MAX
+                .checked_shl(32 - u32::from(config.prefix_len))
+                .unwrap_or(0),
+            mss: config.mtu - (ipv4::LEN + tcp::LEN) as u16,
+            rcv_scale,
+            next_port: 0,
+            hasher: SipHasher13::new_with_key(&secret),
+            now: 0,
+            config,
+        }
     }
-
-    /// Takes in a frame that arrived.
-    pub fn input<M: Memory>(&mut self, _mem: &mut M, _now: u64, _frame: &RxFrame) -> Outcome {
-        Outcome::Foreign
-    }
-
-    /// Accepts flows on `port` for `channel`, at most `backlog` of them not yet
-    /// delivered to the guest.
-    pub fn listen(&mut self, _channel: u16, _port: u16, _backlog: u16) -> Result<Flow, Reason> {
-        Err(Reason::NoRoom)
-    }
-
-    /// Stops accepting. Flows already accepted live on.
-    pub fn unlisten(&mut self, _channel: u16, _listener: Flow) -> Result<(), Reason> {
-        Err(Reason::StaleFlow)
-    }
-
-    /// Opens a flow to `remote`; CONNECTED with `cookie`, or RESET, tells the
-    /// outcome later. `local_port` 0 lets the stack choose.
-    pub fn connect(
-        &mut self,
-        _now: u64,
-        _channel: u16,
-        _remote: SocketAddr,
-        _local_port: u16,
-        _cookie: u32,
-    ) -> Result<Flow, Reason> {
-        Err(Reason::NoRoom)
-    }
-
-    /// Queues payload. On `Ok` the buffer is the stack's.
-    pub fn send<M: Memory>(
-        &mut self,
-        _mem: &mut M,
-        _now: u64,
-        _channel: u16,
-        _flow: Flow,
-        _tx: &Tx,
-    ) -> Result<(), Reason> {
-        Err(Reason::StaleFlow)
-    }
-
-    /// Sends FIN after everything queued.
-    pub fn close<M: Memory>(
-        &mut self,
-        _mem: &mut M,
-        _now: u64,
-        _channel: u16,
-        _flow: Flow,
-    ) -> Result<(), Reason> {
-        Err(Reason::StaleFlow)
-    }
-
-    /// Sends RST and forgets what was queued. RESET follows.
-    pub fn abort<M: Memory>(
-        &mut self,
-        _mem: &mut M,
-        _now: u64,
-        _channel: u16,
-        _flow: Flow,
-    ) -> Result<(), Reason> {
-        Err(Reason::StaleFlow)
-    }
-
-    /// Sets an option of a flow.
-    pub fn set_option(
-        &mut self,
-        _now: u64,
-        _channel: u16,
-        _flow: Flow,
-        _option: Opt,
-        _value: u64,
-    ) -> Result<(), Reason> {
-        Err(Reason::StaleFlow)
-    }
-
-    /// The guest gave up a buffer that carried received payload: its flow's
-    /// window opens again. Harmless for any other buffer.
-    pub fn release(&mut self, _now: u64, _buf: u32) {}
-
-    /// Moves what `channel` is to be told into `out`, in order for each flow,
-    /// and returns how many slots. Buffers named by DATA, and by ACKED with
-    /// KEEP, are the guest's from here on.
-    pub fn poll_slots<M: Memory>(&mut self, _mem: &mut M, _channel: u16, _out: &mut [Slot]) -> usize {
-        0
-    }
-
-    /// Whether [`Stack::poll_slots`] may have something for `channel`.
-    pub fn has_slots(&self, _channel: u16) -> bool {
-        false
-    }
-
-    /// Ends a channel: its listeners go, its flows are reset, its buffers that
-    /// are the stack's return to the pool. Linear in that channel's flows.
-    pub fn close_channel<M: Memory>(&mut self, _mem: &mut M, _now: u64, _channel: u16) {}
-
-    /// Runs the timers that are due.
-    pub fn advance<M: Memory>(&mut self, _mem: &mut M, _now: u64) {}
-
-    /// When [`Stack::advance`] is next needed, if ever. May be early, is never late.
-    pub fn next_deadline(&self) -> Option<u64> {
-        None
-    }
-
-    /// Appends frames that are due to `out` until there are none or no room,
-    /// and returns how many.
-    pub fn transmit<M: Memory>(&mut self, _mem: &mut M, _now: u64, _out: &mut TxBatch) -> usize {
-        0
-    }
-
-    /// The port has sent a frame of [`crate::Origin::Stack`] that carried this buffer.
-    pub fn frame_sent<M: Memory>(&mut self, _mem: &mut M, _buf: u32) {}
 
     /// Totals.
     pub fn counters(&self) -> &Counters {
@@ -175,6 +151,320 @@ impl Stack {
 
     /// Flows in use, in every state.
     pub fn flows(&self) -> u32 {
+        self.flows.used()
+    }
+
+    /// Flows in TIME-WAIT.
+    pub fn time_waits(&self) -> u32 {
+        self.time_wait_len
+    }
+
+    /// When [`Stack::advance`] is next needed, if ever. May be early, is never late.
+    pub fn next_deadline(&self) -> Option<u64> {
+        self.wheel.next()
+    }
+
+    /// Appends frames that are due to `out` until there are none or no room,
+    /// and returns how many. Flows take turns.
+    pub fn transmit<M: Memory>(&mut self, mem: &mut M, now: u64, out: &mut TxBatch) -> usize {
+        let now = self.clock(now);
+        let before = out.frames().len();
+        self.transmit_control(mem, out);
+        while out.room() > 0 {
+            let Some(index) = self.flows.pop_front(&mut self.sending, Links::Sending) else {
+                break;
+            };
+            let mut more = true;
+            for _ in 0..BURST {
+                more = self.emit(mem, now, index, out);
+                if !more || out.room() == 0 {
+                    break;
+                }
+            }
+            if more {
+                self.kick(index);
+            }
+        }
+        // Requests for neighbours that flows needed just now.
+        self.transmit_control(mem, out);
+        out.frames().len() - before
+    }
+
+    /// The port has sent a frame of [`crate::Origin::Stack`] that carried this buffer.
+    pub fn frame_sent<M: Memory>(&mut self, mem: &mut M, buf: u32) {
+        if buf < self.bufs.count() {
+            self.unpin(mem, buf);
+        }
+    }
+
+    /// Takes the time in; a clock that steps back stands still instead.
+    pub(crate) fn clock(&mut self, now: u64) -> u64 {
+        self.now = self.now.max(now);
+        self.wheel.start(self.now);
+        self.now
+    }
+
+    /// The keyed hash of a few bytes.
+    pub(crate) fn hash(&self, bytes: &[u8]) -> u32 {
+        let mut hasher = self.hasher;
+        hasher.write(bytes);
+        hasher.finish() as u32
+    }
+
+    /// The keyed hash of a key, in another domain than the table's.
+    pub(crate) fn secret_word(&self, key: &Key, domain: u8) -> u32 {
+        let mut hasher = self.hasher;
+        hasher.write(&key.bytes());
+        hasher.write_u8(domain);
+        hasher.finish() as u32
+    }
+
+    /// Has `index` served by the next [`Stack::transmit`].
+    pub(crate) fn kick(&mut self, index: u32) {
+        // A flow that waits for a neighbour is in that one's list.
+        if !self.flows.linked(Links::Sending, index) {
+            self.flows
+                .push_back(&mut self.sending, Links::Sending, index);
+        }
+    }
+
+    /// Has `index` served by the next [`Stack::poll_slots`].
+    pub(crate) fn mark_ready(&mut self, index: u32) {
+        if !self.flows.linked(Links::Ready, index) && !self.flows[index].detached {
+            let channel = usize::from(self.flows[index].channel);
+            self.flows
+                .push_back(&mut self.channels[channel].ready, Links::Ready, index);
+        }
+    }
+
+    /// Makes sure that the flow's earliest deadline rings.
+    pub(crate) fn arm(&mut self, index: u32) {
+        let deadline = self.flows[index].deadline();
+        if deadline != NEVER {
+            self.wheel.set_earlier(index, deadline);
+        }
+    }
+
+    /// The living flow with this name on `channel`.
+    pub(crate) fn owned(&self, channel: u16, name: Flow) -> Result<u32, Reason> {
+        let index = self.flows.find(name).ok_or(Reason::StaleFlow)?;
+        let flow = &self.flows[index];
+        if flow.detached || u16::from(flow.channel) != channel {
+            return Err(Reason::StaleFlow);
+        }
+        Ok(index)
+    }
+
+    /// Takes a flow from the slab for `key`, which is not in the table.
+    pub(crate) fn open_flow(&mut self, now: u64, key: Key, hash: u32, channel: u8) -> Option<u32> {
+        if self.flows.used() == self.config.flows_max {
+            self.recycle_time_wait();
+        }
+        let index = self.flows.alloc()?;
+        self.flows[index].reset(key, hash, &self.config, now);
+        let iss = self.initial_sequence(now, &key);
+        let ts_offset = self.secret_word(&key, 1);
+        let flow = &mut self.flows[index];
+        flow.channel = channel;
+        flow.iss = iss;
+        flow.snd_una = iss;
+        flow.snd_nxt = iss;
+        flow.snd_max = iss;
+        flow.snd_end = iss + 1;
+        flow.recover = iss;
+        flow.ts_offset = ts_offset;
+        flow.mss = self.mss;
+        self.table.insert(hash, index);
+        let list = &mut self.channels[usize::from(channel)].flows;
+        self.flows.push_back(list, Links::Channel, index);
+        self.open += 1;
+        Some(index)
+    }
+
+    /// Ends a flow for the peer. `reason` is what RESET tells the guest; `None`
+    /// is the orderly end, CLOSED. A flow that the guest never heard of goes
+    /// without a word.
+    pub(crate) fn terminate<M: Memory>(&mut self, mem: &mut M, index: u32, reason: Option<Reason>) {
+        debug_assert!(self.flows[index].state != State::Closed);
+        let unheard = self.flows[index].listener.is_some();
+        self.drop_held(mem, index);
+        self.drop_sending(mem, index, reason.unwrap_or(Reason::Ok));
+        if self.flows[index].state == State::TimeWait {
+            self.flows
+                .remove(&mut self.time_wait, Links::TimeWait, index);
+            self.time_wait_len -= 1;
+        } else {
+            self.open -= 1;
+        }
+        self.withdraw_promise(index);
+        let flow = &mut self.flows[index];
+        flow.state = State::Closed;
+        flow.rexmit_at = NEVER;
+        flow.delayed_ack_at = NEVER;
+        flow.idle_at = NEVER;
+        let hash = flow.hash;
+        match reason {
+            Some(reason) => {
+                self.counters.reset += 1;
+                if flow.events & event::CLOSED == 0 {
+                    flow.reason = reason;
+                    flow.events |= event::RESET;
+                }
+            }
+            None => flow.events |= event::CLOSED,
+        }
+        self.wheel.cancel(index);
+        self.table.remove(hash, index);
+        if unheard {
+            self.forget(mem, index);
+        } else if self.flows[index].detached {
+            self.free_if_done(index);
+        } else {
+            self.mark_ready(index);
+        }
+    }
+
+    /// Cuts a dead flow off from its guest, who is told nothing more.
+    pub(crate) fn forget<M: Memory>(&mut self, mem: &mut M, index: u32) {
+        self.leave_backlog(index);
+        self.drop_readable(mem, index);
+        let mut done = core::mem::replace(&mut self.flows[index].done, Queue::EMPTY);
+        while let Some(buf) = self.bufs.pop(&mut done) {
+            self.give_or_pin(mem, buf);
+        }
+        self.detach(index);
+    }
+
+    /// The guest's name for the flow dies; what is left is the peer's affair.
+    pub(crate) fn detach(&mut self, index: u32) {
+        let channel = &mut self.channels[usize::from(self.flows[index].channel)];
+        self.flows.remove(&mut channel.ready, Links::Ready, index);
+        self.flows.remove(&mut channel.flows, Links::Channel, index);
+        self.flows[index].detached = true;
+        self.flows[index].events = 0;
+        self.free_if_done(index);
+    }
+
+    /// Frees a flow that is over for the guest and the peer both.
+    pub(crate) fn free_if_done(&mut self, index: u32) {
+        let flow = &self.flows[index];
+        if flow.state != State::Closed || !flow.detached || flow.rst_due {
+            return;
+        }
+        if flow.neighbour == NIL {
+            self.flows.remove(&mut self.sending, Links::Sending, index);
+        } else {
+            let list = self.neighbours.waiting(flow.neighbour);
+            self.flows.remove(list, Links::Sending, index);
+        }
+        self.flows.free(index);
+    }
+
+    /// The RST of a dead flow was sent, or cannot be.
+    pub(crate) fn rst_done(&mut self, index: u32) {
+        self.flows[index].rst_due = false;
+        self.free_if_done(index);
+    }
+
+    /// Ends the oldest TIME-WAIT.
+    pub(crate) fn recycle_time_wait(&mut self) {
+        if let Some(oldest) = self.time_wait.head() {
+            self.counters.time_wait_recycled += 1;
+            self.end_time_wait(oldest);
+        }
+    }
+
+    /// Ends a TIME-WAIT, in which no buffers are left but what the guest is
+    /// still to be told of.
+    pub(crate) fn end_time_wait(&mut self, index: u32) {
         self.flows
+            .remove(&mut self.time_wait, Links::TimeWait, index);
+        self.time_wait_len -= 1;
+        self.wheel.cancel(index);
+        let flow = &mut self.flows[index];
+        flow.state = State::Closed;
+        flow.idle_at = NEVER;
+        let hash = flow.hash;
+        self.table.remove(hash, index);
+        self.free_if_done(index);
+    }
+
+    /// Gives a buffer that nobody waits for to the pool, once the port is done
+    /// with it.
+    pub(crate) fn give_or_pin<M: Memory>(&mut self, mem: &mut M, buf: u32) {
+        let meta = self.bufs.get_mut(buf);
+        if meta.pins > 0 {
+            meta.place = Place::Pinned;
+        } else {
+            meta.place = Place::Elsewhere;
+            mem.give(buf);
+        }
+    }
+
+    /// One frame less carries the buffer.
+    pub(crate) fn unpin<M: Memory>(&mut self, mem: &mut M, buf: u32) {
+        let meta = self.bufs.get_mut(buf);
+        meta.pins = meta.pins.saturating_sub(1);
+        if meta.pins > 0 {
+            return;
+        }
+        match meta.place {
+            Place::Pinned => {
+                meta.place = Place::Elsewhere;
+                mem.give(buf);
+            }
+            Place::Done => {
+                let name = Flow(meta.flow);
+                if let Some(index) = self.flows.find(name) {
+                    self.mark_ready(index);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Returns readable buffers to the pool.
+    pub(crate) fn drop_readable<M: Memory>(&mut self, mem: &mut M, index: u32) {
+        let mut queue = core::mem::replace(&mut self.flows[index].rx, Queue::EMPTY);
+        while let Some(buf) = self.bufs.pop(&mut queue) {
+            self.flows[index].rx_bufs -= 1;
+            self.bufs.get_mut(buf).place = Place::Elsewhere;
+            mem.give(buf);
+        }
+    }
+
+    /// Returns held buffers to the pool.
+    pub(crate) fn drop_held<M: Memory>(&mut self, mem: &mut M, index: u32) {
+        let mut queue = core::mem::replace(&mut self.flows[index].held, Queue::EMPTY);
+        self.flows[index].held_len = 0;
+        while let Some(buf) = self.bufs.pop(&mut queue) {
+            self.flows[index].rx_bufs -= 1;
+            self.bufs.get_mut(buf).place = Place::Elsewhere;
+            mem.give(buf);
+        }
+    }
+
+    /// Gives up what waits to be sent or acknowledged. Kept buffers return to
+    /// the guest, with the reason why they were not acknowledged.
+    fn drop_sending<M: Memory>(&mut self, mem: &mut M, index: u32, reason: Reason) {
+        let mut queue = core::mem::replace(&mut self.flows[index].tx, Queue::EMPTY);
+        self.flows[index].tx_cursor = NIL;
+        self.flows[index].tx_len = 0;
+        while let Some(buf) = self.bufs.pop(&mut queue) {
+            if self.bufs.get(buf).keep {
+                self.finish(index, buf, reason);
+            } else {
+                self.give_or_pin(mem, buf);
+            }
+        }
+    }
+
+    /// Queues ACKED for a buffer.
+    pub(crate) fn finish(&mut self, index: u32, buf: u32, reason: Reason) {
+        let meta = self.bufs.get_mut(buf);
+        meta.place = Place::Done;
+        meta.reason = reason;
+        self.bufs.push(&mut self.flows[index].done, buf);
+        self.mark_ready(index);
     }
 }

@@ -1,0 +1,197 @@
+//! What the stack knows of each buffer, in host-private memory: who it waits
+//! for, and what of it is payload. One record for each buffer of the region,
+//! allocated once, linked into the queues of flows.
+//!
+//! ```text
+//!            input                 poll_slots               send
+//!   caller ---------> readable -----------------> guest -----------> sending
+//!              \         ^                          | release            | acknowledged
+//!               \-----> held (out of order)         v                    v
+//!                                                 nobody's   done (ACKED waits) / pool
+//! ```
+
+use paste_abi::Reason;
+
+use crate::tcp::input::Segment;
+use crate::tcp::seq::Seq;
+
+/// No buffer, flow or other index.
+pub(crate) const NIL: u32 = u32::MAX;
+
+/// Where a buffer is in the drawing above.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Not the stack's, and charged to no flow.
+    Elsewhere,
+    /// In a flow's readable queue.
+    Readable,
+    /// In a flow's held queue.
+    Held,
+    /// The guest's; charged to the flow that received it.
+    Delivered,
+    /// In a flow's send queue.
+    Sending,
+    /// Acknowledged or given up, and the guest is to be told.
+    Done,
+    /// Nobody waits for it but the port, which has not sent its frame yet.
+    Pinned,
+}
+
+/// The record of one buffer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BufMeta {
+    /// The next in its queue.
+    pub next: u32,
+    /// Name of the flow to which the buffer is charged or belongs.
+    pub flow: u32,
+    /// Sequence number of the first payload byte.
+    pub seq: u32,
+    pub offset: u16,
+    pub len: u16,
+    /// Checksum of the payload, when `csum_valid`.
+    pub csum: u16,
+    /// Frames carrying the buffer that the port has not sent yet.
+    pub pins: u16,
+    /// Received: arrival. To send: the application's cookie.
+    pub word: u64,
+    pub place: Place,
+    pub csum_valid: bool,
+    pub notify: bool,
+    pub keep: bool,
+    /// Done: why, [`Reason::Ok`] when the peer has acknowledged it.
+    pub reason: Reason,
+}
+
+/// A queue of buffers, linked through their records.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Queue {
+    pub head: u32,
+    pub tail: u32,
+}
+
+impl Queue {
+    pub(crate) const EMPTY: Queue = Queue {
+        head: NIL,
+        tail: NIL,
+    };
+
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.head == NIL
+    }
+}
+
+/// The records of all buffers.
+#[derive(Debug)]
+pub(crate) struct Bufs {
+    metas: Box<[BufMeta]>,
+}
+
+impl Bufs {
+    pub(crate) fn new(count: u32) -> Bufs {
+        let meta = BufMeta {
+            next: NIL,
+            flow: 0,
+            seq: 0,
+            offset: 0,
+            len: 0,
+            csum: 0,
+            pins: 0,
+            word: 0,
+            place: Place::Elsewhere,
+            csum_valid: false,
+            notify: false,
+            keep: false,
+            reason: Reason::Ok,
+        };
+        Bufs {
+            metas: vec![meta; count as usize].into_boxed_slice(),
+        }
+    }
+
+    pub(crate) fn count(&self) -> u32 {
+        self.metas.len() as u32
+    }
+
+    pub(crate) fn get(&self, buf: u32) -> &BufMeta {
+        &self.metas[buf as usize]
+    }
+
+    pub(crate) fn get_mut(&mut self, buf: u32) -> &mut BufMeta {
+        &mut self.metas[buf as usize]
+    }
+
+    /// Appends `buf` to `queue`.
+    pub(crate) fn push(&mut self, queue: &mut Queue, buf: u32) {
+        self.get_mut(buf).next = NIL;
+        if queue.tail == NIL {
+            queue.head = buf;
+        } else {
+            let tail = queue.tail;
+            self.get_mut(tail).next = buf;
+        }
+        queue.tail = buf;
+    }
+
+    /// Inserts `buf` after `prev`, or at the front when `prev` is [`NIL`].
+    pub(crate) fn insert_after(&mut self, queue: &mut Queue, prev: u32, buf: u32) {
+        let next = if prev == NIL {
+            queue.head
+        } else {
+            self.get(prev).next
+        };
+        self.get_mut(buf).next = next;
+        if prev == NIL {
+            queue.head = buf;
+        } else {
+            self.get_mut(prev).next = buf;
+        }
+        if next == NIL {
+            queue.tail = buf;
+        }
+    }
+
+    /// Takes the first buffer out of `queue`.
+    pub(crate) fn pop(&mut self, queue: &mut Queue) -> Option<u32> {
+        let buf = queue.head;
+        if buf == NIL {
+            return None;
+        }
+        queue.head = self.get(buf).next;
+        if queue.head == NIL {
+            queue.tail = NIL;
+        }
+        Some(buf)
+    }
+
+    /// Takes the buffer after `prev` out of `queue`, or the first when `prev`
+    /// is [`NIL`].
+    pub(crate) fn remove_after(&mut self, queue: &mut Queue, prev: u32) -> Option<u32> {
+        if prev == NIL {
+            return self.pop(queue);
+        }
+        let buf = self.get(prev).next;
+        if buf == NIL {
+            return None;
+        }
+        let next = self.get(buf).next;
+        self.get_mut(prev).next = next;
+        if next == NIL {
+            queue.tail = prev;
+        }
+        Some(buf)
+    }
+}
+
+impl BufMeta {
+    /// Notes the payload of a received segment.
+    pub(crate) fn fill_received(&mut self, flow: u32, seq: Seq, segment: &Segment) {
+        self.flow = flow;
+        self.seq = seq.0;
+        self.offset = segment.offset;
+        self.len = segment.len;
+        self.csum = segment.csum.unwrap_or(0);
+        self.csum_valid = segment.csum.is_some();
+        self.word = segment.time;
+        self.pins = 0;
+    }
+}

@@ -1,0 +1,490 @@
+//! The state of flows: a slab allocated once, with a free list, and lists that
+//! run through the flows themselves, so that no flow is ever searched for.
+
+use core::net::Ipv4Addr;
+use core::ops::{Index, IndexMut};
+
+use paste_abi::{Flow, Reason};
+
+use crate::bufs::{NIL, Queue};
+use crate::config::Config;
+use crate::tcp::congestion::{Congestion, NewReno};
+use crate::tcp::rtt::Rtt;
+use crate::tcp::seq::Seq;
+
+/// A time that never comes.
+pub(crate) const NEVER: u64 = u64::MAX;
+
+/// The link of a flow that is in no list.
+const UNLINKED: u32 = u32::MAX - 1;
+
+/// States of RFC 9293 section 3.3.2. LISTEN is a listener's, not a flow's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Gone for the peer; what the guest is still to be told remains.
+    Closed,
+    SynSent,
+    SynReceived,
+    Established,
+    FinWait1,
+    FinWait2,
+    CloseWait,
+    Closing,
+    LastAck,
+    TimeWait,
+}
+
+impl State {
+    /// Whether the guest may still queue payload.
+    pub(crate) fn may_send(self) -> bool {
+        matches!(
+            self,
+            State::SynSent | State::SynReceived | State::Established | State::CloseWait
+        )
+    }
+
+    /// Whether payload may still arrive.
+    pub(crate) fn may_receive(self) -> bool {
+        matches!(self, State::Established | State::FinWait1 | State::FinWait2)
+    }
+
+    /// Whether the handshake is complete.
+    pub(crate) fn is_synchronized(self) -> bool {
+        !matches!(self, State::Closed | State::SynSent | State::SynReceived)
+    }
+}
+
+/// What tells flows apart, our own address being the stack's only one. The
+/// remote address becomes 16 bytes when IPv6 comes; nothing but this type and
+/// its users' headers knows its size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Key {
+    pub remote: Ipv4Addr,
+    pub remote_port: u16,
+    pub local_port: u16,
+}
+
+impl Key {
+    /// The key as bytes, for hashing.
+    pub(crate) fn bytes(&self) -> [u8; 8] {
+        let [a, b, c, d] = self.remote.octets();
+        let [e, f] = self.remote_port.to_be_bytes();
+        let [g, h] = self.local_port.to_be_bytes();
+        [a, b, c, d, e, f, g, h]
+    }
+}
+
+/// Events that wait for the guest; payload and acknowledgements are queues.
+pub(crate) mod event {
+    pub(crate) const ACCEPTED: u8 = 1;
+    pub(crate) const CONNECTED: u8 = 2;
+    pub(crate) const FIN: u8 = 4;
+    pub(crate) const WRITABLE: u8 = 8;
+    pub(crate) const RESET: u8 = 16;
+    pub(crate) const CLOSED: u8 = 32;
+}
+
+/// Lists that a flow can be in, each at most once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Links {
+    /// Waits to transmit, or for a neighbour to be found in order to transmit.
+    Sending,
+    /// Has something for its guest.
+    Ready,
+    /// Belongs to a channel.
+    Channel,
+    /// Is in TIME-WAIT.
+    TimeWait,
+}
+
+const LINKS: usize = 4;
+
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    next: u32,
+    prev: u32,
+}
+
+/// A list of flows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct List {
+    head: u32,
+    tail: u32,
+}
+
+impl List {
+    pub(crate) const EMPTY: List = List {
+        head: NIL,
+        tail: NIL,
+    };
+
+    pub(crate) const fn head(&self) -> Option<u32> {
+        if self.head == NIL {
+            None
+        } else {
+            Some(self.head)
+        }
+    }
+
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.head == NIL
+    }
+}
+
+/// One flow. Names of variables are RFC 9293's (section 3.3.1) where it has one.
+#[derive(Clone, Debug)]
+pub(crate) struct FlowState {
+    pub key: Key,
+    pub hash: u32,
+    pub generation: u32,
+    pub state: State,
+    pub channel: u8,
+    /// The guest's name for it is dead: it was told of the end.
+    pub detached: bool,
+    /// Where its frames go, once known.
+    pub mac: Option<[u8; 6]>,
+    /// The neighbour that it waits for, or [`NIL`].
+    pub neighbour: u32,
+
+    // Sending.
+    pub iss: Seq,
+    pub snd_una: Seq,
+    /// What is sent next; goes back on a timeout.
+    pub snd_nxt: Seq,
+    /// What has never been sent.
+    pub snd_max: Seq,
+    /// After the last byte queued; FIN's own number once it is queued.
+    pub snd_end: Seq,
+    pub snd_wnd: u32,
+    /// The largest window that the peer ever offered.
+    pub snd_wnd_max: u32,
+    pub snd_wl1: Seq,
+    pub snd_wl2: Seq,
+    pub snd_scale: u8,
+    /// The peer's SYN had the window scale option.
+    pub peer_scales: bool,
+    /// Payload bytes that one segment carries.
+    pub mss: u16,
+    pub tx: Queue,
+    /// The buffer that `snd_nxt` lies in, or [`NIL`].
+    pub tx_cursor: u32,
+    pub tx_len: u16,
+    /// Acknowledged or given up; ACKED waits.
+    pub done: Queue,
+    pub fin_queued: bool,
+    pub want_writable: bool,
+    /// SYN or SYN,ACK is due.
+    pub syn_due: bool,
+    pub rst_due: bool,
+    /// The segment at `snd_una` is due again.
+    pub rexmit_due: bool,
+    pub probe_due: bool,
+    /// The retransmission timer runs as the persist timer.
+    pub persist: bool,
+
+    // Congestion.
+    pub congestion: NewReno,
+    pub rtt: Rtt,
+    /// RFC 6582: the highest number sent when recovery began.
+    pub recover: Seq,
+    pub in_recovery: bool,
+    pub dupacks: u8,
+
+    // Receiving.
+    pub irs: Seq,
+    pub rcv_nxt: Seq,
+    /// The right edge of the advertised window; never moves left.
+    pub rcv_adv: Seq,
+    pub rcv_scale: u8,
+    /// Largest payload seen, an estimate of the peer's MSS.
+    pub rcv_mss: u16,
+    pub rx: Queue,
+    pub held: Queue,
+    pub held_len: u16,
+    /// Buffers charged: readable, held and delivered.
+    pub rx_bufs: u32,
+    pub fin_at: Option<Seq>,
+    pub timestamps: bool,
+    pub ts_recent: u32,
+    /// When `ts_recent` was set, ns.
+    pub ts_recent_at: u64,
+    pub ts_offset: u32,
+    pub last_ack_sent: Seq,
+    pub ack_due: bool,
+
+    // Times, ns.
+    /// Retransmission or persist timer.
+    pub rexmit_at: u64,
+    pub delayed_ack_at: u64,
+    /// TIME-WAIT, FIN-WAIT-2 or keepalive.
+    pub idle_at: u64,
+    /// When something was last heard.
+    pub heard_at: u64,
+    /// Since when nothing of what is outstanding was acknowledged.
+    pub progress_at: u64,
+    pub challenge_at: u64,
+    pub user_timeout: u64,
+    /// Silence before keepalive probes; [`NEVER`] for none.
+    pub keepalive: u64,
+    pub keepalive_sent: u8,
+    pub keepalive_due: bool,
+
+    // The guest.
+    pub events: u8,
+    pub reason: Reason,
+    /// The listener that it came by.
+    pub listener: Option<Flow>,
+    pub cookie: u32,
+    links: [Link; LINKS],
+}
+
+impl FlowState {
+    fn new() -> FlowState {
+        FlowState {
+            key: Key {
+                remote: Ipv4Addr::UNSPECIFIED,
+                remote_port: 0,
+                local_port: 0,
+            },
+            hash: 0,
+            generation: 0,
+            state: State::Closed,
+            channel: 0,
+            detached: true,
+            mac: None,
+            neighbour: NIL,
+            iss: Seq(0),
+            snd_una: Seq(0),
+            snd_nxt: Seq(0),
+            snd_max: Seq(0),
+            snd_end: Seq(0),
+            snd_wnd: 0,
+            snd_wnd_max: 0,
+            snd_wl1: Seq(0),
+            snd_wl2: Seq(0),
+            snd_scale: 0,
+            peer_scales: false,
+            mss: 0,
+            tx: Queue::EMPTY,
+            tx_cursor: NIL,
+            tx_len: 0,
+            done: Queue::EMPTY,
+            fin_queued: false,
+            want_writable: false,
+            syn_due: false,
+            rst_due: false,
+            rexmit_due: false,
+            probe_due: false,
+            persist: false,
+            congestion: NewReno::new(0),
+            rtt: Rtt::new(0),
+            recover: Seq(0),
+            in_recovery: false,
+            dupacks: 0,
+            irs: Seq(0),
+            rcv_nxt: Seq(0),
+            rcv_adv: Seq(0),
+            rcv_scale: 0,
+            rcv_mss: 0,
+            rx: Queue::EMPTY,
+            held: Queue::EMPTY,
+            held_len: 0,
+            rx_bufs: 0,
+            fin_at: None,
+            timestamps: false,
+            ts_recent: 0,
+            ts_recent_at: 0,
+            ts_offset: 0,
+            last_ack_sent: Seq(0),
+            ack_due: false,
+            rexmit_at: NEVER,
+            delayed_ack_at: NEVER,
+            idle_at: NEVER,
+            heard_at: 0,
+            progress_at: 0,
+            challenge_at: 0,
+            user_timeout: 0,
+            keepalive: NEVER,
+            keepalive_sent: 0,
+            keepalive_due: false,
+            events: 0,
+            reason: Reason::Ok,
+            listener: None,
+            cookie: 0,
+            links: [Link {
+                next: UNLINKED,
+                prev: NIL,
+            }; LINKS],
+        }
+    }
+
+    /// A fresh flow in this one's place: the generation stays.
+    pub(crate) fn reset(&mut self, key: Key, hash: u32, config: &Config, now: u64) {
+        debug_assert!(self.links.iter().all(|l| l.next == UNLINKED));
+        *self = FlowState {
+            key,
+            hash,
+            generation: self.generation,
+            detached: false,
+            rtt: Rtt::new(config.timers.rto_initial),
+            rcv_mss: 536,
+            user_timeout: config.timers.user_timeout,
+            heard_at: now,
+            progress_at: now,
+            ..FlowState::new()
+        };
+    }
+
+    /// Bytes sent and not acknowledged, as far as has been sent since the last
+    /// timeout.
+    pub(crate) fn flight(&self) -> u32 {
+        self.snd_nxt.since(self.snd_una)
+    }
+
+    /// Whether anything sent is not acknowledged, SYN and FIN included.
+    pub(crate) fn outstanding(&self) -> bool {
+        self.snd_max != self.snd_una
+    }
+
+    /// Whether FIN is what is to be sent next.
+    pub(crate) fn fin_due(&self) -> bool {
+        self.fin_queued && self.snd_nxt == self.snd_end && self.state.is_synchronized()
+    }
+
+    /// The window that the peer may still fill, as advertised.
+    pub(crate) fn rcv_wnd(&self) -> u32 {
+        self.rcv_adv.since(self.rcv_nxt)
+    }
+
+    /// The earliest of its timers.
+    pub(crate) fn deadline(&self) -> u64 {
+        self.rexmit_at.min(self.delayed_ack_at).min(self.idle_at)
+    }
+
+    /// Our timestamp now: milliseconds, from an offset that does not tell how
+    /// long this host has been up (RFC 7323 section 5.4).
+    pub(crate) fn timestamp(&self, now: u64) -> u32 {
+        ((now / crate::config::MS) as u32).wrapping_add(self.ts_offset)
+    }
+}
+
+/// All flows.
+#[derive(Debug)]
+pub(crate) struct Flows {
+    slab: Box<[FlowState]>,
+    free: List,
+    used: u32,
+}
+
+impl Flows {
+    pub(crate) fn new(count: u32) -> Flows {
+        let mut flows = Flows {
+            slab: vec![FlowState::new(); count as usize].into_boxed_slice(),
+            free: List::EMPTY,
+            used: 0,
+        };
+        let mut free = List::EMPTY;
+        for index in 0..count {
+            flows.push_back(&mut free, Links::Channel, index);
+        }
+        flows.free = free;
+        flows
+    }
+
+    pub(crate) fn used(&self) -> u32 {
+        self.used
+    }
+
+    /// Takes a flow from the free list.
+    pub(crate) fn alloc(&mut self) -> Option<u32> {
+        let mut free = self.free;
+        let index = self.pop_front(&mut free, Links::Channel)?;
+        self.free = free;
+        self.used += 1;
+        Some(index)
+    }
+
+    /// Puts a flow, which is in no list, back; its names die.
+    pub(crate) fn free(&mut self, index: u32) {
+        let flow = &mut self.slab[index as usize];
+        flow.generation = (flow.generation + 1) % Flow::GENERATIONS;
+        flow.detached = true;
+        flow.state = State::Closed;
+        let mut free = self.free;
+        // At the back, so that an index rests long before it is used again.
+        self.push_back(&mut free, Links::Channel, index);
+        self.free = free;
+        self.used -= 1;
+    }
+
+    /// The guest's name of the flow at `index`.
+    pub(crate) fn name(&self, index: u32) -> Flow {
+        Flow::new(index, self.slab[index as usize].generation)
+    }
+
+    /// The index of the flow with this name, if it lives.
+    pub(crate) fn find(&self, name: Flow) -> Option<u32> {
+        let flow = self.slab.get(name.index() as usize)?;
+        (flow.generation == name.generation()).then_some(name.index())
+    }
+
+    pub(crate) fn linked(&self, kind: Links, index: u32) -> bool {
+        self.slab[index as usize].links[kind as usize].next != UNLINKED
+    }
+
+    /// Appends a flow that is in no list of this kind.
+    pub(crate) fn push_back(&mut self, list: &mut List, kind: Links, index: u32) {
+        let kind = kind as usize;
+        self.slab[index as usize].links[kind] = Link {
+            next: NIL,
+            prev: list.tail,
+        };
+        if list.tail == NIL {
+            list.head = index;
+        } else {
+            self.slab[list.tail as usize].links[kind].next = index;
+        }
+        list.tail = index;
+    }
+
+    /// Takes a flow out of `list`, if it is in a list of this kind.
+    pub(crate) fn remove(&mut self, list: &mut List, kind: Links, index: u32) {
+        let kind = kind as usize;
+        let Link { next, prev } = self.slab[index as usize].links[kind];
+        if next == UNLINKED {
+            return;
+        }
+        if prev == NIL {
+            list.head = next;
+        } else {
+            self.slab[prev as usize].links[kind].next = next;
+        }
+        if next == NIL {
+            list.tail = prev;
+        } else {
+            self.slab[next as usize].links[kind].prev = prev;
+        }
+        self.slab[index as usize].links[kind].next = UNLINKED;
+    }
+
+    /// Takes the first flow out of `list`.
+    pub(crate) fn pop_front(&mut self, list: &mut List, kind: Links) -> Option<u32> {
+        let index = list.head()?;
+        self.remove(list, kind, index);
+        Some(index)
+    }
+}
+
+impl Index<u32> for Flows {
+    type Output = FlowState;
+
+    fn index(&self, index: u32) -> &FlowState {
+        &self.slab[index as usize]
+    }
+}
+
+impl IndexMut<u32> for Flows {
+    fn index_mut(&mut self, index: u32) -> &mut FlowState {
+        &mut self.slab[index as usize]
+    }
+}

@@ -1,0 +1,240 @@
+//! How flows begin: listeners, active opens, and initial sequence numbers.
+
+use core::net::{IpAddr, SocketAddr};
+
+use paste_abi::{CHANNELS_MAX, Flow, Reason};
+
+use crate::flow::{Key, NEVER, State};
+use crate::stack::Stack;
+use crate::tcp::seq::Seq;
+use crate::wire::ipv4;
+
+/// First port chosen for active opens (RFC 6335 section 6, dynamic ports).
+const PORT_FIRST: u16 = 49152;
+/// Ports tried for one active open.
+const PORT_TRIES: u16 = 512;
+
+#[derive(Clone, Copy, Debug)]
+struct Listener {
+    /// Zero when free.
+    port: u16,
+    channel: u16,
+    backlog: u16,
+    /// Flows that came by it and were not delivered to the guest yet.
+    pending: u16,
+    generation: u32,
+    next_free: u16,
+}
+
+const NONE: u16 = u16::MAX;
+
+/// All listeners, and which port is whose.
+#[derive(Debug)]
+pub(crate) struct Listeners {
+    entries: Box<[Listener]>,
+    /// Listener of each port, or [`NONE`].
+    ports: Box<[u16]>,
+    free: u16,
+}
+
+impl Listeners {
+    pub(crate) fn new(count: u16) -> Listeners {
+        let count = count.min(NONE - 1);
+        let entries = (0..count).map(|i| Listener {
+            port: 0,
+            channel: 0,
+            backlog: 0,
+            pending: 0,
+            generation: 0,
+            next_free: if i + 1 == count { NONE } else { i + 1 },
+        });
+        Listeners {
+            entries: entries.collect(),
+            ports: vec![NONE; 1 << 16].into_boxed_slice(),
+            free: if count == 0 { NONE } else { 0 },
+        }
+    }
+
+    fn find(&self, name: Flow) -> Option<&Listener> {
+        let entry = self.entries.get(name.index() as usize)?;
+        (entry.port != 0 && entry.generation == name.generation()).then_some(entry)
+    }
+
+    fn remove(&mut self, index: u16) {
+        let entry = &mut self.entries[usize::from(index)];
+        self.ports[usize::from(entry.port)] = NONE;
+        entry.port = 0;
+        entry.generation = (entry.generation + 1) % Flow::GENERATIONS;
+        entry.next_free = self.free;
+        self.free = index;
+    }
+
+    /// Removes all listeners of a channel.
+    pub(crate) fn remove_channel(&mut self, channel: u16) {
+        for index in 0..self.entries.len() {
+            let entry = &self.entries[index];
+            if entry.port != 0 && entry.channel == channel {
+                self.remove(index as u16);
+            }
+        }
+    }
+
+    /// The listener of `port`, its channel, and whether its backlog has room.
+    pub(crate) fn of_port(&self, port: u16) -> Option<(Flow, u16, bool)> {
+        let index = self.ports[usize::from(port)];
+        let entry = self.entries.get(usize::from(index))?;
+        let name = Flow::new(u32::from(index), entry.generation);
+        Some((name, entry.channel, entry.pending < entry.backlog))
+    }
+
+    /// Counts one more flow that was not delivered yet.
+    pub(crate) fn enter(&mut self, name: Flow) {
+        if let Some(entry) = self.entries.get_mut(name.index() as usize) {
+            entry.pending += 1;
+        }
+    }
+
+    /// Counts one less, if the listener is still the one that it came by.
+    fn leave(&mut self, name: Flow) {
+        if let Some(entry) = self.entries.get_mut(name.index() as usize)
+            && entry.generation == name.generation()
+        {
+            entry.pending = entry.pending.saturating_sub(1);
+        }
+    }
+
+    /// Whether the listener still listens.
+    pub(crate) fn lives(&self, name: Flow) -> bool {
+        self.find(name).is_some()
+    }
+}
+
+impl Stack {
+    /// Accepts flows on `port` for `channel`, at most `backlog` of them (but
+    /// one at least) not yet delivered to the guest; SYNs beyond that are
+    /// dropped, and peers try again.
+    pub fn listen(&mut self, channel: u16, port: u16, backlog: u16) -> Result<Flow, Reason> {
+        if port == 0 {
+            return Err(Reason::BadAddress);
+        }
+        if channel >= CHANNELS_MAX {
+            return Err(Reason::BadRequest);
+        }
+        let listeners = &mut self.listeners;
+        if listeners.ports[usize::from(port)] != NONE {
+            return Err(Reason::PortInUse);
+        }
+        let index = listeners.free;
+        let entry = listeners
+            .entries
+            .get_mut(usize::from(index))
+            .ok_or(Reason::NoRoom)?;
+        listeners.free = entry.next_free;
+        entry.port = port;
+        entry.channel = channel;
+        entry.backlog = backlog.max(1);
+        entry.pending = 0;
+        listeners.ports[usize::from(port)] = index;
+        Ok(Flow::new(u32::from(index), entry.generation))
+    }
+
+    /// Stops accepting. Flows that are established live on, delivered or not.
+    pub fn unlisten(&mut self, channel: u16, listener: Flow) -> Result<(), Reason> {
+        let entry = self.listeners.find(listener).ok_or(Reason::StaleFlow)?;
+        if entry.channel != channel {
+            return Err(Reason::StaleFlow);
+        }
+        self.listeners.remove(listener.index() as u16);
+        Ok(())
+    }
+
+    /// The flow was delivered to the guest, or is gone before.
+    pub(crate) fn leave_backlog(&mut self, index: u32) {
+        if let Some(listener) = self.flows[index].listener.take() {
+            self.listeners.leave(listener);
+        }
+    }
+
+    /// Opens a flow to `remote`; CONNECTED with `cookie`, or RESET, tells the
+    /// outcome later. `local_port` 0 lets the stack choose. Payload may be
+    /// queued at once; it goes when the flow is established.
+    pub fn connect(
+        &mut self,
+        now: u64,
+        channel: u16,
+        remote: SocketAddr,
+        local_port: u16,
+        cookie: u32,
+    ) -> Result<Flow, Reason> {
+        let now = self.clock(now);
+        if channel >= CHANNELS_MAX {
+            return Err(Reason::BadRequest);
+        }
+        let IpAddr::V4(address) = remote.ip() else {
+            return Err(Reason::BadAddress);
+        };
+        if remote.port() == 0 || !ipv4::is_host(address) || address == self.config.address {
+            return Err(Reason::BadAddress);
+        }
+        if self.next_hop(address).is_none() {
+            return Err(Reason::Unreachable);
+        }
+        let mut key = Key {
+            remote: address,
+            remote_port: remote.port(),
+            local_port,
+        };
+        let hash = if local_port == 0 {
+            self.choose_port(&mut key).ok_or(Reason::NoRoom)?
+        } else {
+            self.unused(&key).ok_or(Reason::PortInUse)?
+        };
+        let index = self
+            .open_flow(now, key, hash, channel as u8)
+            .ok_or(Reason::NoRoom)?;
+        let flow = &mut self.flows[index];
+        flow.state = State::SynSent;
+        flow.syn_due = true;
+        flow.cookie = cookie;
+        flow.timestamps = self.config.timestamps;
+        flow.rcv_scale = self.rcv_scale;
+        flow.rexmit_at = NEVER;
+        self.kick(index);
+        Ok(self.flows.name(index))
+    }
+
+    /// RFC 6056 section 3.3.3: ports in order from a place that depends on the
+    /// peer, skipping those that are in use.
+    fn choose_port(&mut self, key: &mut Key) -> Option<u32> {
+        let count = u32::from(u16::MAX - PORT_FIRST) + 1;
+        let offset = self.secret_word(key, 2);
+        for _ in 0..PORT_TRIES {
+            let place = offset.wrapping_add(u32::from(self.next_port)) % count;
+            self.next_port = self.next_port.wrapping_add(1);
+            key.local_port = PORT_FIRST + place as u16;
+            if self.listeners.of_port(key.local_port).is_none()
+                && let Some(hash) = self.unused(key)
+            {
+                return Some(hash);
+            }
+        }
+        None
+    }
+
+    /// The key's hash, if no flow has the key.
+    fn unused(&self, key: &Key) -> Option<u32> {
+        let hash = self.hash(&key.bytes());
+        self.find_flow(key, hash).is_none().then_some(hash)
+    }
+
+    /// The flow with this key.
+    pub(crate) fn find_flow(&self, key: &Key, hash: u32) -> Option<u32> {
+        self.table.find(hash, |index| self.flows[index].key == *key)
+    }
+
+    /// RFC 6528 section 3: a clock of 4 microseconds, and a secret function of
+    /// the connection's addresses and ports.
+    pub(crate) fn initial_sequence(&self, now: u64, key: &Key) -> Seq {
+        Seq(self.secret_word(key, 0)) + (now / 4000) as u32
+    }
+}

@@ -1,0 +1,420 @@
+//! SEGMENT ARRIVES (RFC 9293 section 3.10.7): checks in the RFC's order, with
+//! the stricter ones of RFC 5961 and RFC 7323.
+
+use paste_abi::Reason;
+
+use crate::checksum;
+use crate::config::{MS, SEC};
+use crate::control::Control;
+use crate::flow::{Key, NEVER, State, event};
+use crate::frame::{RxCsum, RxFrame};
+use crate::memory::Memory;
+use crate::stack::{Outcome, Stack};
+use crate::tcp::seq::Seq;
+use crate::wire::ethernet::{self, Mac};
+use crate::wire::ipv4::{self, Ipv4};
+use crate::wire::tcp::{self, Header, flag};
+
+/// Where an IP payload lies in its buffer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub offset: usize,
+    pub len: usize,
+}
+
+/// A segment that arrived, its payload still in the buffer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Segment {
+    pub header: Header,
+    pub buf: u32,
+    /// Where the payload starts in the buffer.
+    pub offset: u16,
+    pub len: u16,
+    /// Checksum of the payload, where it is known.
+    pub csum: Option<u16>,
+    /// Arrival, ns since the Unix epoch.
+    pub time: u64,
+    /// The station that sent the frame.
+    pub from: Mac,
+}
+
+impl Segment {
+    /// SEG.LEN: sequence numbers that the segment occupies.
+    pub(crate) fn seq_len(&self) -> u32 {
+        u32::from(self.len)
+            + u32::from(self.header.has(flag::SYN))
+            + u32::from(self.header.has(flag::FIN))
+    }
+}
+
+/// Days after which a stored timestamp says nothing (RFC 7323 section 5.5).
+const TS_RECENT_AGE: u64 = 24 * 24 * 3600 * SEC;
+
+impl Stack {
+    #[expect(clippy::too_many_arguments, reason = "a frame at its various layers")]
+    pub(crate) fn tcp_input<M: Memory>(
+        &mut self,
+        mem: &mut M,
+        now: u64,
+        frame: &RxFrame,
+        from: &Mac,
+        ip: &Ipv4,
+        bytes: &[u8],
+        place: Place,
+    ) -> Outcome {
+        let Some((header, header_len)) = tcp::parse(bytes) else {
+            self.counters.drop_bad_tcp += 1;
+            return Outcome::Consumed;
+        };
+        let (offset, len) = (place.offset + header_len, place.len - header_len);
+        let head = checksum::add(
+            checksum::pseudo(ip.src, ip.dst, ipv4::TCP, place.len as u16),
+            checksum::sum(&bytes[..header_len]),
+        );
+        let csum = match frame.csum {
+            RxCsum::Unknown => {
+                let payload = mem.sum(frame.buf, offset, len);
+                if checksum::add(head, payload) != 0xffff {
+                    self.counters.drop_bad_tcp_csum += 1;
+                    return Outcome::Consumed;
+                }
+                Some(!payload)
+            }
+            // Head and payload sum to all ones, so the payload's checksum is
+            // the head's sum: no pass over the payload. The arithmetic does not
+            // tell its two zeros apart; one in 65,535 is summed to know.
+            RxCsum::Valid if len == 0 => None,
+            RxCsum::Valid if head == 0 || head == 0xffff => Some(!mem.sum(frame.buf, offset, len)),
+            RxCsum::Valid => Some(head),
+            RxCsum::Partial => None,
+        };
+        self.counters.segments_in += 1;
+        let segment = Segment {
+            header,
+            buf: frame.buf,
+            offset: offset as u16,
+            len: len as u16,
+            csum,
+            time: frame.time,
+            from: *from,
+        };
+        let key = Key {
+            remote: ip.src,
+            remote_port: header.src_port,
+            local_port: header.dst_port,
+        };
+        let hash = self.hash(&key.bytes());
+        match self.find_flow(&key, hash) {
+            Some(index) => self.flow_input(mem, now, index, &segment),
+            None => {
+                self.stranger_input(now, key, hash, &segment);
+                Outcome::Consumed
+            }
+        }
+    }
+
+    fn flow_input<M: Memory>(
+        &mut self,
+        mem: &mut M,
+        now: u64,
+        index: u32,
+        segment: &Segment,
+    ) -> Outcome {
+        let state = self.flows[index].state;
+        let outcome = match state {
+            State::SynSent => {
+                self.syn_sent_input(mem, now, index, segment);
+                Outcome::Consumed
+            }
+            State::TimeWait if self.reopens(index, segment) => {
+                // RFC 6191 section 2: a new incarnation of the connection.
+                let (key, hash) = (self.flows[index].key, self.flows[index].hash);
+                self.end_time_wait(index);
+                self.stranger_input(now, key, hash, segment);
+                return Outcome::Consumed;
+            }
+            _ => self.synchronized_input(mem, now, index, segment),
+        };
+        self.arm(index);
+        outcome
+    }
+
+    /// A segment for a flow that has seen a SYN.
+    fn synchronized_input<M: Memory>(
+        &mut self,
+        mem: &mut M,
+        now: u64,
+        index: u32,
+        segment: &Segment,
+    ) -> Outcome {
+        let mut segment = *segment;
+        let header = &mut segment.header;
+        let flow = &mut self.flows[index];
+        // A simultaneous open: the peer's SYN,ACK repeats the SYN that we know.
+        if flow.state == State::SynReceived
+            && header.has(flag::SYN)
+            && header.has(flag::ACK)
+            && header.seq == flow.irs
+        {
+            header.flags &= !flag::SYN;
+            header.seq += 1;
+        }
+        let rst = header.has(flag::RST);
+
+        // RFC 7323 section 5.3, R1, before the sequence number is looked at.
+        if flow.timestamps && !rst {
+            let Some(ts) = header.options.timestamps else {
+                // Section 3.2: once agreed, every segment carries them.
+                self.counters.drop_paws += 1;
+                return Outcome::Consumed;
+            };
+            if Seq(ts.value).before(Seq(flow.ts_recent))
+                && now.saturating_sub(flow.ts_recent_at) < TS_RECENT_AGE
+            {
+                self.counters.drop_paws += 1;
+                self.ack_now(index);
+                return Outcome::Consumed;
+            }
+        }
+
+        // First, check the sequence number.
+        let (wnd, seq) = (flow.rcv_wnd(), header.seq);
+        let seq_len = segment.seq_len();
+        let starts_in = seq.since(flow.rcv_nxt) < wnd;
+        let acceptable = match (seq_len, wnd) {
+            (0, _) => starts_in || seq == flow.rcv_nxt,
+            // A zero window still takes acknowledgements and RSTs; the payload
+            // is left out below.
+            (_, 0) => seq == flow.rcv_nxt,
+            // It starts in the window, or ends in it.
+            _ => starts_in || (seq + (seq_len - 1)).since(flow.rcv_nxt) < wnd,
+        };
+        if !acceptable {
+            return self.unacceptable(now, index, &segment);
+        }
+
+        // Second, check the RST bit (RFC 5961 section 3.2).
+        if rst {
+            if seq == flow.rcv_nxt {
+                self.reset_by_peer(mem, index);
+            } else {
+                self.counters.drop_blind += 1;
+                self.challenge(now, index);
+            }
+            return Outcome::Consumed;
+        }
+
+        // Fourth, check the SYN bit (RFC 5961 section 4.2).
+        if segment.header.has(flag::SYN) {
+            self.counters.drop_blind += 1;
+            self.challenge(now, index);
+            return Outcome::Consumed;
+        }
+
+        // Fifth, check the ACK field.
+        if !segment.header.has(flag::ACK) {
+            self.counters.drop_bad_ack += 1;
+            return Outcome::Consumed;
+        }
+        let ack = segment.header.ack;
+        if flow.state == State::SynReceived {
+            if !ack.after(flow.snd_una) || ack.after(flow.snd_max) {
+                self.counters.drop_bad_ack += 1;
+                let key = flow.key;
+                self.reset_stranger(now, key, &segment);
+                return Outcome::Consumed;
+            }
+            if !self.established(mem, now, index, &segment) {
+                return Outcome::Consumed;
+            }
+        }
+        let flow = &mut self.flows[index];
+        // RFC 5961 section 5.2.
+        if ack.after(flow.snd_max) || ack.before(Seq(flow.snd_una.0.wrapping_sub(flow.snd_wnd_max)))
+        {
+            self.counters.drop_bad_ack += 1;
+            self.challenge(now, index);
+            return Outcome::Consumed;
+        }
+        // RFC 7323 section 4.3.
+        if let Some(ts) = segment.header.options.timestamps
+            && flow.timestamps
+            && !seq.after(flow.last_ack_sent)
+        {
+            flow.ts_recent = ts.value;
+            flow.ts_recent_at = now;
+        }
+        flow.heard_at = now;
+        flow.keepalive_sent = 0;
+        if !self.ack_input(mem, now, index, &segment) {
+            return Outcome::Consumed;
+        }
+
+        // Seventh, process the segment text; eighth, check the FIN bit.
+        if segment.len > 0 || segment.header.has(flag::FIN) {
+            return self.receive(mem, now, index, segment);
+        }
+        Outcome::Consumed
+    }
+
+    /// RFC 9293 section 3.10.7.4, step 1: a segment outside the window is
+    /// answered with an acknowledgement, unless it is a RST.
+    fn unacceptable(&mut self, now: u64, index: u32, segment: &Segment) -> Outcome {
+        let flow = &mut self.flows[index];
+        let header = &segment.header;
+        if header.has(flag::RST) {
+            self.counters.drop_blind += 1;
+        } else if flow.state == State::SynReceived
+            && header.has(flag::SYN)
+            && header.seq == flow.irs
+        {
+            // The peer did not get our SYN,ACK.
+            flow.syn_due = true;
+            self.kick(index);
+        } else if header.has(flag::FIN) && !header.seq.after(flow.rcv_nxt) {
+            // The peer did not get the acknowledgement of its FIN.
+            let time_wait = flow.state == State::TimeWait;
+            self.ack_now(index);
+            if time_wait {
+                self.restart_time_wait(now, index);
+            }
+        } else if segment.len > 0 && !header.seq.after(flow.rcv_nxt) {
+            // Payload again: our acknowledgement was lost.
+            self.counters.drop_duplicate += 1;
+            self.ack_now(index);
+        } else {
+            self.counters.drop_out_of_window += 1;
+            // Not answered without limit: two stacks that disagree on where
+            // they are would keep each other busy (RFC 5961 section 7).
+            self.challenge(now, index);
+        }
+        Outcome::Consumed
+    }
+
+    fn reset_by_peer<M: Memory>(&mut self, mem: &mut M, index: u32) {
+        let flow = &self.flows[index];
+        match flow.state {
+            // RFC 1337 section 3: a RST does not shorten TIME-WAIT.
+            State::TimeWait => self.counters.drop_blind += 1,
+            State::SynReceived => self.terminate(mem, index, Some(Reason::Refused)),
+            _ => self.terminate(mem, index, Some(Reason::PeerReset)),
+        }
+    }
+
+    /// The handshake is complete. `false` when nobody wants the flow any more.
+    pub(crate) fn established<M: Memory>(
+        &mut self,
+        mem: &mut M,
+        now: u64,
+        index: u32,
+        segment: &Segment,
+    ) -> bool {
+        let flow = &mut self.flows[index];
+        if let Some(listener) = flow.listener
+            && !self.listeners.lives(listener)
+        {
+            let key = flow.key;
+            self.reset_stranger(now, key, segment);
+            self.terminate(mem, index, Some(Reason::Aborted));
+            return false;
+        }
+        // RFC 6298 section 5.7: the handshake was lossy.
+        if flow.rtt.backoff() > 0 {
+            flow.rtt = super::rtt::Rtt::new(3 * SEC);
+        }
+        flow.state = if flow.fin_queued {
+            State::FinWait1
+        } else {
+            State::Established
+        };
+        flow.syn_due = false;
+        // SYN is acknowledged by this very segment.
+        flow.snd_wl1 = segment.header.seq;
+        flow.snd_wl2 = segment.header.ack;
+        flow.rexmit_at = NEVER;
+        flow.progress_at = now;
+        if flow.listener.is_some() {
+            flow.events |= event::ACCEPTED;
+            self.counters.accepted += 1;
+        } else {
+            flow.events |= event::CONNECTED;
+            self.counters.connected += 1;
+        }
+        self.mark_ready(index);
+        true
+    }
+
+    /// Whether a SYN may open a new connection over one in TIME-WAIT (RFC 6191
+    /// section 2, RFC 9293 section 3.6.1).
+    fn reopens(&self, index: u32, segment: &Segment) -> bool {
+        let (flow, header) = (&self.flows[index], &segment.header);
+        if !header.has(flag::SYN) || header.flags & (flag::ACK | flag::RST) != 0 {
+            return false;
+        }
+        match header.options.timestamps {
+            Some(ts) if flow.timestamps && ts.value != flow.ts_recent => {
+                Seq(ts.value).after(Seq(flow.ts_recent))
+            }
+            _ => header.seq.after(flow.rcv_nxt),
+        }
+    }
+
+    /// Has an acknowledgement sent with the next [`Stack::transmit`].
+    pub(crate) fn ack_now(&mut self, index: u32) {
+        self.flows[index].ack_due = true;
+        self.kick(index);
+    }
+
+    /// Sends a challenge ACK (RFC 5961), at most so often. The limit is each
+    /// flow's own: one for all flows would tell a blind attacker about others.
+    pub(crate) fn challenge(&mut self, now: u64, index: u32) {
+        let flow = &mut self.flows[index];
+        if now < flow.challenge_at {
+            self.counters.rate_limited += 1;
+            return;
+        }
+        flow.challenge_at = now.saturating_add(self.config.timers.challenge_interval);
+        self.counters.challenge_acks_out += 1;
+        self.ack_now(index);
+    }
+
+    /// Answers a segment that belongs to no flow with a RST (RFC 9293 section
+    /// 3.10.7.1), unless it is one.
+    pub(crate) fn reset_stranger(&mut self, now: u64, key: Key, segment: &Segment) {
+        let header = &segment.header;
+        if header.has(flag::RST) || !ethernet::is_station(&segment.from) {
+            return;
+        }
+        if !self.rst_limit.allows(now) {
+            self.counters.rate_limited += 1;
+            return;
+        }
+        let (seq, ack) = if header.has(flag::ACK) {
+            (header.ack, None)
+        } else {
+            (Seq(0), Some(header.seq + segment.seq_len()))
+        };
+        self.queue_control(Control::Reset {
+            to: segment.from,
+            key,
+            seq,
+            ack,
+        });
+    }
+
+    /// Takes a round-trip time from the timestamp that the peer echoes, when no
+    /// segment is being timed (RFC 7323 section 4).
+    pub(crate) fn sample_echo(&mut self, now: u64, index: u32, segment: &Segment) {
+        let flow = &mut self.flows[index];
+        if let Some(ts) = segment.header.options.timestamps
+            && flow.timestamps
+            && flow.rtt.backoff() > 0
+        {
+            let elapsed = flow.timestamp(now).wrapping_sub(ts.echo);
+            // Nonsense echoes are not believed.
+            if u64::from(elapsed) * MS <= self.config.timers.rto_max {
+                flow.rtt.sample(u64::from(elapsed) * MS);
+            }
+        }
+    }
+}

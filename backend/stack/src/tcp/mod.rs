@@ -1,0 +1,14 @@
+//! TCP (RFC 9293), by subject: what arrives ([`input`], [`ack`], [`receive`]),
+//! what leaves ([`output`], [`window`]), and what time does ([`timers`]). The
+//! state that they share is [`crate::flow::FlowState`].
+
+pub(crate) mod ack;
+pub(crate) mod congestion;
+pub(crate) mod input;
+pub(crate) mod open;
+pub(crate) mod output;
+pub(crate) mod receive;
+pub(crate) mod rtt;
+pub(crate) mod seq;
+pub(crate) mod timers;
+pub(crate) mod window;

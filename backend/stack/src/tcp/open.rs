@@ -1,0 +1,142 @@
+//! Opening a connection: a SYN for a listener, and the answer to our own SYN.
+
+use paste_abi::Reason;
+
+use crate::flow::{Key, NEVER, State};
+use crate::memory::Memory;
+use crate::stack::Stack;
+use crate::tcp::congestion::{Congestion, NewReno};
+use crate::tcp::input::Segment;
+use crate::wire::ethernet;
+use crate::wire::tcp::{self, Options, flag};
+
+/// RFC 9293 section 3.7.1: the peer's MSS when it does not say.
+const MSS_DEFAULT: u16 = 536;
+/// No peer needs less, and a smaller one would only multiply segments.
+const MSS_MIN: u16 = 88;
+
+impl Stack {
+    /// A segment that belongs to no flow (RFC 9293 sections 3.10.7.1 and
+    /// 3.10.7.2).
+    pub(crate) fn stranger_input(&mut self, now: u64, key: Key, hash: u32, segment: &Segment) {
+        let header = &segment.header;
+        let Some((listener, channel, room)) = self.listeners.of_port(key.local_port) else {
+            self.counters.drop_no_flow += 1;
+            self.reset_stranger(now, key, segment);
+            return;
+        };
+        if header.has(flag::RST) || header.has(flag::ACK) {
+            self.counters.drop_no_flow += 1;
+            self.reset_stranger(now, key, segment);
+            return;
+        }
+        if !header.has(flag::SYN) || key.remote_port == 0 {
+            self.counters.drop_no_flow += 1;
+            return;
+        }
+        if !room {
+            self.counters.drop_backlog += 1;
+            return;
+        }
+        let Some(index) = self.open_flow(now, key, hash, channel as u8) else {
+            self.counters.drop_no_room += 1;
+            return;
+        };
+        self.listeners.enter(listener);
+        let flow = &mut self.flows[index];
+        flow.state = State::SynReceived;
+        flow.listener = Some(listener);
+        // See the module `arp` for why the SYN's sender is believed.
+        flow.mac = ethernet::is_station(&segment.from).then_some(segment.from);
+        flow.syn_due = true;
+        self.take_syn(now, index, segment);
+        self.kick(index);
+    }
+
+    /// A segment in SYN-SENT (RFC 9293 section 3.10.7.3).
+    pub(crate) fn syn_sent_input<M: Memory>(
+        &mut self,
+        mem: &mut M,
+        now: u64,
+        index: u32,
+        segment: &Segment,
+    ) {
+        let header = &segment.header;
+        let flow = &mut self.flows[index];
+        let acks = header.has(flag::ACK);
+        if acks && (!header.ack.after(flow.iss) || header.ack.after(flow.snd_max)) {
+            self.counters.drop_bad_ack += 1;
+            let key = flow.key;
+            self.reset_stranger(now, key, segment);
+            return;
+        }
+        if header.has(flag::RST) {
+            if acks {
+                self.terminate(mem, index, Some(Reason::Refused));
+            } else {
+                self.counters.drop_blind += 1;
+            }
+            return;
+        }
+        if !header.has(flag::SYN) {
+            self.counters.drop_bad_ack += 1;
+            return;
+        }
+        self.take_syn(now, index, segment);
+        if acks {
+            let flow = &mut self.flows[index];
+            flow.rtt.on_ack(header.ack, now);
+            self.established(mem, now, index, segment);
+            let flow = &mut self.flows[index];
+            flow.snd_una = header.ack;
+            self.ack_now(index);
+        } else {
+            // Both sides opened at once (section 3.5, figure 8).
+            let flow = &mut self.flows[index];
+            flow.state = State::SynReceived;
+            flow.syn_due = true;
+            self.kick(index);
+        }
+    }
+
+    /// Notes what the peer's SYN says.
+    fn take_syn(&mut self, now: u64, index: u32, segment: &Segment) {
+        let Options {
+            mss,
+            scale,
+            timestamps,
+        } = segment.header.options;
+        let flow = &mut self.flows[index];
+        // What our own SYN promised, if there was one, now has a place.
+        let promised = flow.rcv_wnd();
+        flow.irs = segment.header.seq;
+        flow.rcv_nxt = segment.header.seq + 1;
+        flow.rcv_adv = flow.rcv_nxt + promised;
+        flow.last_ack_sent = flow.rcv_nxt;
+        flow.heard_at = now;
+        flow.timestamps = self.config.timestamps && timestamps.is_some();
+        if let Some(ts) = timestamps {
+            flow.ts_recent = ts.value;
+            flow.ts_recent_at = now;
+        }
+        // RFC 7323 section 2.2: scaling happens only if both sides offer it.
+        // The window of a SYN is never scaled.
+        flow.peer_scales = scale.is_some();
+        flow.snd_scale = scale.unwrap_or(0);
+        flow.rcv_scale = if scale.is_some() { self.rcv_scale } else { 0 };
+        flow.snd_wnd = u32::from(segment.header.window);
+        flow.snd_wnd_max = flow.snd_wnd;
+        flow.snd_wl1 = segment.header.seq;
+        flow.snd_wl2 = flow.iss;
+        // RFC 6691 section 2: options come off the MSS.
+        let options = if flow.timestamps {
+            tcp::TIMESTAMPS_LEN as u16
+        } else {
+            0
+        };
+        let mss = mss.unwrap_or(MSS_DEFAULT).max(MSS_MIN).min(self.mss);
+        flow.mss = mss - options;
+        flow.congestion = NewReno::new(u32::from(flow.mss));
+        flow.rexmit_at = NEVER;
+    }
+}

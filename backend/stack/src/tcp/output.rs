@@ -1,0 +1,447 @@
+//! What a flow sends: one segment at a time, chosen by [`Stack::plan`] and
+//! written by [`Stack::write_segment`].
+
+use crate::arp::Route;
+use crate::bufs::NIL;
+use crate::checksum;
+use crate::flow::{FlowState, Links, NEVER, State};
+use crate::frame::{HEAD_MAX, Origin, Payload, TxBatch, TxCsum};
+use crate::memory::Memory;
+use crate::stack::Stack;
+use crate::tcp::congestion::Congestion;
+use crate::tcp::seq::Seq;
+use crate::wire::tcp::{self, Header, Options, Timestamps, flag};
+use crate::wire::{ethernet, ipv4};
+
+/// Why a segment is sent, which decides how the flow's state moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    Reset,
+    Syn,
+    /// The segment at `snd_una`, again.
+    Again,
+    /// What comes next at `snd_nxt`.
+    Next,
+    /// A bit more than the window allows, to learn whether it has opened.
+    Probe,
+    /// A number that the peer has had already, so that it answers (RFC 9293
+    /// section 3.8.4).
+    KeepAlive,
+    Ack,
+}
+
+/// A segment that is to be sent.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    why: Why,
+    seq: Seq,
+    flags: u8,
+    payload: Option<Payload>,
+}
+
+impl Plan {
+    fn bare(why: Why, seq: Seq, flags: u8) -> Plan {
+        Plan {
+            why,
+            seq,
+            flags,
+            payload: None,
+        }
+    }
+
+    /// After the last sequence number that it occupies.
+    fn end(&self) -> Seq {
+        let control = self.flags & (flag::SYN | flag::FIN) != 0;
+        self.seq + self.payload.map_or(0, |p| u32::from(p.len)) + u32::from(control)
+    }
+}
+
+impl Stack {
+    /// Sends at most one segment of a flow; `out` has room for it. Returns
+    /// whether the flow may have more.
+    pub(crate) fn emit<M: Memory>(
+        &mut self,
+        mem: &mut M,
+        now: u64,
+        index: u32,
+        out: &mut TxBatch,
+    ) -> bool {
+        let Some(plan) = self.plan(now, index) else {
+            self.wait_for_window(now, index);
+            return false;
+        };
+        let mac = match self.flows[index].mac {
+            Some(mac) => mac,
+            None => match self.route(now, self.flows[index].key.remote) {
+                Route::Known(mac) => {
+                    self.flows[index].mac = Some(mac);
+                    mac
+                }
+                Route::Asking(neighbour) => {
+                    self.flows[index].neighbour = neighbour;
+                    let list = self.neighbours.waiting(neighbour);
+                    self.flows.push_back(list, Links::Sending, index);
+                    return false;
+                }
+                Route::None => {
+                    self.cannot_route(now, index);
+                    return false;
+                }
+            },
+        };
+        self.write_segment(mem, now, index, &mac, &plan, out);
+        self.sent(now, index, &plan);
+        if plan.why == Why::Reset {
+            self.rst_done(index);
+            return false;
+        }
+        self.arm(index);
+        plan.why != Why::Ack
+    }
+
+    /// The retransmission timeout of a flow now.
+    pub(crate) fn rto(&self, flow: &FlowState) -> u64 {
+        flow.rtt
+            .timeout(self.config.timers.rto_min, self.config.timers.rto_max)
+    }
+
+    /// Chooses the next segment.
+    fn plan(&self, now: u64, index: u32) -> Option<Plan> {
+        let flow = &self.flows[index];
+        match flow.state {
+            State::Closed => {
+                let plan = Plan::bare(Why::Reset, flow.snd_nxt, flag::RST | flag::ACK);
+                return flow.rst_due.then_some(plan);
+            }
+            State::SynSent => {
+                return flow
+                    .syn_due
+                    .then_some(Plan::bare(Why::Syn, flow.iss, flag::SYN));
+            }
+            State::SynReceived if flow.syn_due => {
+                return Some(Plan::bare(Why::Syn, flow.iss, flag::SYN | flag::ACK));
+            }
+            State::SynReceived => {}
+            _ => {
+                if flow.rexmit_due && flow.outstanding() {
+                    if flow.tx.head != NIL {
+                        return self.cut(index, Why::Again, flow.tx.head, flow.snd_una, u32::MAX);
+                    }
+                    let plan = Plan::bare(Why::Again, flow.snd_una, flag::FIN | flag::ACK);
+                    return Some(plan);
+                }
+                if flow.tx_cursor != NIL {
+                    let planned = self.plan_payload(now, index);
+                    if planned.is_some() {
+                        return planned;
+                    }
+                } else if flow.fin_due() {
+                    return Some(Plan::bare(Why::Next, flow.snd_nxt, flag::FIN | flag::ACK));
+                }
+            }
+        }
+        if flow.keepalive_due && !flow.outstanding() {
+            let seq = Seq(flow.snd_una.0.wrapping_sub(1));
+            return Some(Plan::bare(Why::KeepAlive, seq, flag::ACK));
+        }
+        flow.ack_due
+            .then(|| Plan::bare(Why::Ack, flow.snd_nxt, flag::ACK))
+    }
+
+    fn plan_payload(&self, now: u64, index: u32) -> Option<Plan> {
+        let flow = &self.flows[index];
+        let mss = u32::from(flow.mss);
+        let mut congestion = flow.congestion.window();
+        if !flow.in_recovery {
+            // Limited transmit (RFC 3042): one more segment for each of the
+            // first two duplicates.
+            congestion += mss * u32::from(flow.dupacks.min(2));
+        }
+        if !flow.outstanding() {
+            let rto = self.rto(flow);
+            if now.saturating_sub(flow.progress_at) > rto {
+                let mut restarted = flow.congestion;
+                restarted.on_idle(mss);
+                congestion = restarted.window();
+            }
+        }
+        let usable = flow.snd_wnd.min(congestion).saturating_sub(flow.flight());
+        let meta = self.bufs.get(flow.tx_cursor);
+        let left = u32::from(meta.len) - flow.snd_nxt.since(Seq(meta.seq));
+        let whole = left.min(mss);
+        // Silly window avoidance (RFC 9293 section 3.8.6.2.1): a full segment,
+        // or all that the slot has left, or half the largest window. Nagle's
+        // algorithm is off: a slot is a whole message.
+        if usable >= whole {
+            return self.cut(index, Why::Next, flow.tx_cursor, flow.snd_nxt, whole);
+        }
+        if usable > 0 && usable >= flow.snd_wnd_max / 2 {
+            return self.cut(index, Why::Next, flow.tx_cursor, flow.snd_nxt, usable);
+        }
+        if flow.probe_due {
+            let len = usable.max(1);
+            return self.cut(index, Why::Probe, flow.tx_cursor, flow.snd_nxt, len);
+        }
+        None
+    }
+
+    /// A segment from `seq` in `buf`, at most `len` bytes and one MSS.
+    fn cut(&self, index: u32, why: Why, buf: u32, seq: Seq, len: u32) -> Option<Plan> {
+        let flow = &self.flows[index];
+        let meta = self.bufs.get(buf);
+        if meta.pins == u16::MAX {
+            // Far more frames than any port holds; wait for them to go.
+            return None;
+        }
+        let skip = seq.since(Seq(meta.seq));
+        let left = u32::from(meta.len) - skip;
+        let len = len.min(left).min(u32::from(flow.mss));
+        let mut flags = flag::ACK;
+        if len == left {
+            flags |= flag::PSH;
+            if flow.fin_queued && seq + len == flow.snd_end && why != Why::Probe {
+                flags |= flag::FIN;
+            }
+        }
+        let payload = Payload {
+            buf,
+            offset: meta.offset + skip as u16,
+            len: len as u16,
+        };
+        Some(Plan {
+            why,
+            seq,
+            flags,
+            payload: Some(payload),
+        })
+    }
+
+    /// Moves the flow's state over a segment that was written.
+    fn sent(&mut self, now: u64, index: u32, plan: &Plan) {
+        self.counters.segments_out += 1;
+        self.counters.frames_out += 1;
+        let rto = self.rto(&self.flows[index]);
+        let flow = &mut self.flows[index];
+        let end = plan.end();
+        let len = plan.payload.map_or(0, |p| u64::from(p.len));
+        match plan.why {
+            Why::Reset => {
+                self.counters.resets_out += 1;
+                return;
+            }
+            Why::Ack => return,
+            Why::KeepAlive => {
+                flow.keepalive_due = false;
+                return;
+            }
+            Why::Syn => {
+                flow.syn_due = false;
+                if flow.snd_max == flow.iss {
+                    flow.rtt.start(end, now);
+                } else {
+                    flow.rtt.stop();
+                    self.counters.retransmits += 1;
+                }
+                flow.snd_nxt = end;
+                flow.snd_max = end;
+            }
+            Why::Again => {
+                flow.rexmit_due = false;
+                flow.rtt.stop();
+                self.counters.retransmits += 1;
+                // After a timeout this may also be what comes next.
+                if flow.snd_nxt == plan.seq {
+                    flow.snd_nxt = end;
+                    flow.snd_max = flow.snd_max.max(end);
+                    self.move_cursor(index, plan);
+                }
+            }
+            Why::Probe => {
+                flow.probe_due = false;
+                flow.snd_max = flow.snd_max.max(end);
+                self.counters.probes_out += 1;
+                return;
+            }
+            Why::Next => {
+                if !flow.outstanding() {
+                    let idle = now.saturating_sub(flow.progress_at);
+                    if idle > rto {
+                        flow.congestion.on_idle(u32::from(flow.mss));
+                    }
+                    flow.progress_at = now;
+                }
+                if plan.seq == flow.snd_max {
+                    flow.rtt.start(end, now);
+                    self.counters.bytes_out += len;
+                } else {
+                    flow.rtt.stop();
+                    self.counters.retransmits += 1;
+                }
+                flow.snd_nxt = end;
+                flow.snd_max = flow.snd_max.max(end);
+                self.move_cursor(index, plan);
+            }
+        }
+        let flow = &mut self.flows[index];
+        // RFC 6298 section 5.1.
+        if flow.rexmit_at == NEVER || flow.persist {
+            flow.persist = false;
+            flow.rexmit_at = now.saturating_add(rto);
+        }
+    }
+
+    fn move_cursor(&mut self, index: u32, plan: &Plan) {
+        let Some(payload) = plan.payload else { return };
+        let meta = self.bufs.get(payload.buf);
+        if plan.seq + u32::from(payload.len) == Seq(meta.seq) + u32::from(meta.len) {
+            self.flows[index].tx_cursor = meta.next;
+        }
+    }
+
+    /// Nothing can be sent. If that is for the peer's window, and nothing in
+    /// flight will make it speak, the persist timer must (RFC 9293 section
+    /// 3.8.6.1).
+    fn wait_for_window(&mut self, now: u64, index: u32) {
+        let rto = self.rto(&self.flows[index]);
+        let flow = &mut self.flows[index];
+        let blocked = flow.tx_cursor != NIL && flow.flight() == 0 && flow.state.is_synchronized();
+        if blocked && !flow.persist {
+            flow.persist = true;
+            flow.rexmit_at = now.saturating_add(rto);
+            self.arm(index);
+        }
+    }
+
+    /// No router, or the neighbour cache is full of waiting flows: as if the
+    /// segment were lost.
+    fn cannot_route(&mut self, now: u64, index: u32) {
+        let rto = self.rto(&self.flows[index]);
+        let flow = &mut self.flows[index];
+        if flow.state == State::Closed {
+            self.rst_done(index);
+            return;
+        }
+        flow.ack_due = false;
+        if flow.rexmit_at == NEVER {
+            flow.rexmit_at = now.saturating_add(rto);
+            self.arm(index);
+        }
+    }
+
+    /// Everything that is not acknowledged is sent again, from the start.
+    pub(crate) fn resend_all(&mut self, index: u32) {
+        let flow = &mut self.flows[index];
+        if !flow.state.is_synchronized() {
+            return;
+        }
+        flow.snd_nxt = flow.snd_una;
+        flow.tx_cursor = flow.tx.head;
+        flow.rexmit_due = false;
+        flow.rtt.stop();
+    }
+
+    /// Writes the frame of a planned segment.
+    fn write_segment<M: Memory>(
+        &mut self,
+        mem: &mut M,
+        now: u64,
+        index: u32,
+        mac: &ethernet::Mac,
+        plan: &Plan,
+        out: &mut TxBatch,
+    ) {
+        let syn = plan.flags & flag::SYN != 0;
+        let window = if plan.why == Why::Reset {
+            0
+        } else {
+            self.advertise(index, !syn)
+        };
+        let flow = &self.flows[index];
+        let acks = plan.flags & flag::ACK != 0;
+        let mut options = Options::default();
+        if flow.timestamps {
+            let echo = if acks { flow.ts_recent } else { 0 };
+            options.timestamps = Some(Timestamps {
+                value: flow.timestamp(now),
+                echo,
+            });
+        }
+        if syn {
+            options.mss = Some(self.mss);
+            // An answer offers a scale only if the SYN did (RFC 7323 section
+            // 2.2); without one `rcv_scale` is zero, as is a scale of nothing.
+            options.scale = (!acks || flow.peer_scales).then_some(flow.rcv_scale);
+        }
+        let header = Header {
+            src_port: flow.key.local_port,
+            dst_port: flow.key.remote_port,
+            seq: plan.seq,
+            ack: if acks { flow.rcv_nxt } else { Seq(0) },
+            flags: plan.flags,
+            window,
+            options,
+        };
+        let remote = flow.key.remote;
+        let header_len = ethernet::LEN + ipv4::LEN + tcp::header_len(&options);
+        let payload_len = plan.payload.map_or(0, |p| usize::from(p.len));
+
+        let Some(frame) = out.push(Origin::Stack) else {
+            return;
+        };
+        // The header may lie in front of the payload if that is headroom and
+        // not payload of an earlier segment, nobody else may read the buffer,
+        // and the port is not just reading it.
+        let in_buffer = self.config.header_in_buffer
+            && plan.payload.is_some_and(|p| {
+                let meta = self.bufs.get(p.buf);
+                p.offset == meta.offset
+                    && usize::from(p.offset) >= header_len
+                    && !meta.keep
+                    && meta.pins == 0
+            });
+        frame.csum = self.config.tx_csum_offload.then_some(TxCsum {
+            start: (ethernet::LEN + ipv4::LEN) as u16,
+            offset: tcp::CSUM_OFFSET as u16,
+        });
+        let mut local = [0; HEAD_MAX];
+        let head = if in_buffer {
+            &mut local[..header_len]
+        } else {
+            frame.head_mut(header_len)
+        };
+
+        ethernet::write(head, mac, &self.config.mac, ethernet::IPV4);
+        let (ours, ip) = (self.config.address, &mut head[ethernet::LEN..]);
+        let segment_len = header_len - ethernet::LEN - ipv4::LEN + payload_len;
+        ipv4::write(ip, ours, remote, ipv4::TCP, segment_len);
+        let segment = &mut ip[ipv4::LEN..];
+        tcp::write(segment, &header);
+        let pseudo = checksum::pseudo(ours, remote, ipv4::TCP, segment_len as u16);
+        let field = if self.config.tx_csum_offload {
+            pseudo
+        } else {
+            let payload = plan
+                .payload
+                .map_or(0, |p| mem.sum(p.buf, usize::from(p.offset), payload_len));
+            !checksum::add(checksum::add(pseudo, checksum::sum(segment)), payload)
+        };
+        segment[tcp::CSUM_OFFSET..tcp::CSUM_OFFSET + 2].copy_from_slice(&field.to_be_bytes());
+
+        frame.payload = plan.payload;
+        if let Some(payload) = plan.payload {
+            self.bufs.get_mut(payload.buf).pins += 1;
+            if in_buffer {
+                let offset = payload.offset - header_len as u16;
+                mem.write(payload.buf, usize::from(offset), &local[..header_len]);
+                frame.payload = Some(Payload {
+                    buf: payload.buf,
+                    offset,
+                    len: payload.len + header_len as u16,
+                });
+            }
+        }
+        if acks {
+            self.acknowledged(index);
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! Tests of the stack as a whole. The rules of single modules are tested
+//! beside them.
+
+mod closing;
+mod data;
+mod harness;
+mod hostile;
+mod lossy;
+mod opening;
+mod recovery;

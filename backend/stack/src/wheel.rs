@@ -1,0 +1,230 @@
+//! A hierarchical timing wheel: set, move and cancel a timer in O(1), find the
+//! next one in O(levels).
+//!
+//! Level 0 has a slot for each of the next 64 ticks, level 1 for each of the
+//! next 64 spans of 64 ticks, and so on. When the hand enters a span, its
+//! timers move down. Each id has at most one timer. Owners whose deadline moves
+//! later leave the timer where it is and set it again when it rings: most
+//! deadlines move many times for each time that one is reached.
+
+const SLOT_BITS: u32 = 6;
+const SLOTS: usize = 1 << SLOT_BITS;
+const LEVELS: usize = 5;
+/// One tick is 2^20 ns, about a millisecond.
+const TICK_BITS: u32 = 20;
+/// Ticks ahead that the wheel can hold, about twelve days; later timers are put
+/// there and ring early, which owners must allow anyway. One slot of the
+/// highest level less than a whole turn, so that nothing ever lands in the
+/// hand's own slot there.
+const HORIZON: u64 = (SLOTS as u64 - 1) << (SLOT_BITS * (LEVELS as u32 - 1));
+const NIL: u32 = u32::MAX;
+const IDLE: u16 = u16::MAX;
+
+#[derive(Clone, Copy, Debug)]
+struct Node {
+    next: u32,
+    prev: u32,
+    tick: u64,
+    slot: u16,
+}
+
+/// The wheel.
+#[derive(Debug)]
+pub(crate) struct Wheel {
+    nodes: Box<[Node]>,
+    heads: [u32; SLOTS * LEVELS],
+    /// A bit for each slot that has a timer.
+    used: [u64; LEVELS],
+    /// The first tick whose timers have not rung.
+    tick: u64,
+    started: bool,
+}
+
+impl Wheel {
+    /// A wheel for ids below `ids`.
+    pub(crate) fn new(ids: u32) -> Wheel {
+        let idle = Node {
+            next: NIL,
+            prev: NIL,
+            tick: 0,
+            slot: IDLE,
+        };
+        Wheel {
+            nodes: vec![idle; ids as usize].into_boxed_slice(),
+            heads: [NIL; SLOTS * LEVELS],
+            used: [0; LEVELS],
+            tick: 0,
+            started: false,
+        }
+    }
+
+    /// Sets the hand of a wheel without timers, so that a clock that starts at
+    /// any value costs nothing.
+    pub(crate) fn start(&mut self, now: u64) {
+        if !self.started {
+            self.started = true;
+            self.tick = now >> TICK_BITS;
+        }
+    }
+
+    /// Makes the timer of `id` ring at `deadline` at the latest one tick after
+    /// it, unless it is set to ring earlier already.
+    pub(crate) fn set_earlier(&mut self, id: u32, deadline: u64) {
+        // Rounded up, so that a timer that rings is due.
+        let tick = (deadline >> TICK_BITS).saturating_add(1).max(self.tick);
+        let node = &self.nodes[id as usize];
+        if node.slot != IDLE {
+            if node.tick <= tick {
+                return;
+            }
+            self.cancel(id);
+        }
+        self.insert(id, tick.min(self.tick + HORIZON));
+    }
+
+    /// Stops the timer of `id`, if it is set.
+    pub(crate) fn cancel(&mut self, id: u32) {
+        let Node {
+            next, prev, slot, ..
+        } = self.nodes[id as usize];
+        if slot == IDLE {
+            return;
+        }
+        let slot = usize::from(slot);
+        if prev == NIL {
+            self.heads[slot] = next;
+            if next == NIL {
+                self.used[slot / SLOTS] &= !(1 << (slot % SLOTS));
+            }
+        } else {
+            self.nodes[prev as usize].next = next;
+        }
+        if next != NIL {
+            self.nodes[next as usize].prev = prev;
+        }
+        self.nodes[id as usize].slot = IDLE;
+    }
+
+    fn insert(&mut self, id: u32, tick: u64) {
+        // The level of the highest digit in which the tick and the hand differ.
+        let differ = (tick ^ self.tick) | 1;
+        let level = ((63 - differ.leading_zeros()) / SLOT_BITS).min(LEVELS as u32 - 1);
+        let digit = (tick >> (SLOT_BITS * level)) as usize % SLOTS;
+        let slot = level as usize * SLOTS + digit;
+        let head = self.heads[slot];
+        self.nodes[id as usize] = Node {
+            next: head,
+            prev: NIL,
+            tick,
+            slot: slot as u16,
+        };
+        if head != NIL {
+            self.nodes[head as usize].prev = id;
+        }
+        self.heads[slot] = id;
+        self.used[level as usize] |= 1 << digit;
+    }
+
+    /// The first tick at which a slot must be looked at, and the slot.
+    fn next_slot(&self) -> Option<(u64, usize)> {
+        for level in 0..LEVELS {
+            let shift = SLOT_BITS * level as u32;
+            let position = self.tick >> shift;
+            let digit = position as u32 % SLOTS as u32;
+            // Slots from the hand on, the hand's own first.
+            let ahead = self.used[level].rotate_right(digit);
+            if ahead != 0 {
+                let distance = u64::from(ahead.trailing_zeros());
+                let start = (position + distance) << shift;
+                let slot = level * SLOTS + (position + distance) as usize % SLOTS;
+                // A lower level always comes first: its slots lie within the
+                // span in which the hand stands on the level above.
+                return Some((start.max(self.tick), slot));
+            }
+        }
+        None
+    }
+
+    /// A time not after the earliest deadline, in ns.
+    pub(crate) fn next(&self) -> Option<u64> {
+        self.next_slot().map(|(tick, _)| tick << TICK_BITS)
+    }
+
+    /// Takes out an id whose timer rings at or before `now`, if there is one.
+    pub(crate) fn pop(&mut self, now: u64) -> Option<u32> {
+        let now = now >> TICK_BITS;
+        loop {
+            let Some((tick, slot)) = self.next_slot() else {
+                self.tick = self.tick.max(now);
+                return None;
+            };
+            if tick > now {
+                self.tick = self.tick.max(now);
+                return None;
+            }
+            self.tick = tick;
+            let id = self.heads[slot];
+            let due = self.nodes[id as usize].tick;
+            self.cancel(id);
+            if due <= now {
+                return Some(id);
+            }
+            // It is in a span that the hand has entered: one level down.
+            self.insert(id, due);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TICK: u64 = 1 << TICK_BITS;
+
+    proptest! {
+        #[test]
+        fn rings_when_due_and_once(
+            start in 0u64..1 << 50,
+            steps in proptest::collection::vec((0u32..16, 0u64..1 << 36, 0u64..1 << 35, any::<bool>()), 1..120),
+        ) {
+            let mut wheel = Wheel::new(16);
+            wheel.start(start);
+            let mut model: [Option<u64>; 16] = [None; 16];
+            let mut now = start;
+            for (id, delay, pass, small) in steps {
+                let (delay, pass) = if small { (delay >> 12, pass >> 12) } else { (delay, pass) };
+                let deadline = now + delay;
+                wheel.set_earlier(id, deadline);
+                let entry = &mut model[id as usize];
+                *entry = Some(entry.map_or(deadline, |d| d.min(deadline)));
+                if pass % 5 == 0 {
+                    wheel.cancel(id);
+                    model[id as usize] = None;
+                }
+                let first = model.iter().flatten().min().copied();
+                prop_assert_eq!(wheel.next().is_some(), first.is_some());
+                if let (Some(next), Some(first)) = (wheel.next(), first) {
+                    prop_assert!(next <= first.max(now) + TICK);
+                }
+                now += pass;
+                while let Some(rung) = wheel.pop(now) {
+                    let due = model[rung as usize].take();
+                    prop_assert!(due.is_some_and(|d| d <= now));
+                }
+                for due in model.iter().flatten() {
+                    prop_assert!(*due + TICK > now - now % TICK, "late: {due} at {now}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_far_deadline_rings_early_rather_than_never() {
+        let mut wheel = Wheel::new(1);
+        wheel.start(0);
+        wheel.set_earlier(0, u64::MAX - 1);
+        assert_eq!(wheel.pop((HORIZON + 1) << TICK_BITS), Some(0));
+    }
+}

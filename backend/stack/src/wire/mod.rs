@@ -1,0 +1,26 @@
+//! Headers as they lie on the wire: checked parsing of a host-private copy, and
+//! writing. Nothing here reads a buffer, so what was judged is what is used.
+
+pub(crate) mod arp;
+pub(crate) mod ethernet;
+pub(crate) mod icmp;
+pub(crate) mod ipv4;
+pub(crate) mod tcp;
+
+/// Bytes that are copied out of an arriving frame: Ethernet, and IPv4 and TCP
+/// with all the options that they can have (14 + 60 + 60).
+pub(crate) const HEADER_COPY: usize = 134;
+
+/// Reads a big-endian `u16`; zero beyond the end.
+pub(crate) fn be16(bytes: &[u8], at: usize) -> u16 {
+    bytes
+        .get(at..at + 2)
+        .map_or(0, |b| u16::from_be_bytes([b[0], b[1]]))
+}
+
+/// Reads a big-endian `u32`; zero beyond the end.
+pub(crate) fn be32(bytes: &[u8], at: usize) -> u32 {
+    bytes
+        .get(at..at + 4)
+        .map_or(0, |b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]))
+}

@@ -1,0 +1,220 @@
+//! The TCP header (RFC 9293 section 3.1) and its options.
+
+use super::{be16, be32};
+use crate::tcp::seq::Seq;
+
+/// Bytes of a header without options.
+pub(crate) const LEN: usize = 20;
+/// Where the checksum lies in the header.
+pub(crate) const CSUM_OFFSET: usize = 16;
+/// Bytes of the timestamps option, padded as everybody does (RFC 7323 appendix A).
+pub(crate) const TIMESTAMPS_LEN: usize = 12;
+
+/// Control bits.
+pub(crate) mod flag {
+    pub(crate) const FIN: u8 = 0x01;
+    pub(crate) const SYN: u8 = 0x02;
+    pub(crate) const RST: u8 = 0x04;
+    pub(crate) const PSH: u8 = 0x08;
+    pub(crate) const ACK: u8 = 0x10;
+}
+
+/// The timestamps option (RFC 7323 section 3.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Timestamps {
+    pub value: u32,
+    pub echo: u32,
+}
+
+/// Options that we understand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Options {
+    /// Maximum segment size (RFC 9293 section 3.7.1); on SYN only.
+    pub mss: Option<u16>,
+    /// Window scale shift (RFC 7323 section 2); on SYN only.
+    pub scale: Option<u8>,
+    pub timestamps: Option<Timestamps>,
+}
+
+/// A parsed or to be written header.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Header {
+    pub src_port: u16,
+    pub dst_port: u16,
+    pub seq: Seq,
+    pub ack: Seq,
+    pub flags: u8,
+    /// As on the wire, not scaled.
+    pub window: u16,
+    pub options: Options,
+}
+
+impl Header {
+    /// Whether the control bit is set.
+    pub(crate) fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+}
+
+/// Reads a header from `bytes`, the start of a segment, and gives it with its
+/// length; `None` when it is cut short or its lengths lie. Malformed options
+/// end the options: what came before counts (RFC 9293 section 3.1, MUST-7).
+pub(crate) fn parse(bytes: &[u8]) -> Option<(Header, usize)> {
+    let fixed: &[u8; LEN] = bytes.first_chunk()?;
+    let len = usize::from(fixed[12] >> 4) * 4;
+    let options = bytes.get(LEN..len)?;
+    Some((
+        Header {
+            src_port: be16(fixed, 0),
+            dst_port: be16(fixed, 2),
+            seq: Seq(be32(fixed, 4)),
+            ack: Seq(be32(fixed, 8)),
+            flags: fixed[13] & 0x3f,
+            window: be16(fixed, 14),
+            options: parse_options(options),
+        },
+        len,
+    ))
+}
+
+fn parse_options(mut bytes: &[u8]) -> Options {
+    let mut options = Options::default();
+    // The layout of nearly every segment of a flow with timestamps.
+    if bytes.len() == TIMESTAMPS_LEN && bytes[..4] == [1, 1, 8, 10] {
+        options.timestamps = Some(Timestamps {
+            value: be32(bytes, 4),
+            echo: be32(bytes, 8),
+        });
+        return options;
+    }
+    while let Some((&kind, rest)) = bytes.split_first() {
+        match kind {
+            0 => break,
+            1 => bytes = rest,
+            _ => {
+                let Some(&len) = rest.first() else { break };
+                let len = usize::from(len);
+                if len < 2 || len > bytes.len() {
+                    break;
+                }
+                let (option, after) = bytes.split_at(len);
+                match (kind, len) {
+                    (2, 4) => options.mss = Some(be16(option, 2)),
+                    // RFC 7323 section 2.3: a larger shift counts as 14.
+                    (3, 3) => options.scale = Some(option[2].min(14)),
+                    (8, 10) => {
+                        options.timestamps = Some(Timestamps {
+                            value: be32(option, 2),
+                            echo: be32(option, 6),
+                        });
+                    }
+                    _ => {}
+                }
+                bytes = after;
+            }
+        }
+    }
+    options
+}
+
+/// Bytes of a header with these options.
+pub(crate) fn header_len(options: &Options) -> usize {
+    LEN + if options.mss.is_some() { 4 } else { 0 }
+        + if options.scale.is_some() { 4 } else { 0 }
+        + if options.timestamps.is_some() {
+            TIMESTAMPS_LEN
+        } else {
+            0
+        }
+}
+
+/// Writes the header at the start of `out`, which has room for it, with a
+/// checksum of zero, and returns its length.
+pub(crate) fn write(out: &mut [u8], header: &Header) -> usize {
+    let len = header_len(&header.options);
+    out[0..2].copy_from_slice(&header.src_port.to_be_bytes());
+    out[2..4].copy_from_slice(&header.dst_port.to_be_bytes());
+    out[4..8].copy_from_slice(&header.seq.0.to_be_bytes());
+    out[8..12].copy_from_slice(&header.ack.0.to_be_bytes());
+    out[12] = (len as u8 / 4) << 4;
+    out[13] = header.flags;
+    out[14..16].copy_from_slice(&header.window.to_be_bytes());
+    out[16..20].copy_from_slice(&[0; 4]);
+    let mut at = LEN;
+    if let Some(mss) = header.options.mss {
+        out[at..at + 2].copy_from_slice(&[2, 4]);
+        out[at + 2..at + 4].copy_from_slice(&mss.to_be_bytes());
+        at += 4;
+    }
+    if let Some(scale) = header.options.scale {
+        out[at..at + 4].copy_from_slice(&[1, 3, 3, scale]);
+        at += 4;
+    }
+    if let Some(ts) = header.options.timestamps {
+        out[at..at + 4].copy_from_slice(&[1, 1, 8, 10]);
+        out[at + 4..at + 8].copy_from_slice(&ts.value.to_be_bytes());
+        out[at + 8..at + 12].copy_from_slice(&ts.echo.to_be_bytes());
+    }
+    len
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_parses() {
+        let options = Options {
+            mss: Some(1460),
+            scale: Some(7),
+            timestamps: Some(Timestamps {
+                value: 1,
+                echo: u32::MAX,
+            }),
+        };
+        let header = Header {
+            src_port: 80,
+            dst_port: 40000,
+            seq: Seq(u32::MAX),
+            ack: Seq(7),
+            flags: flag::SYN | flag::ACK,
+            window: 0xfedc,
+            options,
+        };
+        let mut bytes = [0; 60];
+        let len = write(&mut bytes, &header);
+        let (read, read_len) = parse(&bytes[..len]).unwrap();
+        assert_eq!(read_len, len);
+        assert_eq!(read.options, options);
+        assert_eq!(
+            (read.seq, read.ack, read.window),
+            (header.seq, header.ack, header.window)
+        );
+    }
+
+    #[test]
+    fn options_that_lie_end_the_options() {
+        // MSS, then a length of one, then what would be a scale.
+        let options = parse_options(&[2, 4, 5, 0xb4, 8, 1, 3, 3, 7]);
+        assert_eq!(
+            options,
+            Options {
+                mss: Some(1460),
+                ..Options::default()
+            }
+        );
+        assert_eq!(parse_options(&[3, 30, 1]), Options::default());
+        assert_eq!(parse_options(&[3]), Options::default());
+    }
+
+    #[test]
+    fn refuses_a_data_offset_beyond_the_end() {
+        let mut bytes = [0; 24];
+        bytes[12] = 0x70;
+        assert!(parse(&bytes).is_none());
+        bytes[12] = 0x40;
+        assert!(parse(&bytes).is_none());
+        bytes[12] = 0x60;
+        assert!(parse(&bytes).is_some());
+    }
+}
