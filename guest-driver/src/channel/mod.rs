@@ -5,25 +5,26 @@
 //! built, when to wait, when to ask for buffers, and how a lost channel is
 //! opened anew.
 
+mod options;
+mod requests;
+
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use paste_abi::Reason;
 use paste_abi::frame::{FRAME_SIZE_MIN, HEADER_LEN, RECORD_LEN};
-use paste_abi::slot::{KEEP, NOTIFY, Opt};
-use paste_abi::{Flow, Reason, Slot, slot::Request};
 
-use crate::buffer::Buffer;
 use crate::conversation::{Arrival, Broken, Conversation, Geometry, Setup};
-use crate::error::{Busy, ListenError, OpenError, PollError, SendCause, SendError};
+use crate::error::{OpenError, PollError};
 use crate::event::{Event, LostCause};
 use crate::memory::Memory;
 use crate::sys;
 use crate::transport::vhost_user::VhostUser;
-use crate::transport::{Polling, Timeout, Transport, TransportError};
+use crate::transport::{Timeout, Transport, TransportError};
+
+pub use options::{Batch, Endpoint, Options, SendOptions, Stats};
 
 /// A HELLO without an answer is repeated after this time.
 const HELLO_INTERVAL: Duration = Duration::from_millis(500);
@@ -31,122 +32,13 @@ const HELLO_INTERVAL: Duration = Duration::from_millis(500);
 const BACKOFF_FIRST: Duration = Duration::from_millis(10);
 const BACKOFF_LAST: Duration = Duration::from_secs(1);
 /// The host may answer a request for buffers with none: ask no more often.
-const WANT_INTERVAL: Duration = Duration::from_millis(5);
+const WANT_INTERVAL: Duration = Duration::from_millis(20);
 /// Events that are kept while a call waits for its own answer.
 const KEPT_MAX: usize = 4096;
 /// How long an orderly end waits for the host to take what was sent.
 const DRAIN_TIME: Duration = Duration::from_secs(1);
-/// Tells openings apart, in all channels of the process: see [`Buffer`].
+/// Tells openings apart, in all channels of the process: see [`crate::Buffer`].
 static EPOCH: AtomicU32 = AtomicU32::new(1);
-
-/// Where the host is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Endpoint {
-    /// The Unix socket of a vhost-user backend: this process is the guest.
-    VhostUser(PathBuf),
-}
-
-impl Endpoint {
-    /// The vhost-user backend that listens at `path`.
-    pub fn vhost_user(path: impl Into<PathBuf>) -> Endpoint {
-        Endpoint::VhostUser(path.into())
-    }
-}
-
-/// How a channel is set up.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The channel's number on this device, below 16.
-    pub channel: u16,
-    /// The application's name for the host's logs; cut to 32 bytes.
-    pub name: String,
-    /// Empty buffers to keep for sending. More are asked for when half are
-    /// taken.
-    pub reserve: u32,
-    /// Slots that can wait to be sent when the host gives no credit.
-    pub queue: usize,
-    /// The largest PASTE frame, in bytes; the host may choose less.
-    pub frame_size: u16,
-    /// What to do before sleeping.
-    pub polling: Polling,
-    /// How long [`Channel::open`] and [`Channel::listen`] wait for an answer.
-    pub answer_timeout: Duration,
-    /// Whether polls open a lost channel anew.
-    pub reopen: bool,
-}
-
-impl Default for Options {
-    fn default() -> Options {
-        Options {
-            channel: 0,
-            name: String::from("paste-guest"),
-            reserve: 64,
-            queue: 4096,
-            frame_size: 4096,
-            polling: Polling::default(),
-            answer_timeout: Duration::from_secs(5),
-            reopen: true,
-        }
-    }
-}
-
-/// How a buffer is sent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SendOptions {
-    /// A word that comes back with [`Event::Acked`] and [`Event::Refused`].
-    pub cookie: u64,
-    /// Send [`Event::Acked`] when the peer has acknowledged the range.
-    pub notify: bool,
-    /// Give the buffer back with [`Event::Acked`], instead of to the pool.
-    pub keep: bool,
-}
-
-/// What a poll has moved.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Batch {
-    /// Frames published to the host.
-    pub frames_out: usize,
-    /// Frames that arrived, and that [`Channel::next_event`] reads.
-    pub frames_in: usize,
-}
-
-/// What a channel has counted since it was opened first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Polls that found something.
-    pub batches: u64,
-    /// Slots received.
-    pub slots_in: u64,
-    /// Slots sent.
-    pub slots_out: u64,
-    /// Frames received for this channel.
-    pub frames_in: u64,
-    /// Frames sent.
-    pub frames_out: u64,
-    /// Signals sent to the host.
-    pub kicks: u64,
-    /// Times that the thread slept.
-    pub waits: u64,
-    /// Payload bytes that were copied on the way through this crate.
-    pub bytes_copied: u64,
-    /// Buffers that the application holds now.
-    pub held: u32,
-    /// Empty buffers in reserve now.
-    pub granted: u32,
-    /// Times that the channel was lost.
-    pub lost: u64,
-}
-
-impl Stats {
-    /// Slots received per batch, on average.
-    pub fn mean_batch(&self) -> f64 {
-        if self.batches == 0 {
-            0.0
-        } else {
-            self.slots_in as f64 / self.batches as f64
-        }
-    }
-}
 
 /// What is between the channel and the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,7 +75,8 @@ pub struct Channel {
     epoch: u32,
     ever_open: bool,
     last_error: Option<TransportError>,
-    wanted_at: Duration,
+    /// When buffers were asked for, until some are granted.
+    asked_at: Option<Duration>,
     next_cookie: u32,
     stats: Stats,
 }
@@ -240,7 +133,7 @@ impl Channel {
             epoch: 0,
             ever_open: false,
             last_error: None,
-            wanted_at: Duration::ZERO,
+            asked_at: None,
             next_cookie: 0,
             stats: Stats::default(),
         };
@@ -292,7 +185,8 @@ impl Channel {
     /// at most once per ring and only if it asked for that, and takes what has
     /// arrived. If nothing has, waits for at most `timeout`.
     ///
-    /// Events of the last batch that were not read are kept, and end the wait.
+    /// Events of the last batch that were not read are kept, and nothing is
+    /// waited for.
     pub fn poll(&mut self, timeout: Timeout) -> Result<Batch, PollError> {
         if let (Link::Closed(cause), None) = (self.link, &self.pending) {
             return Err(PollError(cause));
@@ -315,10 +209,6 @@ impl Channel {
         self.read_event()
     }
 
-    fn has_unread(&self) -> bool {
-        !self.unread.is_empty() || self.frames_left > 0
-    }
-
     /// One turn: out, wait, in.
     fn turn(&mut self, timeout: Timeout) -> Result<Batch, TransportError> {
         let timeout = match self.tend()? {
@@ -337,11 +227,8 @@ impl Channel {
             return Ok(batch);
         }
         self.transport.publish()?;
-        if self.has_unread() {
-            return Ok(batch);
-        }
         self.frames_left = self.transport.refresh()?;
-        if self.frames_left == 0 {
+        if self.frames_left == 0 && self.unread.is_empty() {
             self.transport.wait(timeout, self.options.polling)?;
             self.frames_left = self.transport.refresh()?;
         }
@@ -387,7 +274,8 @@ impl Channel {
         }
     }
 
-    /// Asks for buffers when the reserve is down to half.
+    /// Asks for buffers when the reserve is down to half. Returns when to ask
+    /// again if the host does not answer.
     fn replenish(&mut self) -> Option<Duration> {
         let reserve = self.options.reserve;
         let granted = self.conversation.ledger().granted() as u32;
@@ -395,15 +283,15 @@ impl Channel {
             return None;
         }
         let now = sys::monotonic();
-        let due = self.wanted_at + WANT_INTERVAL;
-        if now < due {
-            return Some(due - now);
+        if let Some(asked_at) = self.asked_at
+            && now < asked_at + WANT_INTERVAL
+        {
+            return Some(asked_at + WANT_INTERVAL - now);
         }
         if self.want(reserve - granted).is_ok() {
-            self.wanted_at = now;
+            self.asked_at = Some(now);
         }
-        // An answer wakes us; without one there is nothing to wake up for.
-        None
+        Some(WANT_INTERVAL)
     }
 
     fn hello(&mut self) -> Result<(), TransportError> {
@@ -484,7 +372,12 @@ impl Channel {
         let arrival = self.conversation.receive(&self.frame[..len], self.epoch)?;
         match arrival {
             Arrival::Slots(count) => self.unread = HEADER_LEN..HEADER_LEN + count * RECORD_LEN,
-            Arrival::Opened(geometry) => self.map(geometry)?,
+            Arrival::Opened(geometry) => {
+                self.map(geometry)?;
+                // The buffers that HELLO asked for are on their way.
+                self.asked_at = Some(sys::monotonic());
+            }
+            Arrival::Granted => self.asked_at = None,
             _ => {}
         }
         self.stats.frames_in += u64::from(arrival != Arrival::Nothing);
@@ -588,218 +481,6 @@ impl Channel {
             self.transport.drain(DRAIN_TIME)?;
         }
         Ok(())
-    }
-
-    // --- requests ----------------------------------------------------------
-
-    /// Queues a slot, after moving older ones into frames if that makes room.
-    fn queue(&mut self, slot: &Slot) -> Result<(), Busy> {
-        if self.conversation.push(slot) {
-            return Ok(());
-        }
-        // A transport that fails here fails again in the next poll, which says so.
-        let moved = self.conversation.is_open() && self.flush().is_ok_and(|frames| frames > 0);
-        if moved && self.conversation.push(slot) {
-            Ok(())
-        } else {
-            Err(Busy)
-        }
-    }
-
-    fn cookie(&mut self) -> u32 {
-        self.next_cookie = self.next_cookie.wrapping_add(1);
-        self.next_cookie
-    }
-
-    /// Listens on a TCP port and waits for the host's answer. Events that
-    /// arrive meanwhile are kept for [`Channel::next_event`].
-    ///
-    /// `backlog` is the number of flows that may be on their way to being
-    /// established.
-    pub fn listen(&mut self, port: u16, backlog: u16) -> Result<Flow, ListenError> {
-        let cookie = self.request_listen(port, backlog)?;
-        let deadline = sys::monotonic() + self.options.answer_timeout;
-        loop {
-            let left = deadline.saturating_sub(sys::monotonic());
-            if left.is_zero() || self.kept.len() >= KEPT_MAX {
-                return Err(ListenError::TimedOut);
-            }
-            if let Err(error) = self.turn(Timeout::After(left)) {
-                self.fail(error);
-            }
-            while self.kept.len() < KEPT_MAX {
-                match self.read_event() {
-                    None => break,
-                    Some(Event::Reply {
-                        cookie: answered,
-                        result,
-                    }) if answered == cookie => {
-                        return result.map_err(ListenError::Refused);
-                    }
-                    Some(Event::Lost { cause }) => {
-                        self.kept.push_back(Event::Lost { cause });
-                        return Err(ListenError::Lost(cause));
-                    }
-                    Some(event) => self.kept.push_back(event),
-                }
-            }
-        }
-    }
-
-    /// Asks to listen, without waiting: [`Event::Reply`] with the returned
-    /// cookie tells the outcome.
-    pub fn request_listen(&mut self, port: u16, backlog: u16) -> Result<u64, Busy> {
-        let cookie = u64::from(self.cookie());
-        self.queue(&Slot::listen(port, backlog, cookie))?;
-        Ok(cookie)
-    }
-
-    /// Asks to stop accepting: [`Event::Reply`] with the returned cookie tells
-    /// when that is done. Flows already accepted go on.
-    pub fn unlisten(&mut self, listener: Flow) -> Result<u64, Busy> {
-        let cookie = u64::from(self.cookie());
-        self.queue(&Slot {
-            cookie,
-            ..Slot::request(Request::Unlisten, listener)
-        })?;
-        Ok(cookie)
-    }
-
-    /// Asks for a connection to `remote`, from `local_port` or any (0).
-    /// [`Event::Reply`] with the returned cookie names the flow or tells why
-    /// there is none; [`Event::Connected`] with the same cookie follows when
-    /// the peer has answered.
-    pub fn connect(&mut self, remote: SocketAddr, local_port: u16) -> Result<u64, Busy> {
-        let cookie = self.cookie();
-        self.queue(&Slot::connect(remote, local_port, cookie))?;
-        Ok(u64::from(cookie))
-    }
-
-    /// Sends the buffer's range on `flow`. The buffer becomes the host's.
-    pub fn send(
-        &mut self,
-        flow: Flow,
-        buffer: Buffer,
-        options: SendOptions,
-    ) -> Result<(), SendError> {
-        if !self.conversation.ledger().knows(&buffer) {
-            return Err(SendError {
-                cause: SendCause::Stale,
-                buffer,
-            });
-        }
-        if buffer.is_empty() || buffer.offset < self.conversation.headroom() {
-            return Err(SendError {
-                cause: SendCause::Range,
-                buffer,
-            });
-        }
-        let notify = if options.notify { NOTIFY } else { 0 };
-        let keep = if options.keep { KEEP | NOTIFY } else { 0 };
-        let slot = Slot {
-            buf_idx: buffer.index,
-            len: buffer.len,
-            offset: buffer.offset,
-            modifiers: notify | keep,
-            cookie: options.cookie,
-            ..Slot::request(Request::Data, flow)
-        };
-        if let Err(busy) = self.queue(&slot) {
-            return Err(SendError {
-                cause: busy.into(),
-                buffer,
-            });
-        }
-        self.conversation.ledger().sent(&buffer);
-        Ok(())
-    }
-
-    /// Sends no more on `flow`: FIN follows what was sent so far.
-    pub fn close(&mut self, flow: Flow) -> Result<(), Busy> {
-        self.queue(&Slot::request(Request::Close, flow))
-    }
-
-    /// Resets `flow`.
-    pub fn abort(&mut self, flow: Flow) -> Result<(), Busy> {
-        self.queue(&Slot::request(Request::Abort, flow))
-    }
-
-    /// Sets an option of `flow`; [`Opt`] tells what `value` means.
-    pub fn set_option(&mut self, flow: Flow, option: Opt, value: u64) -> Result<(), Busy> {
-        let len = option as u16;
-        self.queue(&Slot {
-            len,
-            cookie: value,
-            ..Slot::request(Request::SetOpt, flow)
-        })
-    }
-
-    // --- buffers -----------------------------------------------------------
-
-    /// The bytes of the buffer's range; none if the buffer's name is stale.
-    pub fn bytes<'a>(&'a self, buffer: &'a Buffer) -> &'a [u8] {
-        self.memory
-            .as_ref()
-            .map_or(&[], |memory| memory.bytes(buffer))
-    }
-
-    /// A range of the whole buffer, in bytes from its start, to write to. None
-    /// if the buffer's name is stale or the range not in the buffer. What is to
-    /// be sent is then told with [`Buffer::set_range`].
-    pub fn bytes_mut<'a>(
-        &'a mut self,
-        buffer: &'a mut Buffer,
-        range: Range<usize>,
-    ) -> &'a mut [u8] {
-        match &mut self.memory {
-            Some(memory) => {
-                buffer.csum_valid = false;
-                memory.bytes_mut(buffer, range)
-            }
-            None => &mut [],
-        }
-    }
-
-    /// An empty buffer to fill, its range at the headroom. `None` when the
-    /// reserve is used up; the next polls bring more.
-    #[must_use = "a dropped buffer is missing from the pool"]
-    pub fn take_buffer(&mut self) -> Option<Buffer> {
-        let headroom = self.conversation.headroom();
-        self.conversation.ledger().take(headroom)
-    }
-
-    /// Gives a buffer back to the pool. A stale one is just forgotten.
-    pub fn give_back(&mut self, buffer: Buffer) {
-        self.conversation.ledger().give_back(buffer);
-    }
-
-    /// Asks for `count` more buffers to fill, beyond the reserve that the
-    /// channel keeps by itself.
-    pub fn want(&mut self, count: u32) -> Result<(), Busy> {
-        let len = count.min(u32::from(u16::MAX)) as u16;
-        self.queue(&Slot {
-            len,
-            ..Slot::request(Request::Want, Flow::default())
-        })
-    }
-
-    /// What the channel has counted.
-    pub fn stats(&mut self) -> Stats {
-        let transport = self.transport.stats();
-        let ledger = self.conversation.ledger();
-        Stats {
-            kicks: transport.kicks,
-            waits: transport.waits,
-            held: ledger.held(),
-            granted: ledger.granted() as u32,
-            ..self.stats
-        }
-    }
-
-    /// Counts payload that a part of this crate had to copy.
-    #[cfg(feature = "http")]
-    pub(crate) fn count_copied(&mut self, bytes: usize) {
-        self.stats.bytes_copied += bytes as u64;
     }
 }
 

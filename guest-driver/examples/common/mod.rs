@@ -1,0 +1,73 @@
+//! What the examples share: their arguments, and an orderly end.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use paste_guest::{Channel, Endpoint, Options, Polling};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+/// `--name value` pairs; `--yield` alone is a switch.
+pub struct Arguments(HashMap<String, String>);
+
+impl Arguments {
+    /// Reads the command line; `known` are the names besides those that every
+    /// example takes: socket, channel, poll-us, yield.
+    pub fn parse(known: &[&str]) -> Result<Arguments, Box<dyn Error>> {
+        let mut found = HashMap::new();
+        let mut words = std::env::args().skip(1);
+        while let Some(word) = words.next() {
+            let name = word
+                .strip_prefix("--")
+                .ok_or(format!("{word}: not an option"))?;
+            let common = ["socket", "channel", "poll-us", "yield"];
+            if !common.contains(&name) && !known.contains(&name) {
+                return Err(format!("{word}: unknown; known are {common:?} and {known:?}").into());
+            }
+            let value = match name {
+                "yield" => String::new(),
+                _ => words.next().ok_or(format!("{word}: a value is missing"))?,
+            };
+            found.insert(name.to_owned(), value);
+        }
+        Ok(Arguments(found))
+    }
+
+    /// The value of an option, if it was given.
+    pub fn get<T: FromStr>(&self, name: &str) -> Result<Option<T>, Box<dyn Error>> {
+        match self.0.get(name) {
+            None => Ok(None),
+            Some(value) => match value.parse() {
+                Ok(value) => Ok(Some(value)),
+                Err(_) => Err(format!("--{name} {value}: not a valid value").into()),
+            },
+        }
+    }
+
+    /// Opens the channel that the arguments ask for.
+    pub fn open(&self, name: &str) -> Result<Channel, Box<dyn Error>> {
+        let socket: String = self.get("socket")?.ok_or("--socket PATH is missing")?;
+        let options = Options {
+            name: name.to_owned(),
+            channel: self.get("channel")?.unwrap_or(0),
+            polling: Polling {
+                poll_time: Duration::from_micros(self.get("poll-us")?.unwrap_or(0)),
+                yield_now: self.0.contains_key("yield"),
+            },
+            ..Options::default()
+        };
+        Ok(Channel::open(&Endpoint::vhost_user(socket), options)?)
+    }
+}
+
+/// A flag that SIGTERM and SIGINT set.
+pub fn stop_flag() -> Result<Arc<AtomicBool>, Box<dyn Error>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    Ok(stop)
+}

@@ -1,0 +1,117 @@
+//! What an application tells a channel, and what the channel tells of itself.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::transport::Polling;
+#[cfg(doc)]
+use crate::{Channel, Event};
+
+/// Where the host is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// The Unix socket of a vhost-user backend: this process is the guest.
+    VhostUser(PathBuf),
+}
+
+impl Endpoint {
+    /// The vhost-user backend that listens at `path`.
+    pub fn vhost_user(path: impl Into<PathBuf>) -> Endpoint {
+        Endpoint::VhostUser(path.into())
+    }
+}
+
+/// How a channel is set up.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The channel's number on this device, below 16.
+    pub channel: u16,
+    /// The application's name for the host's logs; cut to 32 bytes.
+    pub name: String,
+    /// Empty buffers to keep for sending. More are asked for when half are
+    /// taken.
+    pub reserve: u32,
+    /// Slots that can wait to be sent when the host gives no credit.
+    pub queue: usize,
+    /// The largest PASTE frame, in bytes; the host may choose less.
+    pub frame_size: u16,
+    /// What to do before sleeping.
+    pub polling: Polling,
+    /// How long [`Channel::open`] and [`Channel::listen`] wait for an answer.
+    pub answer_timeout: Duration,
+    /// Whether polls open a lost channel anew.
+    pub reopen: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            channel: 0,
+            name: String::from("paste-guest"),
+            reserve: 256,
+            queue: 4096,
+            frame_size: 4096,
+            polling: Polling::default(),
+            answer_timeout: Duration::from_secs(5),
+            reopen: true,
+        }
+    }
+}
+
+/// How a buffer is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SendOptions {
+    /// A word that comes back with [`Event::Acked`] and [`Event::Refused`].
+    pub cookie: u64,
+    /// Send [`Event::Acked`] when the peer has acknowledged the range.
+    pub notify: bool,
+    /// Give the buffer back with [`Event::Acked`], instead of to the pool.
+    pub keep: bool,
+}
+
+/// What a poll has moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Frames published to the host.
+    pub frames_out: usize,
+    /// Frames that arrived, and that [`Channel::next_event`] reads.
+    pub frames_in: usize,
+}
+
+/// What a channel has counted since it was opened first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Polls that found something.
+    pub batches: u64,
+    /// Slots received.
+    pub slots_in: u64,
+    /// Slots sent.
+    pub slots_out: u64,
+    /// Frames received for this channel.
+    pub frames_in: u64,
+    /// Frames sent.
+    pub frames_out: u64,
+    /// Signals sent to the host.
+    pub kicks: u64,
+    /// Times that the thread slept.
+    pub waits: u64,
+    /// Payload bytes that were copied on the way through this crate.
+    pub bytes_copied: u64,
+    /// Buffers that the application holds now.
+    pub held: u32,
+    /// Empty buffers in reserve now.
+    pub granted: u32,
+    /// Times that the channel was lost.
+    pub lost: u64,
+}
+
+impl Stats {
+    /// Slots received per batch, on average.
+    pub fn mean_batch(&self) -> f64 {
+        if self.batches == 0 {
+            0.0
+        } else {
+            self.slots_in as f64 / self.batches as f64
+        }
+    }
+}
