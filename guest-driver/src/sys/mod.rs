@@ -1,6 +1,8 @@
-//! What the operating system must provide: shared memory, mappings,
+//! What the operating system must provide: shared memory,
 //! notifiers, waiting, and a monotonic clock. The only place that names a
 //! system's own calls.
+
+pub(crate) use paste_pmem::Mapping;
 
 #[cfg(any(target_os = "linux", target_os = "freebsd"))]
 mod unix;

@@ -1,17 +1,12 @@
 //! Linux and FreeBSD: sealed memfds, eventfds, poll(2).
 
-#![allow(unsafe_code)]
-
 use std::io;
-use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::ptr::NonNull;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags};
 
 /// Makes `len` bytes of zeroed shared memory that can neither grow nor shrink,
 /// so that whoever maps it need not fear SIGBUS.
@@ -24,74 +19,6 @@ pub(crate) fn shared_memory(len: usize) -> io::Result<OwnedFd> {
     let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
     rustix::fs::fcntl_add_seals(&fd, seals)?;
     Ok(fd)
-}
-
-/// A shared, writable mapping of a part of a file, unmapped when dropped.
-#[derive(Debug)]
-pub(crate) struct Mapping {
-    start: NonNull<u8>,
-    len: NonZeroUsize,
-}
-
-// SAFETY: a mapping belongs to the process and not to a thread; this type
-// hands out a pointer only, and what is done with it is its users' business.
-unsafe impl Send for Mapping {}
-
-impl Mapping {
-    /// Maps `len` bytes of `fd` from `offset`, a multiple of the page size.
-    ///
-    /// Fails if the file is shorter than the range: touching the missing part
-    /// would be SIGBUS. A file that shrinks later is its owner's betrayal, and
-    /// the owner is the host.
-    pub(crate) fn from_fd(
-        fd: BorrowedFd<'_>,
-        offset: u64,
-        len: usize,
-        _writable: bool,
-    ) -> io::Result<Mapping> {
-        let len = NonZeroUsize::new(len).ok_or(Errno::INVAL)?;
-        let end = offset
-            .checked_add(len.get() as u64)
-            .ok_or(Errno::OVERFLOW)?;
-        let stat = rustix::fs::fstat(fd)?;
-        // Device DAX reports no size; the mapping itself fails if it is short.
-        let regular = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file();
-        if regular && (stat.st_size as u64) < end {
-            return Err(Errno::NXIO.into());
-        }
-        // SAFETY: without a fixed address the kernel picks an unused range, so
-        // no memory of ours is replaced.
-        let start = unsafe {
-            rustix::mm::mmap(
-                std::ptr::null_mut(),
-                len.get(),
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED,
-                fd,
-                offset,
-            )?
-        };
-        let start = NonNull::new(start.cast()).ok_or(Errno::NOMEM)?;
-        Ok(Mapping { start, len })
-    }
-
-    /// The first byte. Valid for as long as the mapping lives.
-    pub(crate) fn as_ptr(&self) -> *mut u8 {
-        self.start.as_ptr()
-    }
-
-    /// Bytes mapped.
-    pub(crate) fn len(&self) -> usize {
-        self.len.get()
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: the range is the one that `new` mapped, and `self` is the
-        // only one that unmaps it. There is nothing to do about a failure.
-        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len.get()) };
-    }
 }
 
 /// A counter that can be waited for: a virtqueue's kick or call.

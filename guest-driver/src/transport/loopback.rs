@@ -145,7 +145,7 @@ impl Host {
     pub(crate) fn data(&mut self, flow: Flow, payload: &[u8]) -> u32 {
         let buf_idx = self.pool.pop().expect("the pool is not empty");
         let at = buf_idx as usize * BUFFER_SIZE + usize::from(RX_PAYLOAD);
-        self.write(at, payload);
+        assert!(self.memory.write_at(at, payload));
         let len = payload.len() as u16;
         let offset = RX_PAYLOAD;
         self.slots(&[Slot {
@@ -157,26 +157,13 @@ impl Host {
         buf_idx
     }
 
-    #[allow(unsafe_code)]
-    fn write(&self, at: usize, bytes: &[u8]) {
-        assert!(at + bytes.len() <= self.memory.len());
-        // SAFETY: inside the mapping, of a buffer that is the host's.
-        unsafe {
-            let to = self.memory.as_ptr().add(at);
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
-        }
-    }
-
     /// The bytes that a slot names.
-    #[allow(unsafe_code)]
     pub(crate) fn payload(&self, slot: &Slot) -> Vec<u8> {
         let at = slot.buf_idx as usize * BUFFER_SIZE + usize::from(slot.offset);
         assert!(usize::from(slot.offset) + usize::from(slot.len) <= BUFFER_SIZE);
-        // SAFETY: inside the mapping, of a buffer that is the host's.
-        unsafe {
-            let from = self.memory.as_ptr().add(at).cast_const();
-            std::slice::from_raw_parts(from, slot.len.into()).to_vec()
-        }
+        let mut bytes = vec![0; slot.len.into()];
+        assert!(self.memory.read_at(at, &mut bytes));
+        bytes
     }
 
     /// Grants up to `count` buffers of the pool.

@@ -58,6 +58,15 @@ pub enum TransportError {
     /// The device lacks something that a channel cannot do without.
     #[error("the device does not offer {0}; is this a paste backend's socket?")]
     Unsupported(&'static str),
+    /// Memory could not be mapped.
+    #[error("{what}: {error}")]
+    Map {
+        /// What was attempted.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        error: paste_pmem::MapError,
+    },
     /// A system call failed.
     #[error("{what}: {error}")]
     System {

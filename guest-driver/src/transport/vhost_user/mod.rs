@@ -75,8 +75,12 @@ impl Device {
         let memory =
             sys::shared_memory(2 * layout.len).map_err(failed("making memory for the rings"))?;
         let map = |offset: usize| {
-            Mapping::from_fd(memory.as_fd(), offset as u64, layout.len, true)
-                .map_err(failed("mapping the rings"))
+            Mapping::from_fd(memory.as_fd(), offset as u64, layout.len, true).map_err(|error| {
+                TransportError::Map {
+                    what: "mapping the rings",
+                    error,
+                }
+            })
         };
         let notifier = || Notifier::new().map_err(failed("making a notifier"));
         let tx_address = ADDRESS + layout.len as u64;
@@ -304,8 +308,12 @@ impl Transport for VhostUser {
                 "the region is smaller than WELCOME says",
             ));
         };
-        Mapping::from_fd(offer.fd.as_fd(), offer.offset, len, true)
-            .map_err(TransportError::system("mapping the region"))
+        Mapping::from_fd(offer.fd.as_fd(), offer.offset, len, true).map_err(|error| {
+            TransportError::Map {
+                what: "mapping the region",
+                error,
+            }
+        })
     }
 
     fn reconnect(&mut self) -> Result<(), TransportError> {
@@ -317,3 +325,6 @@ impl Transport for VhostUser {
         self.stats
     }
 }
+
+#[cfg(test)]
+mod tests;
