@@ -92,10 +92,12 @@ fn serve(socket: &UnixStream, fault: Fault) -> Result<(), TransportError> {
     if fault != Fault::NoRegion {
         offer(&backend);
     }
+    // The front end's last act of the set-up is this kick.
+    while sys::wait_readable([kick.as_fd()], None).unwrap() == [false] {}
     if fault == Fault::GoesAway {
         return Ok(());
     }
-    // The set-up has kicked already; the frame may come a little later.
+    // The frame may come a little later.
     let map = |ring: u64| {
         let at = ring * LAYOUT.len as u64;
         Mapping::from_fd(memory.as_fd(), at, LAYOUT.len, true).unwrap()
