@@ -1,0 +1,477 @@
+//! The virtio-net device as its worker sees it: a session to serve, and two
+//! rings to move frames through.
+//!
+//! One worker thread owns a device; there are no locks. The data path
+//! ([`Device::next_tx`], [`Device::push_rx`], [`Device::flush`]) allocates
+//! nothing and makes no system call but one signal for each ring and flush.
+//! What the guest wrote is copied once and judged afterwards, by the worker.
+//!
+//! A driver that breaks its ring stops the device: the call that noticed
+//! returns the [`RingError`], every later one finds nothing to do, and the
+//! driver is told to reset the device.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{Ordering, compiler_fence};
+
+use paste_abi::net_hdr::{NET_HDR_LEN, NetHdr};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF,
+};
+use vm_memory::{Address, Bytes, GuestAddress};
+use zerocopy::IntoBytes;
+
+use super::control::{Control, DeviceOptions, RINGS, RX, TX};
+use super::counters::DeviceCounters;
+use super::memory::GuestRam;
+use super::queue::{Fault, Ring, RingError};
+use super::session::{Session, SessionError};
+use super::signal;
+
+/// Bytes of an Ethernet header: no frame is shorter.
+const ETHERNET_LEN: usize = 14;
+
+/// Bytes of the virtio-net header of a legacy driver without mergeable buffers,
+/// which lacks `num_buffers` (virtio 1.2 section 5.1.6.1).
+const LEGACY_HDR_LEN: usize = 10;
+
+/// A descriptor that the event loop watches for a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watch {
+    /// The front end's socket: [`Device::handle_messages`].
+    Session,
+    /// The back end's own channel: [`Device::handle_messages`].
+    Backend,
+    /// Kicks of a ring: [`Device::take_kick`].
+    Kick(usize),
+}
+
+impl Watch {
+    /// A small number for this watch.
+    pub fn to_index(self) -> u32 {
+        match self {
+            Watch::Session => 0,
+            Watch::Backend => 1,
+            Watch::Kick(ring) => 2 + ring as u32,
+        }
+    }
+
+    /// The watch with this number.
+    pub fn from_index(index: u32) -> Option<Watch> {
+        match index {
+            0 => Some(Watch::Session),
+            1 => Some(Watch::Backend),
+            index => {
+                let ring = (index - 2) as usize;
+                (ring < RINGS).then_some(Watch::Kick(ring))
+            }
+        }
+    }
+}
+
+/// A virtio-net device with one pair of rings, behind a vhost-user session.
+#[derive(Debug)]
+pub struct Device {
+    control: Control,
+    session: Option<Session>,
+}
+
+impl Device {
+    /// A device without a front end.
+    pub fn new(options: DeviceOptions) -> Device {
+        Device { control: Control::new(options), session: None }
+    }
+
+    /// Starts a session. [`io::ErrorKind::AlreadyExists`] if there is one.
+    pub fn attach(&mut self, stream: UnixStream) -> io::Result<()> {
+        if self.session.is_some() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        stream.set_nonblocking(true)?;
+        self.session = Some(Session::new(stream));
+        self.control.counters.sessions += 1;
+        self.control.generation += 1;
+        Ok(())
+    }
+
+    /// Ends the session: its memory is unmapped, its descriptors are closed.
+    /// The counters stay.
+    pub fn detach(&mut self) {
+        self.session = None;
+        self.control.clear();
+    }
+
+    /// Whether there is a session.
+    pub fn is_attached(&self) -> bool {
+        self.session.is_some()
+    }
+
+    /// Whether frames can pass both ways.
+    pub fn is_running(&self) -> bool {
+        self.control.rings.iter().all(|ring| ring.is_ready() && ring.enabled)
+    }
+
+    /// Handles what has come from the front end. After an error the session
+    /// cannot go on: the caller detaches. [`SessionError::Closed`] is the good end.
+    pub fn handle_messages(&mut self) -> Result<(), SessionError> {
+        let Some(session) = &mut self.session else { return Ok(()) };
+        session.serve(&mut self.control)?;
+        self.control.poll_backend();
+        Ok(())
+    }
+
+    /// The descriptors to be watched, for becoming readable.
+    pub fn watch(&self) -> impl Iterator<Item = (Watch, BorrowedFd<'_>)> {
+        let session = self.session.as_ref().map(|session| (Watch::Session, session.as_fd()));
+        let backend = self.control.backend.as_ref().map(|fd| (Watch::Backend, fd.as_fd()));
+        let kicks = self.control.rings.iter().enumerate();
+        let kicks = kicks.filter_map(|(i, ring)| Some((Watch::Kick(i), ring.kick()?)));
+        session.into_iter().chain(backend).chain(kicks)
+    }
+
+    /// Changes whenever [`Device::watch`] may give another set.
+    pub fn watch_generation(&self) -> u64 {
+        self.control.generation
+    }
+
+    /// Takes the kicks that have come for a ring. A descriptor whose other end
+    /// is gone would be readable for ever; it is closed.
+    pub fn take_kick(&mut self, ring: usize) {
+        let Some(ring) = self.control.rings.get_mut(ring) else { return };
+        let Some(kick) = &ring.signals.kick else { return };
+        self.control.counters.kicks += 1;
+        if let Err(error) = signal::clear(kick) {
+            tracing::debug!(%error, "a kick descriptor is given up");
+            ring.signals.kick = None;
+            self.control.counters.kicks_lost += 1;
+            self.control.generation += 1;
+        }
+    }
+
+    /// Copies the next frame of the guest into `out`, virtio-net header first,
+    /// and marks its chain used; the driver sees that at [`Device::flush`].
+    /// Returns the length, at least the two headers'.
+    ///
+    /// Chains that are no frame, or no frame that fits into `out`, are counted
+    /// and thrown away, at most a ring's worth in one call; so are all chains
+    /// while the front end has the ring disabled.
+    pub fn next_tx(&mut self, out: &mut [u8]) -> Result<Option<usize>, RingError> {
+        let header_len = self.header_len();
+        let Control { rings, mem, counters, .. } = &mut self.control;
+        let ring = &mut rings[TX];
+        if !ring.is_ready() {
+            return Ok(None);
+        }
+        for _ in 0..ring.size() {
+            match take_frame(ring, mem, header_len, out) {
+                Ok(Taken::Nothing) => break,
+                Ok(Taken::Oversize) => counters.tx_oversize += 1,
+                Ok(Taken::Runt) => counters.tx_runt += 1,
+                Ok(Taken::Frame(_)) if !ring.enabled => counters.tx_disabled += 1,
+                Ok(Taken::Frame(len)) => {
+                    counters.tx_frames += 1;
+                    counters.tx_bytes += (len - NET_HDR_LEN) as u64;
+                    return Ok(Some(len));
+                }
+                Err(fault) => return Err(self.control.broken(RingError { ring: TX, fault })),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether the guest takes frames and has made any buffer available.
+    pub fn can_push(&mut self) -> bool {
+        let Control { rings, mem, .. } = &self.control;
+        rings[RX].enabled && rings[RX].has_available(mem)
+    }
+
+    /// Writes a frame, given in parts, behind `header` into the guest's
+    /// buffers; the driver sees it at [`Device::flush`]. `num_buffers` is
+    /// filled in here.
+    ///
+    /// False: there is no room now, and nothing has changed. A frame that the
+    /// guest can never have room for is counted, thrown away, and true.
+    pub fn push_rx(&mut self, parts: &[&[u8]], header: &NetHdr) -> Result<bool, RingError> {
+        let mergeable = self.control.has(VIRTIO_NET_F_MRG_RXBUF);
+        let mut header = *header;
+        header.num_buffers.set(1);
+        let header = &header.as_bytes()[..self.header_len()];
+        let Control { rings, mem, counters, .. } = &mut self.control;
+        let ring = &mut rings[RX];
+        if !ring.is_ready() || !ring.enabled {
+            return Ok(false);
+        }
+        match put_frame(ring, mem, header, parts, mergeable) {
+            Ok(Put::Done { chains }) => {
+                ring.feed();
+                counters.rx_frames += 1;
+                counters.rx_bytes += parts.iter().map(|part| part.len() as u64).sum::<u64>();
+                counters.rx_chains += u64::from(chains);
+                Ok(true)
+            }
+            Ok(Put::NoRoom) => {
+                ring.starve(mem);
+                counters.rx_no_room += 1;
+                Ok(false)
+            }
+            Ok(Put::Unfit) => {
+                counters.rx_unfit += 1;
+                Ok(true)
+            }
+            Err(fault) => Err(self.control.broken(RingError { ring: RX, fault })),
+        }
+    }
+
+    /// Shows the driver what was used since the last time, and signals each
+    /// ring at most once, if the driver asked for it.
+    pub fn flush(&mut self) -> Result<(), RingError> {
+        for ring in 0..RINGS {
+            self.control.flush_ring(ring)?;
+        }
+        Ok(())
+    }
+
+    /// Asks the driver for kicks before the worker sleeps: when it sends, and,
+    /// if a frame found no room, when it gives buffers. True if there is work
+    /// already, and the worker must not sleep.
+    pub fn arm(&mut self) -> Result<bool, RingError> {
+        let mut work = false;
+        for index in 0..RINGS {
+            let Control { rings, mem, .. } = &mut self.control;
+            let ring = &mut rings[index];
+            if !ring.is_ready() {
+                continue;
+            }
+            if index == RX && !ring.is_starved() {
+                ring.disarm(mem);
+                continue;
+            }
+            match ring.arm(mem) {
+                Ok(more) => work |= more,
+                Err(fault) => return Err(self.control.broken(RingError { ring: index, fault })),
+            }
+        }
+        Ok(work)
+    }
+
+    /// Tells the driver that the worker looks by itself.
+    pub fn disarm(&mut self) {
+        let Control { rings, mem, .. } = &mut self.control;
+        for ring in rings {
+            ring.disarm(mem);
+        }
+    }
+
+    /// Stops the device until the driver resets it, for a reason of the
+    /// worker's. Rings that broke have done so by themselves.
+    pub fn fail(&mut self) {
+        self.control.halt();
+    }
+
+    /// What broke, until the driver resets the device.
+    pub fn fault(&self) -> Option<&RingError> {
+        self.control.fault.as_ref()
+    }
+
+    /// Whether guest memory was cut under its mapping. What the guest says is
+    /// worth nothing then; the caller detaches.
+    pub fn is_poisoned(&self) -> bool {
+        self.control.mem.is_poisoned()
+    }
+
+    /// How often a driver began anew. What was under way for the driver before
+    /// is void.
+    pub fn resets(&self) -> u64 {
+        self.control.counters.resets
+    }
+
+    /// Whether frames to the guest may have a checksum that is not completed
+    /// (VIRTIO_NET_F_GUEST_CSUM).
+    pub fn takes_partial_csum(&self) -> bool {
+        self.control.has(VIRTIO_NET_F_GUEST_CSUM)
+    }
+
+    /// Whether frames of the guest may have a checksum that is not completed
+    /// (VIRTIO_NET_F_CSUM).
+    pub fn sends_partial_csum(&self) -> bool {
+        self.control.has(VIRTIO_NET_F_CSUM)
+    }
+
+    /// Whether the front end has mapped the region into its shared memory.
+    pub fn is_region_mapped(&self) -> bool {
+        self.control.backend.as_ref().is_some_and(|backend| backend.is_mapped())
+    }
+
+    /// Totals.
+    pub fn counters(&self) -> &DeviceCounters {
+        &self.control.counters
+    }
+
+    /// Bytes of the virtio-net header in the rings.
+    fn header_len(&self) -> usize {
+        if self.control.has(VIRTIO_F_VERSION_1) || self.control.has(VIRTIO_NET_F_MRG_RXBUF) {
+            NET_HDR_LEN
+        } else {
+            LEGACY_HDR_LEN
+        }
+    }
+}
+
+enum Taken {
+    Nothing,
+    Frame(usize),
+    Oversize,
+    Runt,
+}
+
+/// Takes one chain and copies it out.
+fn take_frame(
+    ring: &mut Ring,
+    mem: &GuestRam,
+    header_len: usize,
+    out: &mut [u8],
+) -> Result<Taken, Fault> {
+    let Some((head, mut chain)) = ring.take(mem)? else { return Ok(Taken::Nothing) };
+    let mut len = 0;
+    let mut fits = true;
+    // A shorter header leaves the last field, which counts nothing here, zero.
+    let gap = NET_HDR_LEN - header_len;
+    while let Some(piece) = chain.next()? {
+        if piece.writable {
+            return Err(Fault::WritableInTx);
+        }
+        let mut addr = piece.addr;
+        let mut left = piece.len as usize;
+        while left > 0 && fits {
+            if len == header_len && gap > 0 {
+                if let Some(field) = out.get_mut(header_len..NET_HDR_LEN) {
+                    field.fill(0);
+                }
+                len = NET_HDR_LEN;
+            }
+            let end = if len < header_len { header_len.min(len + left) } else { len + left };
+            match out.get_mut(len..end) {
+                Some(to) => {
+                    read(mem, addr, to)?;
+                    addr = GuestAddress(addr.0.wrapping_add(to.len() as u64));
+                    left -= to.len();
+                    len = end;
+                }
+                None => fits = false,
+            }
+        }
+        if !fits {
+            break;
+        }
+    }
+    ring.put_used(mem, head, 0)?;
+    Ok(match (fits, len) {
+        (false, _) => Taken::Oversize,
+        (true, len) if len < NET_HDR_LEN + ETHERNET_LEN => Taken::Runt,
+        (true, len) => Taken::Frame(len),
+    })
+}
+
+fn read(mem: &GuestRam, addr: GuestAddress, to: &mut [u8]) -> Result<(), Fault> {
+    mem.read_slice(to, addr)
+        .map_err(|_| Fault::Outside { addr: addr.0, len: to.len() as u64 })?;
+    // The guest may write there now; what was copied must not be read again.
+    compiler_fence(Ordering::SeqCst);
+    Ok(())
+}
+
+enum Put {
+    Done { chains: u16 },
+    NoRoom,
+    Unfit,
+}
+
+/// Where in the header `num_buffers` is, which is known only at the end.
+const NUM_BUFFERS_AT: usize = 10;
+
+/// Writes header and frame into as many chains as they need. They are written
+/// as they are found: what is not published, the driver does not look at.
+fn put_frame(
+    ring: &mut Ring,
+    mem: &GuestRam,
+    header: &[u8],
+    parts: &[&[u8]],
+    mergeable: bool,
+) -> Result<Put, Fault> {
+    let mut source = Source { current: header, parts: parts.iter() };
+    let total = header.len() + parts.iter().map(|part| part.len()).sum::<usize>();
+    let mut done = 0;
+    let mut chains = 0;
+    let mut num_buffers = [GuestAddress(0); 2];
+    while done < total {
+        let Some((head, mut chain)) = ring.take(mem)? else {
+            ring.rewind(chains, chains);
+            // All that the ring can hold is not enough.
+            return Ok(if chains == ring.size() { Put::Unfit } else { Put::NoRoom });
+        };
+        let mut written = 0;
+        while done < total {
+            let Some(piece) = chain.next()? else { break };
+            if !piece.writable {
+                return Err(Fault::ReadableInRx);
+            }
+            let mut addr = piece.addr;
+            let mut room = (piece.len as usize).min(total - done);
+            while room > 0 {
+                let bytes = source.next(room);
+                mem.write_slice(bytes, addr)
+                    .map_err(|_| Fault::Outside { addr: addr.0, len: bytes.len() as u64 })?;
+                for (byte, at) in num_buffers.iter_mut().zip(NUM_BUFFERS_AT..) {
+                    if (done..done + bytes.len()).contains(&at) {
+                        *byte = addr.unchecked_add((at - done) as u64);
+                    }
+                }
+                done += bytes.len();
+                room -= bytes.len();
+                written += bytes.len() as u32;
+                addr = GuestAddress(addr.0.wrapping_add(bytes.len() as u64));
+            }
+        }
+        if chains == 0 && (written as usize) < header.len() {
+            return Err(Fault::HeaderRoom { len: written });
+        }
+        if written == 0 {
+            return Err(Fault::ZeroLength);
+        }
+        if done < total && !mergeable {
+            ring.rewind(1, 0);
+            return Ok(Put::Unfit);
+        }
+        ring.put_used(mem, head, written)?;
+        chains += 1;
+    }
+    if chains > 1 {
+        for (addr, byte) in num_buffers.into_iter().zip(chains.to_le_bytes()) {
+            mem.write_slice(&[byte], addr).map_err(|_| Fault::Outside { addr: addr.0, len: 1 })?;
+        }
+    }
+    Ok(Put::Done { chains })
+}
+
+/// Header and parts, one after the other.
+struct Source<'a> {
+    current: &'a [u8],
+    parts: std::slice::Iter<'a, &'a [u8]>,
+}
+
+impl<'a> Source<'a> {
+    /// The next bytes, at most `max` and at least one while any are left.
+    fn next(&mut self, max: usize) -> &'a [u8] {
+        while self.current.is_empty() {
+            match self.parts.next() {
+                Some(part) => self.current = part,
+                None => return &[],
+            }
+        }
+        let (bytes, rest) = self.current.split_at(max.min(self.current.len()));
+        self.current = rest;
+        bytes
+    }
+}

@@ -1,0 +1,47 @@
+//! The vhost-user back end of a virtio-net device.
+//!
+//! A front end (a VMM, or a process that drives the rings itself) attaches at an
+//! [`Endpoint`] and sets a [`Device`] up by messages; frames then pass through
+//! the rings in the guest's memory. One worker thread owns a device and drives
+//! it between its other work: nothing here waits, and nothing here locks.
+//!
+//! | room | what it does |
+//! | --- | --- |
+//! | `message` | the table of messages: all that is decided about each |
+//! | `session` | reads, checks, dispatches and answers messages |
+//! | `control`, `handlers` | the state that messages change |
+//! | `backend` | the back end's own channel, for mapping the region |
+//! | `memory` | guest memory, mapped and found by guest address |
+//! | `queue`, `chain` | split rings and descriptor chains |
+//! | `device` | what the worker calls |
+//! | `net` | judging a virtio-net header |
+//! | `endpoint` | where front ends attach |
+//!
+//! The other side is hostile: every count, size, address and index is judged
+//! before use, and each way of being wrong has a name that reaches a counter or
+//! a log line. Nothing here knows of PASTE frames, ports or TCP.
+
+#![deny(unsafe_code)]
+
+mod backend;
+mod chain;
+mod control;
+mod counters;
+mod device;
+mod endpoint;
+mod handlers;
+mod memory;
+mod message;
+mod net;
+mod queue;
+mod session;
+mod signal;
+
+pub use control::{DeviceOptions, RegionFd};
+pub use counters::DeviceCounters;
+pub use device::{Device, Watch};
+pub use endpoint::{Endpoint, EndpointError};
+pub use memory::MEM_SLOTS_MAX;
+pub use net::{HeaderError, judge_tx_header};
+pub use queue::{Fault, RingError, SetupError};
+pub use session::{Name, SessionError};
