@@ -26,8 +26,10 @@ use crate::transport::{Timeout, Transport, TransportError};
 
 pub use options::{Batch, Endpoint, Options, SendOptions, Stats};
 
-/// A HELLO without an answer is repeated after this time.
-const HELLO_INTERVAL: Duration = Duration::from_millis(500);
+/// A HELLO without an answer is repeated after this time, and then after twice
+/// as long each time, up to the last.
+const HELLO_WAIT_FIRST: Duration = Duration::from_secs(1);
+const HELLO_WAIT_LAST: Duration = Duration::from_secs(16);
 /// Waits between attempts to reconnect double from the first to the last.
 const BACKOFF_FIRST: Duration = Duration::from_millis(10);
 const BACKOFF_LAST: Duration = Duration::from_secs(1);
@@ -44,7 +46,11 @@ static EPOCH: AtomicU32 = AtomicU32::new(1);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Link {
     /// Open, or to be opened by a HELLO at this time.
-    Up { hello_due: Duration },
+    Up {
+        hello_due: Duration,
+        /// How long that HELLO may take to be answered.
+        wait: Duration,
+    },
     /// The transport has failed; the next attempt is due then.
     Down {
         retry_at: Duration,
@@ -124,6 +130,7 @@ impl Channel {
             options,
             link: Link::Up {
                 hello_due: Duration::ZERO,
+                wait: HELLO_WAIT_FIRST,
             },
             frame,
             unread: 0..0,
@@ -137,7 +144,7 @@ impl Channel {
             next_cookie: 0,
             stats: Stats::default(),
         };
-        channel.hello()?;
+        channel.hello(HELLO_WAIT_FIRST)?;
         channel.wait_open()?;
         Ok(channel)
     }
@@ -243,13 +250,13 @@ impl Channel {
         match self.link {
             Link::Closed(_) => Ok(None),
             Link::Up { .. } if self.conversation.is_open() => Ok(self.replenish()),
-            Link::Up { hello_due } => {
+            Link::Up { hello_due, wait } => {
                 let now = sys::monotonic();
                 if now < hello_due {
                     return Ok(Some(hello_due - now));
                 }
-                self.hello()?;
-                Ok(Some(HELLO_INTERVAL))
+                self.hello(wait)?;
+                Ok(Some(wait))
             }
             Link::Down { retry_at, backoff } => {
                 let now = sys::monotonic();
@@ -268,8 +275,8 @@ impl Channel {
                 let frame_size = transport.frame_size();
                 self.conversation
                     .rewire(transport.mac(), frame_size, transport.capacity());
-                self.hello()?;
-                Ok(Some(HELLO_INTERVAL))
+                self.hello(HELLO_WAIT_FIRST)?;
+                Ok(Some(HELLO_WAIT_FIRST))
             }
         }
     }
@@ -294,11 +301,12 @@ impl Channel {
         Some(WANT_INTERVAL)
     }
 
-    fn hello(&mut self) -> Result<(), TransportError> {
+    fn hello(&mut self, wait: Duration) -> Result<(), TransportError> {
         let nonce = sys::random_u64();
         self.epoch = EPOCH.fetch_add(1, Ordering::Relaxed);
         self.link = Link::Up {
-            hello_due: sys::monotonic() + HELLO_INTERVAL,
+            hello_due: sys::monotonic() + wait,
+            wait: (wait * 2).min(HELLO_WAIT_LAST),
         };
         let conversation = &mut self.conversation;
         self.transport
@@ -454,6 +462,7 @@ impl Channel {
         self.link = if self.options.reopen {
             Link::Up {
                 hello_due: sys::monotonic() + BACKOFF_FIRST,
+                wait: HELLO_WAIT_FIRST,
             }
         } else {
             Link::Closed(cause)

@@ -306,7 +306,7 @@ fn without_reopening_the_channel_ends() {
 fn a_host_that_does_not_answer_is_asked_again_until_the_time_is_over() {
     let (transport, host) = loopback::pair();
     host.lock().welcoming = false;
-    let answer_timeout = HELLO_INTERVAL + HELLO_INTERVAL / 2;
+    let answer_timeout = HELLO_WAIT_FIRST * 2;
     let opened = Channel::open_on(
         transport,
         Options {

@@ -338,7 +338,18 @@ impl Conversation {
         epoch: u32,
     ) -> Result<Arrival, Broken> {
         // Frames of an earlier opening may still be under way; only the answer
-        // to this HELLO counts. A BYE may be such a late one as well.
+        // to this HELLO counts. A host may refuse with a BYE as well, for
+        // reasons that no earlier conversation would have ended with.
+        if frame.header.kind == Kind::Bye {
+            let reason = Bye::read(frame.body).and_then(|bye| Reason::from_u16(bye.reason.get()));
+            return Ok(match reason {
+                Some(reason @ (Reason::Version | Reason::NoRoom | Reason::BadFrame)) => {
+                    self.forget();
+                    Arrival::Refused(reason)
+                }
+                _ => Arrival::Nothing,
+            });
+        }
         if frame.header.kind != Kind::Welcome {
             return Ok(Arrival::Nothing);
         }

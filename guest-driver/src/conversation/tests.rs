@@ -565,3 +565,21 @@ proptest::proptest! {
         output(&mut conversation);
     }
 }
+
+#[test]
+fn a_host_may_refuse_with_a_goodbye() {
+    for (reason, arrival) in [
+        (Reason::Version, Arrival::Refused(Reason::Version)),
+        (Reason::NoRoom, Arrival::Refused(Reason::NoRoom)),
+        // A late one, of an earlier conversation.
+        (Reason::SequenceGap, Arrival::Nothing),
+        (Reason::Closed, Arrival::Nothing),
+    ] {
+        let mut conversation = Conversation::new(setup());
+        conversation.hello(NONCE, &mut [0; 256]);
+        let mut body = [0; RECORD_LEN];
+        body[..2].copy_from_slice(&(reason as u16).to_le_bytes());
+        let bye = frame(Kind::Bye, 0, 0, &body);
+        assert_eq!(conversation.receive(&bye, 1), Ok(arrival), "{reason:?}");
+    }
+}
