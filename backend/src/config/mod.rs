@@ -1,0 +1,216 @@
+//! The configuration: a TOML file, judged once at the door into typed values.
+//!
+//! What comes out of here needs no further check: every value is within its
+//! limit, and guests do not collide. What is wrong is reported with file, line
+//! and column, all of it at once. Nothing here opens a device or a socket.
+//!
+//! - `read` walks the file and turns its values into those of this module,
+//!   by way of `fields`, which knows what can be wrong with a key;
+//! - `check` holds the rules between values and between guests;
+//! - `error` says where and what.
+
+mod check;
+mod error;
+mod fields;
+mod read;
+mod value;
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use paste_pmem::BUFFER_SIZE_MIN;
+
+use crate::port::PortSpec;
+
+pub use error::{ConfigError, ConfigErrors};
+pub use value::{Mac, MacError, Prefix, PrefixError};
+
+/// Bytes of the longest configuration file.
+pub const FILE_LEN_MAX: u64 = 1 << 20;
+/// Guests that one process serves.
+pub const GUESTS_MAX: usize = 64;
+/// Bytes of the longest guest name: it has to fit the superblock.
+pub const NAME_LEN_MAX: usize = 63;
+/// Bytes of the longest socket path: `sun_path` of `sockaddr_un` less the
+/// terminator, on the system that has the smallest (FreeBSD, 104).
+pub const SOCKET_PATH_LEN_MAX: usize = 103;
+/// The smallest MTU, in bytes: the least that a host must accept (RFC 1122
+/// section 3.3.2).
+pub const MTU_MIN: u16 = 576;
+/// The largest MTU, in bytes: jumbo frames as NICs have them.
+pub const MTU_MAX: u16 = 9000;
+/// The usual MTU of Ethernet (RFC 894), in bytes.
+pub const MTU_DEFAULT: u16 = 1500;
+/// The region's size where none is given, in bytes.
+pub const REGION_SIZE_DEFAULT: u64 = 64 << 20;
+/// Flows where no limit is given.
+pub const FLOWS_DEFAULT: u32 = 16 * 1024;
+/// The highest limit of flows.
+pub const FLOWS_MAX: u32 = 1 << 20;
+/// The longest polling time that is not "always".
+pub const POLL_MAX: Duration = Duration::from_secs(10);
+/// The polling time where none is given.
+pub const POLL_DEFAULT: Duration = Duration::from_micros(50);
+
+/// What one process is to do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// What is logged, and how.
+    pub log: Log,
+    /// The file that the counters are written to when the process ends.
+    pub stats: Option<PathBuf>,
+    /// The guests, in the order of the file. At least one.
+    pub guests: Vec<Guest>,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Log {
+    /// The least severe that is logged.
+    pub level: LogLevel,
+    /// The form of a line.
+    pub format: LogFormat,
+}
+
+/// How severe a line of the log is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogLevel {
+    /// Something stopped working.
+    Error,
+    /// Something is not as it should be.
+    Warn,
+    /// Guests, channels and ports coming and going.
+    #[default]
+    Info,
+    /// Every control message.
+    Debug,
+    /// Everything that is told.
+    Trace,
+}
+
+/// The form of a line of the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+/// One guest, and all that belongs to it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Guest {
+    /// Its name, unique in the process.
+    pub name: String,
+    /// Where its VMM is met.
+    pub socket: Socket,
+    /// Its Ethernet address, unique in the process.
+    pub mac: Mac,
+    /// The address of its stack port.
+    pub address: Prefix,
+    /// The router towards everything beyond its network.
+    pub gateway: Option<std::net::Ipv4Addr>,
+    /// The NIC.
+    pub port: PortSpec,
+    /// The memory that it shares with the host.
+    pub region: RegionSpec,
+    /// How long its worker polls before it sleeps.
+    pub poll: Poll,
+    /// Headers are kept where the guest cannot rewrite them.
+    pub spoof_check: bool,
+    /// Flows at once.
+    pub flows_max: u32,
+    /// Bytes of the largest packet.
+    pub mtu: u16,
+}
+
+/// A vhost-user socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Socket {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Who listens.
+    pub mode: SocketMode,
+}
+
+/// Who listens on a vhost-user socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SocketMode {
+    /// This process listens and the VMM connects.
+    #[default]
+    Server,
+    /// The VMM listens and this process connects.
+    Client,
+}
+
+/// A region, as it is to be made or opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegionSpec {
+    /// Bytes of the whole region, the host's head included.
+    pub size: u64,
+    /// The file that outlives the process; without one, the region goes with
+    /// the process.
+    pub path: Option<PathBuf>,
+    /// Bytes of one buffer, a power of two.
+    pub buffer_size: u32,
+}
+
+impl Default for RegionSpec {
+    fn default() -> RegionSpec {
+        RegionSpec {
+            size: REGION_SIZE_DEFAULT,
+            path: None,
+            buffer_size: BUFFER_SIZE_MIN,
+        }
+    }
+}
+
+/// How long a worker polls before it sleeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Poll {
+    /// It never sleeps.
+    Always,
+    /// It sleeps after this time without anything to do.
+    For(Duration),
+}
+
+impl Config {
+    /// Reads and judges a file.
+    pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
+        let file = path.display().to_string();
+        let unreadable = |source| ConfigErrors::new(&file, vec![ConfigError::unreadable(source)]);
+        let mut bytes = Vec::new();
+        std::fs::File::open(path)
+            .and_then(|f| f.take(FILE_LEN_MAX + 1).read_to_end(&mut bytes))
+            .map_err(unreadable)?;
+        if bytes.len() as u64 > FILE_LEN_MAX {
+            return Err(ConfigErrors::new(&file, vec![ConfigError::too_long()]));
+        }
+        match String::from_utf8(bytes) {
+            Ok(text) => Config::parse(&file, &text),
+            Err(error) => {
+                let valid = error.utf8_error().valid_up_to();
+                let line = 1 + error.as_bytes()[..valid]
+                    .iter()
+                    .filter(|&&b| b == b'\n')
+                    .count();
+                Err(ConfigErrors::new(&file, vec![ConfigError::not_utf8(line)]))
+            }
+        }
+    }
+
+    /// Judges the text of a file; `file` is its name for messages.
+    pub fn parse(file: &str, text: &str) -> Result<Config, ConfigErrors> {
+        let mut findings = error::Findings::default();
+        let config = read::config(text, &mut findings);
+        match config {
+            Some(config) if findings.is_empty() => Ok(config),
+            _ => Err(findings.into_errors(file, text)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

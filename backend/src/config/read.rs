@@ -1,0 +1,495 @@
+//! The walk over a file: tables and values become those of [`super`]. What
+//! concerns one value is judged here; what concerns several is in `check`.
+
+use std::net::Ipv4Addr;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use paste_pmem::{BUFFER_SIZE_MAX, BUFFER_SIZE_MIN, SIZE_MAX, SIZE_MIN, SIZE_STEP};
+use toml::de::DeTable;
+
+use super::check;
+use super::error::Findings;
+use super::fields::{At, Fields};
+use super::value;
+use super::{
+    Config, FLOWS_DEFAULT, FLOWS_MAX, GUESTS_MAX, Guest, Log, LogFormat, LogLevel, MTU_DEFAULT,
+    MTU_MAX, MTU_MIN, Mac, NAME_LEN_MAX, POLL_DEFAULT, POLL_MAX, Poll, Prefix, RegionSpec,
+    SOCKET_PATH_LEN_MAX, Socket, SocketMode,
+};
+use crate::port::PortSpec;
+
+/// What was understood of a guest. `None` where something is missing or wrong,
+/// which has been reported.
+#[derive(Debug)]
+pub(super) struct Draft {
+    /// How messages name the guest.
+    pub(super) who: String,
+    pub(super) name: Option<At<String>>,
+    pub(super) socket: Option<At<Socket>>,
+    pub(super) mac: Option<At<Mac>>,
+    pub(super) address: Option<At<Prefix>>,
+    pub(super) gateway: Option<At<Ipv4Addr>>,
+    pub(super) port: Option<At<PortSpec>>,
+    pub(super) region: Option<At<RegionSpec>>,
+    pub(super) poll: Option<Poll>,
+    pub(super) spoof_check: Option<bool>,
+    pub(super) flows_max: Option<u32>,
+    pub(super) mtu: Option<At<u16>>,
+}
+
+/// Reads a whole file. `None`, or findings, if something is wrong with it.
+pub(super) fn config(text: &str, findings: &mut Findings) -> Option<Config> {
+    let (document, errors) = DeTable::parse_recoverable(text);
+    for error in &errors {
+        findings.add(
+            error.span().unwrap_or(0..0),
+            error.message().trim().replace('\n', ", "),
+        );
+    }
+    if !errors.is_empty() {
+        return None;
+    }
+    let fields = Fields::new(
+        document.get_ref(),
+        0..0,
+        String::new(),
+        &["log", "stats", "guest"],
+        findings,
+    );
+    let log = read_log(&fields, findings);
+    let stats = read_path(
+        &fields,
+        "stats",
+        "stats = \"/run/pasted/stats.json\"",
+        findings,
+    );
+    let drafts = read_guests(&fields, findings)?;
+    for draft in &drafts {
+        check::within(draft, findings);
+    }
+    check::between(&drafts, findings);
+    let guests = drafts.into_iter().map(finish).collect::<Option<Vec<_>>>()?;
+    Some(Config {
+        log: log?,
+        stats: stats?,
+        guests,
+    })
+}
+
+fn read_log(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<Log> {
+    let Some(value) = fields.get("log") else {
+        return Some(Log::default());
+    };
+    let Some(table) = value.get_ref().as_table() else {
+        fields.wrong_type("log", value, "[log]", findings);
+        return None;
+    };
+    let log = Fields::new(
+        table,
+        value.span(),
+        "log: ".to_owned(),
+        &["level", "format"],
+        findings,
+    );
+    let level = log.word(
+        "level",
+        &[
+            ("error", LogLevel::Error),
+            ("warn", LogLevel::Warn),
+            ("info", LogLevel::Info),
+            ("debug", LogLevel::Debug),
+            ("trace", LogLevel::Trace),
+        ],
+        findings,
+    );
+    let format = log.word(
+        "format",
+        &[("text", LogFormat::Text), ("json", LogFormat::Json)],
+        findings,
+    );
+    Some(Log {
+        level: level?,
+        format: format?,
+    })
+}
+
+fn read_guests(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<Vec<Draft>> {
+    const EXAMPLE: &str = "a [[guest]] table for each guest";
+    let value = fields.require("guest", EXAMPLE, findings)?;
+    let Some(array) = value.get_ref().as_array() else {
+        fields.wrong_type("guest", value, EXAMPLE, findings);
+        return None;
+    };
+    if array.is_empty() {
+        fields.wrong(
+            &value.span(),
+            format!("there is no guest: write {EXAMPLE}"),
+            findings,
+        );
+    }
+    if array.len() > GUESTS_MAX {
+        let message = format!(
+            "there are {} guests: split them over several processes of at most {GUESTS_MAX}",
+            array.len()
+        );
+        fields.wrong(&array[GUESTS_MAX].span(), message, findings);
+        return None;
+    }
+    let mut drafts = Vec::with_capacity(array.len());
+    for (index, value) in array.iter().enumerate() {
+        match value.get_ref().as_table() {
+            Some(table) => drafts.push(read_guest(table, value.span(), index, findings)),
+            None => fields.wrong_type("guest", value, EXAMPLE, findings),
+        }
+    }
+    Some(drafts)
+}
+
+fn read_guest(
+    table: &DeTable<'_>,
+    at: Range<usize>,
+    index: usize,
+    findings: &mut Findings,
+) -> Draft {
+    const KEYS: [&str; 11] = [
+        "name",
+        "socket",
+        "mac",
+        "addresses",
+        "gateway",
+        "port",
+        "region",
+        "poll",
+        "spoof_check",
+        "flows_max",
+        "mtu",
+    ];
+    let name = table.get("name").and_then(|name| name.get_ref().as_str());
+    let who = match name.filter(|name| is_name(name)) {
+        Some(name) => format!("guest \"{name}\""),
+        None => format!("guest {}", index + 1),
+    };
+    let fields = Fields::new(table, at, format!("{who}: "), &KEYS, findings);
+    let name = read_name(&fields, findings);
+    let socket = read_socket(&fields, findings);
+    let mac = read_mac(&fields, findings);
+    let address = read_address(&fields, findings);
+    let gateway = read_gateway(&fields, findings);
+    let port = read_port(&fields, findings);
+    let region = read_region(&fields, findings);
+    let poll = read_poll(&fields, findings);
+    let spoof_check = read_spoof_check(&fields, findings);
+    let flows_max = fields.number("flows_max", (1, FLOWS_MAX), FLOWS_DEFAULT, findings);
+    let mtu_bounds = (u32::from(MTU_MIN), u32::from(MTU_MAX));
+    let mtu = fields.number("mtu", mtu_bounds, u32::from(MTU_DEFAULT), findings);
+    Draft {
+        who,
+        name,
+        socket,
+        mac,
+        address,
+        gateway,
+        port,
+        region,
+        poll,
+        spoof_check,
+        flows_max: flows_max.map(|n| n.value),
+        // Within its bounds, it fits.
+        mtu: mtu.and_then(|n| {
+            Some(At {
+                at: n.at,
+                value: u16::try_from(n.value).ok()?,
+            })
+        }),
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    (1..=NAME_LEN_MAX).contains(&name.len()) && name.bytes().all(allowed)
+}
+
+fn read_name(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<String>> {
+    let name = fields.required_text("name", "name = \"web1\"", findings)?;
+    if !is_name(name.value) {
+        let message = format!(
+            "name {:?} is not possible: use 1 to {NAME_LEN_MAX} of a-z, 0-9 and -",
+            name.value
+        );
+        fields.wrong(&name.at, message, findings);
+        return None;
+    }
+    Some(At {
+        at: name.at,
+        value: name.value.to_owned(),
+    })
+}
+
+fn read_socket(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<Socket>> {
+    const EXAMPLE: &str = "socket = \"/run/pasted/web1.sock\"";
+    let value = fields.require("socket", EXAMPLE, findings)?;
+    let (path, mode) = match value.get_ref().as_table() {
+        Some(table) => {
+            let who = format!("{}socket: ", fields.who);
+            let inner = Fields::new(table, value.span(), who, &["path", "mode"], findings);
+            let path = inner.required_text("path", "path = \"/run/pasted/web1.sock\"", findings);
+            let modes = [
+                ("server", SocketMode::Server),
+                ("client", SocketMode::Client),
+            ];
+            (path, inner.word("mode", &modes, findings))
+        }
+        None => (
+            fields.text("socket", value, EXAMPLE, findings),
+            Some(SocketMode::Server),
+        ),
+    };
+    let (path, mode) = (path?, mode?);
+    if path.value.is_empty() || path.value.contains('\0') {
+        fields.wrong(
+            &path.at,
+            format!("socket has no path: write {EXAMPLE}"),
+            findings,
+        );
+        return None;
+    }
+    if path.value.len() > SOCKET_PATH_LEN_MAX {
+        let message = format!(
+            "socket path is {} bytes long: use at most {SOCKET_PATH_LEN_MAX}",
+            path.value.len()
+        );
+        fields.wrong(&path.at, message, findings);
+        return None;
+    }
+    let socket = Socket {
+        path: PathBuf::from(path.value),
+        mode,
+    };
+    Some(At {
+        at: path.at,
+        value: socket,
+    })
+}
+
+fn read_mac(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<Mac>> {
+    let text = fields.required_text("mac", "mac = \"52:54:00:00:00:01\"", findings)?;
+    match text.value.parse() {
+        Ok(mac) => Some(At {
+            at: text.at,
+            value: mac,
+        }),
+        Err(error) => {
+            fields.wrong(&text.at, format!("mac {error}"), findings);
+            None
+        }
+    }
+}
+
+fn read_address(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<Prefix>> {
+    const EXAMPLE: &str = "addresses = [\"10.7.0.2/24\"]";
+    let value = fields.require("addresses", EXAMPLE, findings)?;
+    let Some(array) = value.get_ref().as_array() else {
+        fields.wrong_type("addresses", value, EXAMPLE, findings);
+        return None;
+    };
+    // Every one is judged, so that a wrong one is not hidden by their number.
+    let mut addresses = Vec::new();
+    for value in array {
+        let Some(text) = fields.text("an address", value, EXAMPLE, findings) else {
+            continue;
+        };
+        match text.value.parse::<Prefix>() {
+            Ok(prefix) => addresses.push(At {
+                at: text.at,
+                value: prefix,
+            }),
+            Err(error) => fields.wrong(&text.at, format!("address {error}"), findings),
+        }
+    }
+    if array.len() != 1 {
+        let message = format!(
+            "addresses has {} entries: give exactly one, more are not supported yet",
+            array.len()
+        );
+        fields.wrong(&value.span(), message, findings);
+        return None;
+    }
+    addresses.pop()
+}
+
+fn read_gateway(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<Ipv4Addr>> {
+    const EXAMPLE: &str = "gateway = \"10.7.0.1\"";
+    let value = fields.get("gateway")?;
+    let text = fields.text("gateway", value, EXAMPLE, findings)?;
+    match text.value.parse() {
+        Ok(gateway) => Some(At {
+            at: text.at,
+            value: gateway,
+        }),
+        Err(_) => {
+            let message = format!(
+                "gateway \"{}\" is no IPv4 address: write {EXAMPLE}",
+                text.value
+            );
+            fields.wrong(&text.at, message, findings);
+            None
+        }
+    }
+}
+
+fn read_port(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<PortSpec>> {
+    let text = fields.required_text("port", "port = \"tap:tap0\"", findings)?;
+    match PortSpec::parse(text.value) {
+        Ok(port) => Some(At {
+            at: text.at,
+            value: port,
+        }),
+        Err(error) => {
+            fields.wrong(&text.at, format!("port: {error}"), findings);
+            None
+        }
+    }
+}
+
+fn read_region(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<RegionSpec>> {
+    const EXAMPLE: &str = "region = { size = \"64MiB\" } or region = \"memory\"";
+    let Some(value) = fields.get("region") else {
+        return Some(At {
+            at: fields.at.clone(),
+            value: RegionSpec::default(),
+        });
+    };
+    let Some(table) = value.get_ref().as_table() else {
+        let text = fields.text("region", value, EXAMPLE, findings)?;
+        if text.value != "memory" {
+            let message = format!("region \"{}\" is unknown: write {EXAMPLE}", text.value);
+            fields.wrong(&text.at, message, findings);
+            return None;
+        }
+        return Some(At {
+            at: text.at,
+            value: RegionSpec::default(),
+        });
+    };
+    let who = format!("{}region: ", fields.who);
+    let keys = ["size", "path", "buffer_size"];
+    let inner = Fields::new(table, value.span(), who, &keys, findings);
+    let size = read_region_size(&inner, findings);
+    let path = read_path(&inner, "path", "path = \"/dev/shm/web1.region\"", findings);
+    let bounds = (BUFFER_SIZE_MIN, BUFFER_SIZE_MAX);
+    let buffer_size = inner.number("buffer_size", bounds, BUFFER_SIZE_MIN, findings)?;
+    if !buffer_size.value.is_power_of_two() {
+        let message = format!(
+            "buffer_size {} is not possible: use a power of two from {BUFFER_SIZE_MIN} to \
+             {BUFFER_SIZE_MAX}",
+            buffer_size.value
+        );
+        inner.wrong(&buffer_size.at, message, findings);
+        return None;
+    }
+    let region = RegionSpec {
+        size: size?,
+        path: path?,
+        buffer_size: buffer_size.value,
+    };
+    Some(At {
+        at: value.span(),
+        value: region,
+    })
+}
+
+/// A file's path that need not be there. `None` if it is wrong.
+fn read_path(
+    fields: &Fields<'_, '_>,
+    key: &str,
+    example: &str,
+    findings: &mut Findings,
+) -> Option<Option<PathBuf>> {
+    let Some(value) = fields.get(key) else {
+        return Some(None);
+    };
+    let text = fields.text(key, value, example, findings)?;
+    if text.value.is_empty() || text.value.contains('\0') {
+        fields.wrong(
+            &text.at,
+            format!("{key} names no file: write {example}"),
+            findings,
+        );
+        return None;
+    }
+    Some(Some(PathBuf::from(text.value)))
+}
+
+fn read_region_size(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<u64> {
+    const EXAMPLE: &str = "size = \"64MiB\"";
+    let text = fields.required_text("size", EXAMPLE, findings)?;
+    let Some(size) = value::size(text.value) else {
+        let message = format!("size \"{}\" is no size: write {EXAMPLE}", text.value);
+        fields.wrong(&text.at, message, findings);
+        return None;
+    };
+    let bounded = (SIZE_MIN..=SIZE_MAX).contains(&size);
+    if !bounded || !size.is_multiple_of(SIZE_STEP) {
+        let message = format!(
+            "size {} is not possible: use a multiple of {} from {} to {}",
+            value::show_size(size),
+            value::show_size(SIZE_STEP),
+            value::show_size(SIZE_MIN),
+            value::show_size(SIZE_MAX),
+        );
+        fields.wrong(&text.at, message, findings);
+        return None;
+    }
+    Some(size)
+}
+
+fn read_poll(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<Poll> {
+    let Some(value) = fields.get("poll") else {
+        return Some(Poll::For(POLL_DEFAULT));
+    };
+    let text = fields.text("poll", value, "poll = \"50us\"", findings)?;
+    let poll = value::poll(text.value);
+    if poll.is_none() {
+        let message = format!(
+            "poll \"{}\" is not possible: write \"50us\", \"1ms\", \"0\" (at most {}s) or \"always\"",
+            text.value,
+            POLL_MAX.as_secs()
+        );
+        fields.wrong(&text.at, message, findings);
+    }
+    poll
+}
+
+fn read_spoof_check(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<bool> {
+    let Some(value) = fields.get("spoof_check") else {
+        return Some(true);
+    };
+    let check = value.get_ref().as_bool();
+    if check.is_none() {
+        fields.wrong_type(
+            "spoof_check",
+            value,
+            "spoof_check = true or false",
+            findings,
+        );
+    }
+    check
+}
+
+/// The guest, if nothing is missing.
+fn finish(draft: Draft) -> Option<Guest> {
+    Some(Guest {
+        name: draft.name?.value,
+        socket: draft.socket?.value,
+        mac: draft.mac?.value,
+        address: draft.address?.value,
+        gateway: draft.gateway.map(|gateway| gateway.value),
+        port: draft.port?.value,
+        region: draft.region?.value,
+        poll: draft.poll?,
+        spoof_check: draft.spoof_check?,
+        flows_max: draft.flows_max?,
+        mtu: draft.mtu?.value,
+    })
+}

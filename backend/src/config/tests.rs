@@ -1,0 +1,486 @@
+//! Each wrong configuration, and exactly what is said of it.
+
+use super::*;
+
+/// A guest that is right, as the lines of its table after `[[guest]]`.
+const RIGHT: [&str; 6] = [
+    "name = \"web1\"",
+    "socket = \"/run/web1.sock\"",
+    "mac = \"52:54:00:00:00:01\"",
+    "addresses = [\"10.7.0.2/24\"]",
+    "gateway = \"10.7.0.1\"",
+    "port = \"tap:tap0\"",
+];
+
+/// The text of a guest with some lines replaced or, where there is no such key
+/// yet, added behind the others.
+fn guest(changes: &[&str]) -> String {
+    let key = |line: &str| line.split('=').next().unwrap().trim().to_owned();
+    let mut lines: Vec<String> = RIGHT.iter().map(|line| (*line).to_owned()).collect();
+    for change in changes {
+        match lines.iter_mut().find(|line| key(line) == key(change)) {
+            Some(line) => *line = (*change).to_owned(),
+            None => lines.push((*change).to_owned()),
+        }
+    }
+    format!("[[guest]]\n{}\n", lines.join("\n"))
+}
+
+fn parse(text: &str) -> Result<Config, ConfigErrors> {
+    Config::parse("web.toml", text)
+}
+
+/// Asserts that the text is refused, with these lines.
+#[track_caller]
+fn refused(text: &str, lines: &[&str]) {
+    match parse(text) {
+        Ok(config) => panic!("accepted:\n{text}\nas {config:?}"),
+        Err(errors) => assert_eq!(errors.to_string(), lines.join("\n"), "\n{text}"),
+    }
+}
+
+#[test]
+fn the_least_that_a_guest_needs() {
+    let config = parse(&guest(&[])).unwrap();
+    assert_eq!((config.log, config.stats.clone()), (Log::default(), None));
+    let [guest] = config.guests.as_slice() else {
+        panic!("{config:?}")
+    };
+    assert_eq!(guest.name, "web1");
+    let socket = Socket {
+        path: "/run/web1.sock".into(),
+        mode: SocketMode::Server,
+    };
+    assert_eq!(guest.socket, socket);
+    assert_eq!(guest.mac.octets(), [0x52, 0x54, 0, 0, 0, 1]);
+    assert_eq!(guest.address.to_string(), "10.7.0.2/24");
+    assert_eq!(guest.gateway, Some([10, 7, 0, 1].into()));
+    assert_eq!(guest.port.to_string(), "tap:tap0");
+    assert_eq!(
+        guest.region,
+        RegionSpec {
+            size: 64 << 20,
+            path: None,
+            buffer_size: 2048
+        }
+    );
+    assert_eq!(guest.poll, Poll::For(Duration::from_micros(50)));
+    assert!(guest.spoof_check);
+    assert_eq!((guest.flows_max, guest.mtu), (16384, 1500));
+}
+
+#[test]
+fn everything_that_can_be_said() {
+    let text = format!(
+        "stats = \"/run/stats.json\"\nlog = {{ level = \"debug\", format = \"json\" }}\n{}",
+        guest(&[
+            "socket = { path = \"/run/vmm.sock\", mode = \"client\" }",
+            "region = { size = \"1 GiB\", path = \"/dev/shm/web1\", buffer_size = 16384 }",
+            "poll = \"always\"",
+            "spoof_check = false",
+            "flows_max = 1_000",
+            "mtu = 9000",
+        ])
+    );
+    let config = parse(&text).unwrap();
+    assert_eq!(
+        config.log,
+        Log {
+            level: LogLevel::Debug,
+            format: LogFormat::Json
+        }
+    );
+    assert_eq!(config.stats, Some("/run/stats.json".into()));
+    let guest = &config.guests[0];
+    assert_eq!(guest.socket.mode, SocketMode::Client);
+    let path = Some("/dev/shm/web1".into());
+    assert_eq!(
+        guest.region,
+        RegionSpec {
+            size: 1 << 30,
+            path,
+            buffer_size: 16384
+        }
+    );
+    assert_eq!(guest.poll, Poll::Always);
+    assert!(!guest.spoof_check);
+    assert_eq!((guest.flows_max, guest.mtu), (1000, 9000));
+}
+
+#[test]
+fn one_wrong_value_is_named_with_its_place() {
+    for (change, message) in [
+        (
+            "name = \"Web 1\"",
+            "2:8: guest 1: name \"Web 1\" is not possible: use 1 to 63 of a-z, 0-9 and -",
+        ),
+        (
+            "name = 7",
+            "2:8: guest 1: name is an integer: write name = \"web1\"",
+        ),
+        (
+            "socket = \"\"",
+            "3:10: guest \"web1\": socket has no path: write socket = \"/run/pasted/web1.sock\"",
+        ),
+        (
+            "socket = { mode = \"client\" }",
+            "3:10: guest \"web1\": socket: path is missing: write path = \"/run/pasted/web1.sock\"",
+        ),
+        (
+            "socket = { path = \"/s\", mode = \"clint\" }",
+            "3:32: guest \"web1\": socket: mode \"clint\" is unknown: use \"server\" or \"client\"",
+        ),
+        (
+            "mac = \"52:54:00:00:00\"",
+            "4:7: guest \"web1\": mac \"52:54:00:00:00\" is no Ethernet address: write six pairs of hexadecimal digits, as in 52:54:00:00:00:01",
+        ),
+        (
+            "mac = \"53:54:00:00:00:01\"",
+            "4:7: guest \"web1\": mac 53:54:00:00:00:01 is a multicast address: use one whose first byte is even",
+        ),
+        (
+            "mac = \"00:00:00:00:00:00\"",
+            "4:7: guest \"web1\": mac 00:00:00:00:00:00 is nobody's address: use one such as 52:54:00:00:00:01",
+        ),
+        (
+            "addresses = []",
+            "5:13: guest \"web1\": addresses has 0 entries: give exactly one, more are not supported yet",
+        ),
+        (
+            "addresses = [\"10.7.0.2/24\", \"10.7.0.3/24\"]",
+            "5:13: guest \"web1\": addresses has 2 entries: give exactly one, more are not supported yet",
+        ),
+        (
+            "addresses = \"10.7.0.2/24\"",
+            "5:13: guest \"web1\": addresses is a string: write addresses = [\"10.7.0.2/24\"]",
+        ),
+        (
+            "addresses = [\"10.7.0.2\"]",
+            "5:14: guest \"web1\": address 10.7.0.2 has no prefix length: write it as in 10.7.0.2/24",
+        ),
+        (
+            "addresses = [\"10.7.0.2/33\"]",
+            "5:14: guest \"web1\": address \"10.7.0.2/33\" is no address: write it with its prefix length, as in 10.7.0.2/24",
+        ),
+        (
+            "addresses = [\"10.7.0.2/0\"]",
+            "5:14: guest \"web1\": address \"10.7.0.2/0\" is no address: write it with its prefix length, as in 10.7.0.2/24",
+        ),
+        (
+            "addresses = [\"fd00::2/64\"]",
+            "5:14: guest \"web1\": address fd00::2 is an IPv6 address, which is not supported yet: use an IPv4 address",
+        ),
+        (
+            "addresses = [\"224.0.0.1/4\"]",
+            "5:14: guest \"web1\": address 224.0.0.1 cannot be a host's address on a network: use a unicast address",
+        ),
+        (
+            "addresses = [\"10.7.0.255/24\"]",
+            "5:14: guest \"web1\": address 10.7.0.255/24 names the network or its broadcast address: use a host's address within it",
+        ),
+        (
+            "gateway = \"10.8.0.1\"",
+            "6:11: guest \"web1\": gateway 10.8.0.1 is not in 10.7.0.2/24: use an address of that network",
+        ),
+        (
+            "gateway = \"10.7.0.2\"",
+            "6:11: guest \"web1\": gateway 10.7.0.2 is the guest's own address: use the router's",
+        ),
+        (
+            "gateway = \"10.7.0.0\"",
+            "6:11: guest \"web1\": gateway 10.7.0.0 names the network 10.7.0.2/24 or its broadcast address: use the router's",
+        ),
+        (
+            "gateway = \"router\"",
+            "6:11: guest \"web1\": gateway \"router\" is no IPv4 address: write gateway = \"10.7.0.1\"",
+        ),
+        (
+            "port = \"tap0\"",
+            "7:8: guest \"web1\": port: \"tap0\" does not say what kind of port it is: write tap:NAME or pipe:NAME[?PARAMETER=VALUE&...]",
+        ),
+        (
+            "region = \"disk\"",
+            "8:10: guest \"web1\": region \"disk\" is unknown: write region = { size = \"64MiB\" } or region = \"memory\"",
+        ),
+        (
+            "region = {}",
+            "8:10: guest \"web1\": region: size is missing: write size = \"64MiB\"",
+        ),
+        (
+            "region = { size = 64 }",
+            "8:19: guest \"web1\": region: size is an integer: write size = \"64MiB\"",
+        ),
+        (
+            "region = { size = \"64MB\" }",
+            "8:19: guest \"web1\": region: size \"64MB\" is no size: write size = \"64MiB\"",
+        ),
+        (
+            "region = { size = \"2MiB\" }",
+            "8:19: guest \"web1\": region: size 2MiB is not possible: use a multiple of 2MiB from 4MiB to 64GiB",
+        ),
+        (
+            "region = { size = \"5MiB\" }",
+            "8:19: guest \"web1\": region: size 5MiB is not possible: use a multiple of 2MiB from 4MiB to 64GiB",
+        ),
+        (
+            "region = { size = \"64MiB\", buffer_size = 3000 }",
+            "8:42: guest \"web1\": region: buffer_size 3000 is not possible: use a power of two from 2048 to 65536",
+        ),
+        (
+            "region = { size = \"64MiB\", path = \"\" }",
+            "8:35: guest \"web1\": region: path names no file: write path = \"/dev/shm/web1.region\"",
+        ),
+        (
+            "poll = \"50\"",
+            "8:8: guest \"web1\": poll \"50\" is not possible: write \"50us\", \"1ms\", \"0\" (at most 10s) or \"always\"",
+        ),
+        (
+            "poll = \"1min\"",
+            "8:8: guest \"web1\": poll \"1min\" is not possible: write \"50us\", \"1ms\", \"0\" (at most 10s) or \"always\"",
+        ),
+        (
+            "spoof_check = \"no\"",
+            "8:15: guest \"web1\": spoof_check is a string: write spoof_check = true or false",
+        ),
+        (
+            "flows_max = 0",
+            "8:13: guest \"web1\": flows_max 0 is not possible: use a number from 1 to 1048576",
+        ),
+        (
+            "flows_max = 99999999999999999999",
+            "8:13: guest \"web1\": flows_max 99999999999999999999 is not possible: use a number from 1 to 1048576",
+        ),
+        (
+            "mtu = 575",
+            "8:7: guest \"web1\": mtu 575 is not possible: use a number from 576 to 9000",
+        ),
+        (
+            "mtu = 1966",
+            "8:7: guest \"web1\": mtu 1966 does not fit a buffer of 2048 bytes: use an mtu of at most 1965, or buffer_size = 4096",
+        ),
+        (
+            "adress = \"10.7.0.2/24\"",
+            "8:1: guest \"web1\": unknown key \"adress\": did you mean \"addresses\"?",
+        ),
+        (
+            "vlan = 3",
+            "8:1: guest \"web1\": unknown key \"vlan\": the keys here are name, socket, mac, addresses, gateway, port, region, poll, spoof_check, flows_max, mtu",
+        ),
+    ] {
+        refused(&guest(&[change]), &[&format!("web.toml:{message}")]);
+    }
+}
+
+#[test]
+fn every_missing_key_is_named() {
+    refused(
+        "[[guest]]\n",
+        &[
+            "web.toml:1:1: guest 1: name is missing: write name = \"web1\"",
+            "web.toml:1:1: guest 1: socket is missing: write socket = \"/run/pasted/web1.sock\"",
+            "web.toml:1:1: guest 1: mac is missing: write mac = \"52:54:00:00:00:01\"",
+            "web.toml:1:1: guest 1: addresses is missing: write addresses = [\"10.7.0.2/24\"]",
+            "web.toml:1:1: guest 1: port is missing: write port = \"tap:tap0\"",
+        ],
+    );
+}
+
+#[test]
+fn the_top_level_is_judged() {
+    for (text, message) in [
+        (
+            "",
+            "1:1: guest is missing: write a [[guest]] table for each guest",
+        ),
+        (
+            "guest = []",
+            "1:9: there is no guest: write a [[guest]] table for each guest",
+        ),
+        (
+            "[guest]",
+            "1:1: guest is a table: write a [[guest]] table for each guest",
+        ),
+        (
+            "guest = [7]",
+            "1:10: guest is an integer: write a [[guest]] table for each guest",
+        ),
+    ] {
+        refused(text, &[&format!("web.toml:{message}")]);
+    }
+    let with = |head: &str| format!("{head}\n{}", guest(&[]));
+    refused(
+        &with("[logs]"),
+        &["web.toml:1:2: unknown key \"logs\": did you mean \"log\"?"],
+    );
+    refused(
+        &with("[log]\nlevel = \"loud\""),
+        &[
+            "web.toml:2:9: log: level \"loud\" is unknown: use \"error\" or \"warn\" or \"info\" or \
+           \"debug\" or \"trace\"",
+        ],
+    );
+    refused(
+        &with("stats = \"\""),
+        &["web.toml:1:9: stats names no file: write stats = \"/run/pasted/stats.json\""],
+    );
+}
+
+#[test]
+fn guests_that_collide_are_named_both() {
+    let region = "region = { size = \"64MiB\", path = \"/dev/shm/r\" }";
+    let text = guest(&[region]) + &guest(&["name = \"web2\"", region]);
+    refused(
+        &text,
+        &[
+            "web.toml:11:10: guest \"web2\": socket is that of guest \"web1\" too: give every \
+             guest a socket of its own",
+            "web.toml:12:7: guest \"web2\": mac is that of guest \"web1\" too: give every guest \
+             an address of its own",
+            "web.toml:13:14: guest \"web2\": address is that of guest \"web1\" too: guests on one \
+             port need addresses of their own",
+            "web.toml:15:8: guest \"web2\": port tap:tap0 serves one guest only: name another \
+             device",
+            "web.toml:16:10: guest \"web2\": region path is that of guest \"web1\" too: a region \
+             belongs to one guest",
+        ],
+    );
+}
+
+#[test]
+fn a_name_twice_is_told_by_number() {
+    let other = [
+        "socket = \"/run/web2.sock\"",
+        "mac = \"52:54:00:00:00:02\"",
+        "port = \"tap:tap1\"",
+    ];
+    refused(
+        &(guest(&[]) + &guest(&other)),
+        &[
+            "web.toml:9:8: guest \"web1\": name is that of guest 1 too: give every guest a name of \
+           its own",
+        ],
+    );
+}
+
+#[test]
+fn a_wire_has_two_ends() {
+    let mut text = String::new();
+    for n in 1..=3 {
+        text += &guest(&[
+            &format!("name = \"web{n}\""),
+            &format!("socket = \"/run/web{n}.sock\""),
+            &format!("mac = \"52:54:00:00:00:0{n}\""),
+            &format!("addresses = [\"10.7.0.{}/24\"]", n + 1),
+            &format!("port = \"pipe:wire0?seed={n}\""),
+        ]);
+        text = text.replace("gateway = \"10.7.0.1\"\n", "");
+    }
+    refused(
+        &text,
+        &[
+            "web.toml:18:8: guest \"web3\": port pipe:wire0 serves 2 guests only: name another \
+           device",
+        ],
+    );
+    let two = &text[..text.rfind("[[guest]]").unwrap()];
+    assert_eq!(parse(two).unwrap().guests.len(), 2);
+}
+
+#[test]
+fn all_errors_are_reported_in_the_order_of_the_file() {
+    refused(
+        &(guest(&["mtu = 1", "name = \"a_b\""]) + &guest(&["mac = \"x\""])),
+        &[
+            "web.toml:2:8: guest 1: name \"a_b\" is not possible: use 1 to 63 of a-z, 0-9 and -",
+            "web.toml:8:7: guest 1: mtu 1 is not possible: use a number from 576 to 9000",
+            "web.toml:11:10: guest \"web1\": socket is that of guest 1 too: give every guest a \
+             socket of its own",
+            "web.toml:12:7: guest \"web1\": mac \"x\" is no Ethernet address: write six pairs of \
+             hexadecimal digits, as in 52:54:00:00:00:01",
+            "web.toml:13:14: guest \"web1\": address is that of guest 1 too: guests on one port \
+             need addresses of their own",
+            "web.toml:15:8: guest \"web1\": port tap:tap0 serves one guest only: name another \
+             device",
+        ],
+    );
+}
+
+#[test]
+fn many_errors_are_cut_short() {
+    let keys: String = (0..40).map(|n| format!("zzzzzzzz{n} = 1\n")).collect();
+    let errors = parse(&(guest(&[]) + &keys)).unwrap_err();
+    assert_eq!(errors.errors().len(), 32);
+    assert!(
+        errors.to_string().ends_with("\nweb.toml: and 8 more"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn what_is_no_toml_is_named_with_its_place() {
+    let errors = parse("[[guest]]\nname = \"web1\nmac = 7\n").unwrap_err();
+    assert_eq!(errors.errors()[0].place, Some((2, 13)));
+    let errors = parse(&guest(&["mtu = 1500\nmtu = 1500"])).unwrap_err();
+    assert_eq!(errors.errors()[0].place, Some((9, 1)), "{errors}");
+}
+
+#[test]
+fn too_many_guests_are_refused() {
+    let text = guest(&[]).repeat(GUESTS_MAX + 1);
+    refused(
+        &text,
+        &["web.toml:449:1: there are 65 guests: split them over several processes of at most 64"],
+    );
+}
+
+#[test]
+fn files_that_cannot_be_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("web.toml");
+    let place = path.display();
+    let said = |path: &Path| Config::load(path).unwrap_err().to_string();
+    let message = format!("{place}: cannot be read: No such file or directory (os error 2)");
+    assert_eq!(said(&path), message);
+    std::fs::write(&path, b"log = 1\n# \xff\n").unwrap();
+    assert_eq!(
+        said(&path),
+        format!("{place}:2:1: is not UTF-8: save it as UTF-8")
+    );
+    std::fs::write(&path, vec![b'#'; FILE_LEN_MAX as usize + 1]).unwrap();
+    assert!(said(&path).contains("is longer than 1048576 bytes"));
+    std::fs::write(&path, guest(&[])).unwrap();
+    assert!(Config::load(&path).is_ok());
+}
+
+#[test]
+fn the_examples_are_right() {
+    let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
+    let config = Config::load(&configs.join("quickstart.toml")).unwrap();
+    assert_eq!(config.guests.len(), 1);
+}
+
+mod any_text {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Whatever the text, there is a verdict, and every place lies in it.
+        #[test]
+        fn is_judged_without_a_panic(text in "(\\[\\[?guest\\]?\\]|[a-z_]{1,8}|[= \n\"{}\\[\\],.:0-9é]){0,40}") {
+            if let Err(errors) = parse(&text) {
+                for error in errors.errors() {
+                    let (line, _) = error.place.unwrap();
+                    prop_assert!(line <= 1 + text.matches('\n').count());
+                }
+            }
+        }
+
+        /// A right configuration with one value replaced by any other.
+        #[test]
+        fn is_judged_in_every_place(at in 0..6usize, value in "(\"[ -~]{0,20}\"|-?[0-9]{1,25}|[0-9].[0-9]|true|\\[\\]|\\{\\})") {
+            let key = RIGHT[at].split(" = ").next().unwrap();
+            let _ = parse(&guest(&[&format!("{key} = {value}")]));
+        }
+    }
+}

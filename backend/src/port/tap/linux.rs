@@ -1,0 +1,246 @@
+//! TAP devices on Linux: the ioctls of `linux/if_tun.h` and `linux/sockios.h`,
+//! and a frame's read and write straight from and to a buffer. All that is
+//! `unsafe` about a TAP device is here.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use libc::{c_char, c_int, c_short, c_void, ifreq, iovec};
+use paste_abi::net_hdr::{NET_HDR_LEN, NetHdr};
+use paste_pmem::{Buffers, RangeError};
+use paste_stack::Payload;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use zerocopy::IntoBytes;
+
+use super::{IoFailure, Link, TapError};
+
+/// The device that makes TAP devices.
+const TUN_PATH: &str = "/dev/net/tun";
+
+/// The queue of a TAP device.
+#[derive(Debug)]
+pub(super) struct Tap(OwnedFd);
+
+impl Tap {
+    /// Attaches to the device. A device that does not exist is created, with
+    /// the guest's MTU.
+    pub(super) fn open(name: &str, mtu: u16) -> Result<(Tap, Link), TapError> {
+        let failed = |call| {
+            move |errno: Errno| TapError::Failed {
+                name: name.to_owned(),
+                call,
+                source: errno.into(),
+            }
+        };
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(TUN_PATH, flags, Mode::empty()).map_err(|errno| {
+            let name = name.to_owned();
+            match errno {
+                Errno::NOENT | Errno::NODEV | Errno::NXIO => TapError::NoDriver { name },
+                Errno::ACCESS | Errno::PERM => TapError::Permission { name },
+                errno => TapError::Failed {
+                    name,
+                    call: "open /dev/net/tun",
+                    source: errno.into(),
+                },
+            }
+        })?;
+        let control = rustix::net::socket_with(
+            AddressFamily::INET,
+            SocketType::DGRAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(failed("socket"))?;
+
+        // Asking for the flags fails for a device that does not exist.
+        let mut request = request(name);
+        let existed = interface(&control, libc::SIOCGIFFLAGS as _, &mut request).is_ok();
+
+        request.ifr_ifru.ifru_flags =
+            (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as c_short;
+        interface(&fd, libc::TUNSETIFF, &mut request).map_err(|errno| {
+            let name = name.to_owned();
+            match errno {
+                Errno::PERM | Errno::ACCESS => TapError::Permission { name },
+                Errno::BUSY => TapError::Busy { name },
+                Errno::INVAL => TapError::NotTap { name },
+                errno => TapError::Failed {
+                    name,
+                    call: "TUNSETIFF",
+                    source: errno.into(),
+                },
+            }
+        })?;
+        set_number(&fd, libc::TUNSETVNETHDRSZ, NET_HDR_LEN as c_int)
+            .map_err(failed("TUNSETVNETHDRSZ"))?;
+        set_number(&fd, libc::TUNSETVNETLE, 1).map_err(failed("TUNSETVNETLE"))?;
+        // Checksums may stay open in both directions; segmentation may not.
+        set_offload(&fd, libc::TUN_F_CSUM).map_err(failed("TUNSETOFFLOAD"))?;
+
+        if !existed {
+            request.ifr_ifru.ifru_mtu = c_int::from(mtu);
+            interface(&control, libc::SIOCSIFMTU as _, &mut request)
+                .map_err(failed("SIOCSIFMTU"))?;
+        }
+        let link = link(&control, &mut request).map_err(failed("SIOCGIFMTU"))?;
+        Ok((Tap(fd), link))
+    }
+
+    /// Reads one frame of up to `len` bytes into a buffer, its header into
+    /// `header`. Returns the bytes of both. Never blocks.
+    pub(super) fn read(
+        &self,
+        header: &mut NetHdr,
+        buffers: &Buffers,
+        buf: u32,
+        offset: usize,
+        len: usize,
+    ) -> Result<usize, IoFailure> {
+        let header = header.as_mut_bytes();
+        let data = buffers.as_mut_ptr(buf, offset, len).map_err(outside)?;
+        let parts = [
+            iovec {
+                iov_base: header.as_mut_ptr().cast(),
+                iov_len: header.len(),
+            },
+            iovec {
+                iov_base: data.cast(),
+                iov_len: len,
+            },
+        ];
+        // SAFETY: the first part is a live exclusive borrow. The second lies in
+        // one buffer of a mapped region: `as_mut_ptr` checked it and `buffers`
+        // keeps the mapping alive. No reference into the region exists; that a
+        // guest may write there meanwhile is the guest's own loss.
+        let n = unsafe { libc::readv(self.0.as_raw_fd(), parts.as_ptr(), parts.len() as c_int) };
+        usize::try_from(n).map_err(|_| failure())
+    }
+
+    /// Writes one frame: header, head, and a range of a buffer. Never blocks.
+    pub(super) fn write(
+        &self,
+        header: &NetHdr,
+        head: &[u8],
+        buffers: &Buffers,
+        payload: Option<Payload>,
+    ) -> Result<(), IoFailure> {
+        let header = header.as_bytes();
+        let (data, len) = match payload {
+            None => (std::ptr::null(), 0),
+            Some(Payload { buf, offset, len }) => {
+                let len = usize::from(len);
+                (
+                    buffers
+                        .as_ptr(buf, usize::from(offset), len)
+                        .map_err(outside)?,
+                    len,
+                )
+            }
+        };
+        let parts = [
+            iovec {
+                iov_base: header.as_ptr() as *mut c_void,
+                iov_len: header.len(),
+            },
+            iovec {
+                iov_base: head.as_ptr() as *mut c_void,
+                iov_len: head.len(),
+            },
+            iovec {
+                iov_base: data as *mut c_void,
+                iov_len: len,
+            },
+        ];
+        // SAFETY: the first two parts are live borrows, which writev only reads.
+        // The third is empty or lies in one buffer of a mapped region, as in
+        // `read`; it is read once, by the kernel.
+        let n = unsafe { libc::writev(self.0.as_raw_fd(), parts.as_ptr(), parts.len() as c_int) };
+        if n < 0 { Err(failure()) } else { Ok(()) }
+    }
+}
+
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// A range that lies in no buffer.
+fn outside(error: RangeError) -> IoFailure {
+    IoFailure::Other(io::Error::new(io::ErrorKind::InvalidInput, error))
+}
+
+/// What the last system call's error means (`drivers/net/tun.c`).
+fn failure() -> IoFailure {
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EINTR) => IoFailure::Later,
+        Some(libc::EIO) => IoFailure::Down,
+        Some(libc::EBADFD | libc::ENODEV) => IoFailure::Gone(error),
+        _ => IoFailure::Other(error),
+    }
+}
+
+/// A request about the interface, with nothing but its name.
+fn request(name: &str) -> ifreq {
+    // SAFETY: `ifreq` is made of integers, arrays of them, and pointers that
+    // may be null.
+    let mut request: ifreq = unsafe { std::mem::zeroed() };
+    // The last byte stays zero, whatever the name's length.
+    let room = request.ifr_name.len() - 1;
+    for (to, from) in request.ifr_name[..room].iter_mut().zip(name.bytes()) {
+        *to = from as c_char;
+    }
+    request
+}
+
+/// MTU and state of the interface that `request` names.
+fn link(control: &OwnedFd, request: &mut ifreq) -> Result<Link, Errno> {
+    interface(control, libc::SIOCGIFMTU as _, request)?;
+    // SAFETY: SIOCGIFMTU filled in this member.
+    let mtu = unsafe { request.ifr_ifru.ifru_mtu };
+    interface(control, libc::SIOCGIFFLAGS as _, request)?;
+    // SAFETY: SIOCGIFFLAGS filled in this member.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    Ok(Link {
+        mtu: u32::try_from(mtu).unwrap_or(0),
+        up: c_int::from(flags) & libc::IFF_UP != 0,
+    })
+}
+
+/// An ioctl that reads and writes an `ifreq`.
+fn interface(fd: &OwnedFd, code: libc::Ioctl, request: &mut ifreq) -> Result<(), Errno> {
+    // SAFETY: callers pass codes whose argument is a pointer to an `ifreq`,
+    // and this one is a live exclusive borrow.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), code, std::ptr::from_mut(request)) })
+}
+
+/// An ioctl that reads an `int` by pointer.
+fn set_number(fd: &OwnedFd, code: libc::Ioctl, number: c_int) -> Result<(), Errno> {
+    // SAFETY: callers pass codes whose argument is a pointer to an `int`, which
+    // the kernel only reads.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), code, &raw const number) })
+}
+
+/// TUNSETOFFLOAD, whose argument is the set of flags itself.
+fn set_offload(fd: &OwnedFd, flags: libc::c_uint) -> Result<(), Errno> {
+    // SAFETY: the argument is a number; no memory is passed.
+    check(unsafe {
+        libc::ioctl(
+            fd.as_raw_fd(),
+            libc::TUNSETOFFLOAD,
+            libc::c_ulong::from(flags),
+        )
+    })
+}
+
+fn check(result: c_int) -> Result<(), Errno> {
+    if result < 0 {
+        let error = io::Error::last_os_error();
+        return Err(Errno::from_io_error(&error).unwrap_or(Errno::IO));
+    }
+    Ok(())
+}

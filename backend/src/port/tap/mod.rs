@@ -1,0 +1,400 @@
+//! The port on a TAP device of the host: `tap:tap0`.
+//!
+//! The kernel copies each frame between its own memory and a buffer of the
+//! region, one system call per frame; that is what a TAP device is. The device
+//! is the operator's: a device that exists is taken as it is, one that does not
+//! is created for as long as the port lives, and nothing is brought up here.
+
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(target_os = "linux")]
+use linux::Tap;
+
+#[cfg(not(target_os = "linux"))]
+mod unsupported;
+#[cfg(not(target_os = "linux"))]
+use unsupported::Tap;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use paste_abi::net_hdr::{DATA_VALID, GSO_NONE, NEEDS_CSUM, NET_HDR_LEN, NetHdr};
+use paste_pmem::{Owner, Pool};
+use paste_stack::{Origin, RxCsum, RxFrame, TxBatch, TxCsum};
+
+use super::spec::check_name;
+use super::{
+    Caps, Device, ETHERNET_LEN, FRAME_OVERHEAD, Now, OpenContext, OpenError, Port, PortCounters,
+    PortError, PortKind, PortSpecError, RX_OFFSET, Received, RxBatch, give_back, is_malformed,
+};
+
+/// The row of the table of ports.
+pub(super) const KIND: PortKind = PortKind {
+    prefix: "tap",
+    form: "tap:NAME",
+    about: "a TAP device of the host",
+    guests_max: 1,
+    parse,
+};
+
+/// Bytes of the longest interface name: IFNAMSIZ less the terminator.
+const NAME_MAX: usize = 15;
+
+/// A TAP device as configured.
+#[derive(Debug)]
+struct TapDevice {
+    name: String,
+}
+
+fn parse(rest: &str) -> Result<Box<dyn Device>, PortSpecError> {
+    let (name, parameters) = rest.split_once('?').unwrap_or((rest, ""));
+    check_name(&KIND, name, NAME_MAX, "-_.")?;
+    if !parameters.is_empty() {
+        return Err(PortSpecError::NoParameters {
+            kind: KIND.prefix,
+            parameters: parameters.to_owned(),
+        });
+    }
+    Ok(Box::new(TapDevice {
+        name: name.to_owned(),
+    }))
+}
+
+impl Device for TapDevice {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn open(&self, context: &mut OpenContext<'_>) -> Result<Box<dyn Port>, OpenError> {
+        Ok(Box::new(TapPort::open(&self.name, context.mtu)?))
+    }
+}
+
+/// Why a TAP device could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum TapError {
+    /// The system has no TAP devices of the kind that this port knows.
+    #[error("port tap:{name}: there is no TAP port on this system: use another kind of port")]
+    Unsupported {
+        /// The device.
+        name: String,
+    },
+    /// The kernel offers no TAP devices.
+    #[error("port tap:{name}: /dev/net/tun does not exist: load the kernel's tun module")]
+    NoDriver {
+        /// The device.
+        name: String,
+    },
+    /// Opening or attaching is not permitted.
+    #[error(
+        "port tap:{name}: permission denied: create it for this user with \
+         `ip tuntap add dev {name} mode tap user USER`, or run with CAP_NET_ADMIN"
+    )]
+    Permission {
+        /// The device.
+        name: String,
+    },
+    /// Another process has the device.
+    #[error("port tap:{name}: another process has it: end that process or name another device")]
+    Busy {
+        /// The device.
+        name: String,
+    },
+    /// The interface is something else.
+    #[error(
+        "port tap:{name}: it is no TAP device with a single queue: name another device, or \
+         create it anew with `ip tuntap add dev {name} mode tap`"
+    )]
+    NotTap {
+        /// The device.
+        name: String,
+    },
+    /// The guest would send frames that the device's link does not carry.
+    #[error(
+        "port tap:{name}: its MTU is {mtu}, the guest's {wanted}: set `mtu = {mtu}` for the \
+         guest, or `ip link set dev {name} mtu {wanted}`"
+    )]
+    Mtu {
+        /// The device.
+        name: String,
+        /// The device's MTU, in bytes.
+        mtu: u32,
+        /// The guest's MTU, in bytes.
+        wanted: u16,
+    },
+    /// A system call failed.
+    #[error("port tap:{name}: {call} failed: {source}")]
+    Failed {
+        /// The device.
+        name: String,
+        /// The system call.
+        call: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// What the host's network knows of a TAP device.
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    /// Bytes of the largest packet.
+    mtu: u32,
+    /// Somebody brought it up.
+    up: bool,
+}
+
+/// What became of reading or writing one frame.
+#[derive(Debug)]
+enum IoFailure {
+    /// No frame waits, or the device is full.
+    Later,
+    /// The device is down.
+    Down,
+    /// The device no longer exists.
+    Gone(io::Error),
+    /// Anything else; a range that lies in no buffer too.
+    Other(io::Error),
+}
+
+/// An open TAP device.
+#[derive(Debug)]
+pub struct TapPort {
+    tap: Tap,
+    name: String,
+    mtu: u16,
+    /// A buffer taken and not yet used: a read that finds nothing must not
+    /// cost a turn around the pool.
+    reserve: Option<u32>,
+    counters: PortCounters,
+}
+
+impl TapPort {
+    /// Opens the device, or creates it. Warns of a link that is down or carries
+    /// longer frames than the guest takes.
+    pub fn open(name: &str, mtu: u16) -> Result<TapPort, TapError> {
+        let (tap, link) = Tap::open(name, mtu)?;
+        if link.mtu < u32::from(mtu) {
+            return Err(TapError::Mtu {
+                name: name.to_owned(),
+                mtu: link.mtu,
+                wanted: mtu,
+            });
+        }
+        if link.mtu > u32::from(mtu) {
+            tracing::warn!(
+                device = name,
+                device_mtu = link.mtu,
+                guest_mtu = mtu,
+                "the TAP device carries longer frames than the guest takes; they will be dropped"
+            );
+        }
+        if !link.up {
+            tracing::warn!(
+                device = name,
+                "the TAP device is down: bring it up with `ip link set dev {name} up`"
+            );
+        }
+        Ok(TapPort {
+            tap,
+            name: name.to_owned(),
+            mtu,
+            reserve: None,
+            counters: PortCounters::default(),
+        })
+    }
+
+    /// Bytes of the longest frame.
+    fn frame_max(&self) -> usize {
+        usize::from(self.mtu) + usize::from(FRAME_OVERHEAD)
+    }
+
+    /// Turns what was read into `buf` into a frame; `None`, and counted, if it
+    /// is not one.
+    fn judge(&mut self, header: &NetHdr, read: usize, buf: u32, time: u64) -> Option<Received> {
+        let len = read.saturating_sub(NET_HDR_LEN);
+        self.counters.rx_bytes_copied += len as u64;
+        if len > self.frame_max() {
+            self.counters.drops.rx_oversize += 1;
+            return None;
+        }
+        if len < ETHERNET_LEN {
+            self.counters.drops.rx_runt += 1;
+            return None;
+        }
+        if header.gso_type != GSO_NONE {
+            self.counters.drops.rx_segmented += 1;
+            return None;
+        }
+        let (csum, partial) = if header.flags & NEEDS_CSUM != 0 {
+            let partial = TxCsum {
+                start: header.csum_start.get(),
+                offset: header.csum_offset.get(),
+            };
+            (RxCsum::Partial, Some(partial))
+        } else if header.flags & DATA_VALID != 0 {
+            (RxCsum::Valid, None)
+        } else {
+            (RxCsum::Unknown, None)
+        };
+        self.counters.rx_frames += 1;
+        self.counters.rx_bytes += len as u64;
+        let frame = RxFrame {
+            buf,
+            offset: RX_OFFSET,
+            len: len as u16,
+            csum,
+            time,
+        };
+        Some(Received { frame, partial })
+    }
+
+    fn gone(&self, source: io::Error) -> PortError {
+        PortError::Gone {
+            port: format!("tap:{}", self.name),
+            source,
+        }
+    }
+
+    fn failed(&self, call: &'static str, source: io::Error) -> PortError {
+        PortError::Failed {
+            port: format!("tap:{}", self.name),
+            call,
+            source,
+        }
+    }
+}
+
+/// The header that goes before a frame.
+fn header_of(csum: Option<TxCsum>) -> NetHdr {
+    csum.map_or_else(NetHdr::default, |csum| NetHdr {
+        flags: NEEDS_CSUM,
+        csum_start: csum.start.into(),
+        csum_offset: csum.offset.into(),
+        ..NetHdr::default()
+    })
+}
+
+impl Port for TapPort {
+    fn caps(&self) -> Caps {
+        Caps {
+            mtu: self.mtu,
+            tx_csum: true,
+            rx_partial: true,
+            gather: true,
+        }
+    }
+
+    fn receive(
+        &mut self,
+        now: Now,
+        pool: &mut Pool,
+        out: &mut RxBatch,
+    ) -> Result<usize, PortError> {
+        // One byte more than a frame may have, or a longer one that was cut
+        // would look like a whole one.
+        let read_max = self.frame_max() + 1;
+        let mut received = 0;
+        while out.room() > 0 {
+            let Some(buf) = self.reserve.take().or_else(|| pool.take(Owner::Port)) else {
+                self.counters.rx_no_buffer += 1;
+                break;
+            };
+            self.counters.syscalls += 1;
+            let mut header = NetHdr::default();
+            let read = self.tap.read(
+                &mut header,
+                pool.buffers(),
+                buf,
+                usize::from(RX_OFFSET),
+                read_max,
+            );
+            let frame = match read {
+                Ok(read) => self.judge(&header, read, buf, now.real_ns),
+                Err(failure) => {
+                    self.reserve = Some(buf);
+                    match failure {
+                        IoFailure::Later | IoFailure::Down => break,
+                        IoFailure::Gone(source) => return Err(self.gone(source)),
+                        IoFailure::Other(source) => return Err(self.failed("readv", source)),
+                    }
+                }
+            };
+            match frame {
+                Some(frame) => {
+                    out.push(frame);
+                    received += 1;
+                }
+                None => self.reserve = Some(buf),
+            }
+        }
+        Ok(received)
+    }
+
+    fn send(
+        &mut self,
+        _now: Now,
+        pool: &Pool,
+        batch: &mut TxBatch,
+        done: &mut dyn FnMut(Origin, u32),
+    ) -> Result<usize, PortError> {
+        let frame_max = self.frame_max();
+        let mut taken = 0;
+        let mut result = Ok(());
+        for frame in batch.frames() {
+            if is_malformed(frame, frame_max, pool.buffers()) {
+                self.counters.drops.tx_malformed += 1;
+            } else {
+                self.counters.syscalls += 1;
+                let header = header_of(frame.csum);
+                match self
+                    .tap
+                    .write(&header, frame.head(), pool.buffers(), frame.payload)
+                {
+                    Ok(()) => {
+                        let len = frame.len() as u64;
+                        self.counters.tx_frames += 1;
+                        self.counters.tx_bytes += len;
+                        self.counters.tx_bytes_copied += len;
+                    }
+                    Err(IoFailure::Later) => {
+                        self.counters.tx_full += 1;
+                        break;
+                    }
+                    Err(IoFailure::Down) => self.counters.drops.tx_link_down += 1,
+                    Err(IoFailure::Gone(source)) => {
+                        result = Err(self.gone(source));
+                        break;
+                    }
+                    Err(IoFailure::Other(_)) => self.counters.drops.tx_refused += 1,
+                }
+            }
+            taken += 1;
+            if let Some(range) = frame.payload {
+                done(frame.origin, range.buf);
+            }
+        }
+        batch.consume(taken);
+        result.map(|()| taken)
+    }
+
+    fn release(&mut self, pool: &mut Pool) {
+        if let Some(buf) = self.reserve.take() {
+            give_back(pool, buf);
+        }
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.tap.as_fd())
+    }
+
+    fn next_deadline(&self) -> Option<u64> {
+        None
+    }
+
+    fn counters(&self) -> &PortCounters {
+        &self.counters
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests;
