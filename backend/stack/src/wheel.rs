@@ -127,22 +127,26 @@ impl Wheel {
 
     /// The first tick at which a slot must be looked at, and the slot.
     fn next_slot(&self) -> Option<(u64, usize)> {
+        let mut first: Option<(u64, usize)> = None;
         for level in 0..LEVELS {
             let shift = SLOT_BITS * level as u32;
             let position = self.tick >> shift;
             let digit = position as u32 % SLOTS as u32;
             // Slots from the hand on, the hand's own first.
             let ahead = self.used[level].rotate_right(digit);
-            if ahead != 0 {
-                let distance = u64::from(ahead.trailing_zeros());
-                let start = (position + distance) << shift;
+            if ahead == 0 {
+                continue;
+            }
+            let distance = u64::from(ahead.trailing_zeros());
+            let start = ((position + distance) << shift).max(self.tick);
+            // Of two that start together the higher level goes first: some of
+            // its timers may have to move down to be in time.
+            if first.is_none_or(|(earliest, _)| start <= earliest) {
                 let slot = level * SLOTS + (position + distance) as usize % SLOTS;
-                // A lower level always comes first: its slots lie within the
-                // span in which the hand stands on the level above.
-                return Some((start.max(self.tick), slot));
+                first = Some((start, slot));
             }
         }
-        None
+        first
     }
 
     /// A time not after the earliest deadline, in ns.

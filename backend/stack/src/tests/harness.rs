@@ -615,4 +615,10 @@ impl Pair {
     pub(super) fn state(&self) -> State {
         self.host.state(self.flow)
     }
+
+    /// Bytes that the host has queued or sent and the peer has not acknowledged.
+    pub(super) fn unacked(&self) -> u32 {
+        let flow = &self.host.stack.flows[self.flow.index()];
+        flow.snd_end.since(flow.snd_una)
+    }
 }
