@@ -1,1 +1,34 @@
-//! Placeholder.
+//! `pasted`: connects virtual machines' virtio rings to TCP stack ports on a
+//! NIC.
+//!
+//! The control plane reads the configuration once ([`config`]), puts the parts
+//! together in one place ([`wiring`]) and then waits for a signal. The data
+//! plane is one [`worker`] per guest, which owns that guest's device
+//! ([`vhost`]), conversations ([`channel`]), stack port ([`engine`]) and NIC
+//! ([`port`]) and shares nothing with any other.
+//!
+//! | module | knows |
+//! | --- | --- |
+//! | [`port`] | a NIC, and frames as buffers; no flow, no guest |
+//! | [`engine`] | TCP over a port, or in its place; no ring, no frame of a channel |
+//! | [`channel`] | what a guest's application may ask for; no ring, no NIC |
+//! | [`vhost`] | the vhost-user session and its rings; not what they carry |
+//! | [`worker`] | the turn, and when to sleep; the parts only by their traits |
+//! | [`wiring`] | who is connected to whom |
+//! | [`sys`] | the operating system |
+
+pub mod channel;
+pub mod cli;
+pub mod config;
+#[cfg(feature = "demo")]
+pub mod demo;
+pub mod engine;
+pub mod logging;
+pub mod metrics;
+pub mod port;
+pub mod sys;
+#[cfg(test)]
+mod testing;
+pub mod vhost;
+pub mod wiring;
+pub mod worker;

@@ -1,0 +1,481 @@
+//! Channels: the host's side of the conversations that a guest's applications
+//! hold with the stack port, in PASTE frames.
+//!
+//! This is the door for everything an application says. A frame arrives here
+//! as bytes in host memory; it is parsed, its place in the sequence is checked,
+//! every buffer it names is looked up in the pool's books, and only then is the
+//! stack port asked. The other way, slots are pulled from the stack port only
+//! when the guest has room for a frame, so a guest that stops reading costs no
+//! memory here.
+//!
+//! Nothing here knows of rings, sockets or the NIC. `PROTOCOL.md` of `paste-abi`
+//! is the specification.
+
+mod conversation;
+mod counters;
+mod requests;
+#[cfg(test)]
+mod tests;
+
+use paste_abi::control::{Bye, Hello, Welcome};
+use paste_abi::frame::{
+    self, FRAME_SIZE_MIN, Frame, HEADER_LEN, Header, INDICES_PER_RECORD, Kind, RECORD_LEN,
+};
+use paste_abi::{CHANNELS_MAX, Event, NO_BUFFER, Reason, Slot, VERSION};
+use paste_pmem::Owner;
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::engine::{Now, RegionMemory, StackPort};
+use conversation::Conversation;
+pub use counters::ChannelCounters;
+
+/// The largest PASTE frame that this host builds or takes, in bytes: 255 slots.
+pub const FRAME_SIZE: usize = HEADER_LEN + 255 * RECORD_LEN;
+
+/// Frames that a guest may have under way to the host on one channel.
+const WINDOW: u32 = 64;
+/// Buffers that a channel is granted when it opens, at most.
+const GRANT_AT_OPEN: u32 = 256;
+
+/// What all channels of one guest are told in WELCOME.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// Identity of the region.
+    pub region_uuid: [u8; 16],
+    /// Bytes of the region that the guest maps.
+    pub region_len: u64,
+    /// Where buffer 0 starts in the guest's mapping.
+    pub buffers_offset: u64,
+    /// The smallest offset that a guest may send from.
+    pub headroom: u16,
+    /// Flows that the stack port holds.
+    pub flows_max: u32,
+    /// The stack port's address, IPv4-mapped.
+    pub address: [u8; 16],
+    /// Largest IP packet of the port.
+    pub mtu: u16,
+    /// The device's Ethernet address.
+    pub mac: [u8; 6],
+}
+
+/// One channel number: the conversation on it, if one is open, and what has to
+/// be said outside of any conversation.
+#[derive(Default)]
+struct Place {
+    open: Option<Box<Conversation>>,
+    bye: Option<Bye>,
+}
+
+/// All channels of one guest.
+pub struct Channels {
+    terms: Terms,
+    places: [Place; CHANNELS_MAX as usize],
+    /// Where the next search for something to say begins, so that no channel
+    /// starves another.
+    turn: usize,
+    /// Slots on their way into a frame.
+    slots: Box<[Slot]>,
+    counters: ChannelCounters,
+}
+
+impl Channels {
+    /// No channel is open yet.
+    pub fn new(terms: Terms) -> Channels {
+        Channels {
+            terms,
+            places: Default::default(),
+            turn: 0,
+            slots: vec![Slot::default(); frame::records_in(FRAME_SIZE)].into_boxed_slice(),
+            counters: ChannelCounters::default(),
+        }
+    }
+
+    /// What has happened so far.
+    pub fn counters(&self) -> &ChannelCounters {
+        &self.counters
+    }
+
+    /// Channels that are open now.
+    pub fn open_count(&self) -> usize {
+        self.places.iter().filter(|p| p.open.is_some()).count()
+    }
+
+    /// Takes in a PASTE frame of the guest's: the bytes after the virtio-net
+    /// header, in memory that the guest cannot write.
+    pub fn take(
+        &mut self,
+        now: Now,
+        mem: &mut RegionMemory,
+        engine: &mut dyn StackPort,
+        bytes: &[u8],
+    ) {
+        self.counters.frames_in += 1;
+        let frame = match Frame::parse(bytes) {
+            Ok(frame) => frame,
+            Err(error) => {
+                self.counters.malformed += 1;
+                tracing::debug!(%error, "a PASTE frame does not parse");
+                if let Some(number) = frame::channel_of(bytes)
+                    && self.open_mut(number).is_some()
+                {
+                    self.refuse(now, mem, engine, number, Reason::BadFrame, 0, 0);
+                }
+                return;
+            }
+        };
+        let number = frame.header.channel;
+        match frame.header.kind {
+            Kind::Hello => self.hello(now, mem, engine, &frame),
+            Kind::Bye => self.close(now, mem, engine, number, "the guest said BYE"),
+            Kind::Credit => {
+                if let Some(open) = self.open_mut(number) {
+                    open.take_limit(frame.header.limit);
+                }
+            }
+            Kind::Slots | Kind::Return => self.sequenced(now, mem, engine, &frame),
+            Kind::Welcome | Kind::Grant => {
+                self.counters.malformed += 1;
+                self.refuse(now, mem, engine, number, Reason::BadFrame, 0, 0);
+            }
+        }
+    }
+
+    fn open_mut(&mut self, number: u16) -> Option<&mut Conversation> {
+        self.places[usize::from(number)].open.as_deref_mut()
+    }
+
+    fn hello(
+        &mut self,
+        now: Now,
+        mem: &mut RegionMemory,
+        engine: &mut dyn StackPort,
+        frame: &Frame<'_>,
+    ) {
+        let number = frame.header.channel;
+        self.close(now, mem, engine, number, "opened anew");
+        let Some(hello) = Hello::read(frame.body) else {
+            self.counters.malformed += 1;
+            return self.refuse(now, mem, engine, number, Reason::BadFrame, 0, 0);
+        };
+        let frame_size = usize::from(hello.frame_size_max.get()).min(FRAME_SIZE);
+        if !(hello.version_min..=hello.version_max).contains(&VERSION) {
+            return self.refuse(now, mem, engine, number, Reason::Version, 0, 0);
+        }
+        if frame_size < FRAME_SIZE_MIN {
+            return self.refuse(now, mem, engine, number, Reason::BadFrame, 0, 0);
+        }
+        let granted = hello.buffers_wanted.get().min(GRANT_AT_OPEN);
+        let name = name_of(&hello.name);
+        tracing::info!(channel = number, application = %name, "channel opened");
+        let welcome = self.welcome(mem, &hello, frame_size, granted);
+        self.places[usize::from(number)] = Place {
+            open: Some(Box::new(Conversation::new(
+                frame_size,
+                WINDOW,
+                frame.header.limit,
+                granted,
+                welcome,
+            ))),
+            bye: None,
+        };
+        self.counters.opened += 1;
+    }
+
+    fn welcome(
+        &self,
+        mem: &RegionMemory,
+        hello: &Hello,
+        frame_size: usize,
+        granted: u32,
+    ) -> Welcome {
+        let t = &self.terms;
+        let buffers = mem.pool().buffers();
+        let mut w = Welcome::new_zeroed();
+        w.status.set(Reason::Ok as u16);
+        w.version.set(u16::from(VERSION));
+        w.region_uuid = t.region_uuid;
+        w.region_size.set(t.region_len);
+        w.buffers_offset.set(t.buffers_offset);
+        w.buffer_size.set(buffers.size() as u32);
+        w.buffer_count.set(buffers.count());
+        w.headroom.set(t.headroom);
+        w.frame_size_max.set(frame_size as u16);
+        w.granted.set(granted);
+        w.flows_max.set(t.flows_max);
+        w.address = t.address;
+        w.mtu.set(t.mtu);
+        w.mac = t.mac;
+        w.nonce = hello.nonce;
+        w
+    }
+
+    /// Closes a channel if it is open: its flows are reset and its buffers
+    /// return to the pool.
+    fn close(
+        &mut self,
+        now: Now,
+        mem: &mut RegionMemory,
+        engine: &mut dyn StackPort,
+        number: u16,
+        why: &str,
+    ) {
+        if self.places[usize::from(number)].open.take().is_none() {
+            return;
+        }
+        engine.close_channel(now, mem, number);
+        let pool = mem.pool_mut();
+        // The stack must forget a buffer's flow before another frame fills it.
+        for buf in pool.held(number) {
+            engine.release(now, buf);
+        }
+        let reclaimed = pool.reclaim(number);
+        self.counters.closed += 1;
+        tracing::info!(channel = number, reclaimed, why, "channel closed");
+    }
+
+    /// Closes all channels: the guest is gone.
+    pub fn close_all(&mut self, now: Now, mem: &mut RegionMemory, engine: &mut dyn StackPort) {
+        for number in 0..CHANNELS_MAX {
+            self.close(now, mem, engine, number, "the guest is gone");
+            self.places[usize::from(number)].bye = None;
+        }
+    }
+
+    /// Tells every open channel that this host goes down, and closes it.
+    pub fn shut_down(&mut self, now: Now, mem: &mut RegionMemory, engine: &mut dyn StackPort) {
+        for number in 0..CHANNELS_MAX {
+            if self.places[usize::from(number)].open.is_some() {
+                self.refuse(now, mem, engine, number, Reason::Shutdown, 0, 0);
+            }
+        }
+    }
+
+    /// Closes a channel and says why.
+    #[expect(clippy::too_many_arguments, reason = "three are the turn's context")]
+    fn refuse(
+        &mut self,
+        now: Now,
+        mem: &mut RegionMemory,
+        engine: &mut dyn StackPort,
+        number: u16,
+        reason: Reason,
+        expected: u32,
+        got: u32,
+    ) {
+        self.counters.refused_channels += 1;
+        tracing::warn!(channel = number, %reason, expected, got, "channel refused");
+        self.close(now, mem, engine, number, "refused");
+        let mut bye = Bye::new_zeroed();
+        bye.reason.set(reason as u16);
+        bye.expected.set(expected);
+        bye.got.set(got);
+        self.places[usize::from(number)].bye = Some(bye);
+    }
+
+    /// A frame that has its place in the sequence: slots or returned buffers.
+    fn sequenced(
+        &mut self,
+        now: Now,
+        mem: &mut RegionMemory,
+        engine: &mut dyn StackPort,
+        frame: &Frame<'_>,
+    ) {
+        let Header { channel: number, kind, seq, limit, .. } = frame.header;
+        let Some(open) = self.places[usize::from(number)].open.as_deref_mut() else {
+            self.counters.not_open += 1;
+            // One BYE is enough for all that was under way.
+            return self.refuse(now, mem, engine, number, Reason::Closed, 0, seq);
+        };
+        if let Err((reason, expected)) = open.take_sequence(seq) {
+            return self.refuse(now, mem, engine, number, reason, expected, seq);
+        }
+        open.take_limit(limit);
+        let mut door =
+            requests::Door { now, number, terms: &self.terms, open, counters: &mut self.counters };
+        match kind {
+            Kind::Return => {
+                for record in frame.records() {
+                    door.take_return(mem, engine, record);
+                }
+            }
+            _ => {
+                for record in frame.records() {
+                    door.take_request(mem, engine, &Slot::read(record));
+                }
+            }
+        }
+    }
+
+    /// Builds the next frame for the guest into `out`, of at least
+    /// [`FRAME_SIZE`] bytes. `None` when there is nothing that may be said now.
+    pub fn build(
+        &mut self,
+        mem: &mut RegionMemory,
+        engine: &mut dyn StackPort,
+        out: &mut [u8],
+    ) -> Option<usize> {
+        for step in 0..self.places.len() {
+            let number = (self.turn + step) % self.places.len();
+            if let Some(len) = self.build_for(number, mem, engine, out) {
+                self.turn = number + 1;
+                self.counters.frames_out += 1;
+                return Some(len);
+            }
+        }
+        None
+    }
+
+    fn build_for(
+        &mut self,
+        number: usize,
+        mem: &mut RegionMemory,
+        engine: &mut dyn StackPort,
+        out: &mut [u8],
+    ) -> Option<usize> {
+        let place = &mut self.places[number];
+        let mac = self.terms.mac;
+        let channel = number as u16;
+        let header = |kind, count: usize, seq, limit| Header {
+            dst: mac,
+            src: mac,
+            kind,
+            channel,
+            count: count as u16,
+            seq,
+            limit,
+        };
+        if let Some(bye) = place.bye.take() {
+            return Some(write(out, &header(Kind::Bye, 1, 0, 0), bye.as_bytes()));
+        }
+        let open = place.open.as_deref_mut()?;
+        if let Some(welcome) = open.welcome.take() {
+            let header = header(Kind::Welcome, 4, 0, open.tell_limit());
+            return Some(write(out, &header, welcome.as_bytes()));
+        }
+        if open.may_send() {
+            let body = &mut out[HEADER_LEN..open.frame_size];
+            let count = fill_slots(&mut self.slots, open, mem, engine, channel, body, {
+                &mut self.counters
+            });
+            if count > 0 {
+                let header = header(Kind::Slots, count, open.next_seq(), open.tell_limit());
+                write_header(out, &header);
+                return Some(HEADER_LEN + count * RECORD_LEN);
+            }
+            let count = fill_grant(open, mem, channel, body, &mut self.counters);
+            if count > 0 {
+                let header = header(Kind::Grant, count, open.next_seq(), open.tell_limit());
+                write_header(out, &header);
+                return Some(HEADER_LEN + count * RECORD_LEN);
+            }
+        }
+        if open.owes_limit() {
+            let header = header(Kind::Credit, 0, open.peek_seq(), open.tell_limit());
+            return Some(write(out, &header, &[]));
+        }
+        None
+    }
+}
+
+/// Replies first, then what the stack port has for the channel. Returns records.
+fn fill_slots(
+    slots: &mut [Slot],
+    open: &mut Conversation,
+    mem: &mut RegionMemory,
+    engine: &mut dyn StackPort,
+    channel: u16,
+    body: &mut [u8],
+    counters: &mut ChannelCounters,
+) -> usize {
+    let (records, _) = body.as_chunks_mut::<RECORD_LEN>();
+    let replies = open.take_replies(records);
+    let records = &mut records[replies..];
+    let room = records.len().min(slots.len());
+    if room == 0 || !engine.has_slots(channel) {
+        return replies;
+    }
+    let count = engine.poll_slots(mem, channel, &mut slots[..room]);
+    for (slot, record) in slots[..count].iter().zip(records) {
+        let carries_buffer = match slot.as_event() {
+            Some(Event::Data) => {
+                counters.data_out += 1;
+                true
+            }
+            Some(Event::Acked) => slot.buf_idx != NO_BUFFER,
+            _ => false,
+        };
+        if carries_buffer {
+            let moved =
+                mem.pool_mut().transfer(slot.buf_idx, Owner::Stack, Owner::Guest(channel));
+            assert!(moved.is_ok(), "the stack delivered buffer {}, not its own", slot.buf_idx);
+        }
+        slot.write(record);
+    }
+    counters.slots_out += count as u64;
+    if count > 0 {
+        counters.batches_out += 1;
+    }
+    replies + count
+}
+
+/// Grants what the guest asked for, as far as its share and the pool go.
+/// Returns records.
+fn fill_grant(
+    open: &mut Conversation,
+    mem: &mut RegionMemory,
+    channel: u16,
+    body: &mut [u8],
+    counters: &mut ChannelCounters,
+) -> usize {
+    if open.wanted == 0 {
+        return 0;
+    }
+    let pool = mem.pool_mut();
+    // A guest may hold half of the region, and the last eighth of the pool is
+    // for what arrives.
+    let share = (pool.buffers().count() / 2)
+        .saturating_sub(pool.count_of(Owner::Guest(channel)))
+        .min(pool.free().saturating_sub(pool.buffers().count() / 8));
+    let mut left = open.wanted.min(share);
+    let (records, _) = body.as_chunks_mut::<RECORD_LEN>();
+    let mut count = 0;
+    for record in records {
+        let mut indices = [NO_BUFFER; INDICES_PER_RECORD];
+        let mut taken = 0;
+        while taken < INDICES_PER_RECORD && left > 0 {
+            let Some(buf) = pool.take(Owner::Guest(channel)) else {
+                left = 0;
+                break;
+            };
+            indices[taken] = buf;
+            taken += 1;
+            left -= 1;
+            open.wanted -= 1;
+        }
+        if taken == 0 {
+            break;
+        }
+        counters.granted += taken as u64;
+        frame::write_indices(&indices, record);
+        count += 1;
+    }
+    count
+}
+
+fn write_header(out: &mut [u8], header: &Header) {
+    if let Some(head) = out.first_chunk_mut::<HEADER_LEN>() {
+        header.write(head);
+    }
+}
+
+fn write(out: &mut [u8], header: &Header, body: &[u8]) -> usize {
+    write_header(out, header);
+    out[HEADER_LEN..HEADER_LEN + body.len()].copy_from_slice(body);
+    HEADER_LEN + body.len()
+}
+
+/// The application's name, as far as it is fit for a log.
+fn name_of(bytes: &[u8; 32]) -> String {
+    let end = bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len());
+    bytes[..end].iter().map(|&b| if b.is_ascii_graphic() { char::from(b) } else { '?' }).collect()
+}

@@ -1,0 +1,261 @@
+//! The user engine: our own TCP/IP stack over a port, in place in the region's
+//! buffers.
+
+use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
+
+use paste_abi::net_hdr::{DATA_VALID, NEEDS_CSUM, NetHdr};
+use paste_abi::slot::Opt;
+use paste_abi::{Flow, Reason, Slot};
+use paste_pmem::Owner;
+use paste_stack::frame::HEAD_MAX;
+use paste_stack::{Memory, Origin, Outcome, Payload, RxCsum, Stack, Tx, TxBatch, TxCsum};
+
+use super::{Now, PlainSink, RegionMemory, StackPort};
+use crate::port::{Caps, Port, PortError, RX_OFFSET, Received, RxBatch};
+
+/// Frames taken from the port in one turn.
+const RX_BUDGET: usize = 256;
+/// Frames that wait for the port at once.
+const TX_BUDGET: usize = 512;
+/// Places in a batch that plain frames leave to the stack.
+const TX_RESERVE: usize = 256;
+
+/// A [`Stack`] and the [`Port`] that it sends and receives by.
+pub struct UserEngine {
+    stack: Stack,
+    port: Box<dyn Port>,
+    mac: [u8; 6],
+    rx: RxBatch,
+    tx: TxBatch,
+    /// Buffers that the port is done with.
+    done: Vec<(Origin, u32)>,
+    /// A plain frame on its way to the guest's ring; bytes are judged here and
+    /// not in the region, where the guest could change them.
+    scratch: Box<[u8]>,
+}
+
+impl UserEngine {
+    /// An engine for the guest with this Ethernet address.
+    pub fn new(stack: Stack, port: Box<dyn Port>, mac: [u8; 6], buffer_size: usize) -> UserEngine {
+        UserEngine {
+            stack,
+            port,
+            mac,
+            rx: RxBatch::new(RX_BUDGET),
+            tx: TxBatch::new(TX_BUDGET),
+            done: Vec::with_capacity(TX_BUDGET),
+            scratch: vec![0; buffer_size].into_boxed_slice(),
+        }
+    }
+
+    /// Tells the owners of the buffers that the port is done with.
+    fn settle(&mut self, mem: &mut RegionMemory) {
+        for (origin, buf) in self.done.drain(..) {
+            match origin {
+                Origin::Stack => self.stack.frame_sent(mem, buf),
+                Origin::Bridge => mem.give(buf),
+            }
+        }
+    }
+
+    /// Copies a frame that is not the stack's out of its buffer, and passes it
+    /// on if its destination concerns the guest.
+    fn bridge(
+        received: &Received,
+        mac: [u8; 6],
+        mem: &RegionMemory,
+        scratch: &mut [u8],
+        plain: &mut dyn PlainSink,
+    ) {
+        let frame = &received.frame;
+        let bytes = &mut scratch[..usize::from(frame.len)];
+        mem.read(frame.buf, usize::from(frame.offset), bytes);
+        let is_group = bytes.first().is_some_and(|b| b & 1 != 0);
+        if !is_group && !bytes.starts_with(&mac) {
+            return;
+        }
+        let mut header = NetHdr::default();
+        match (received.partial, frame.csum) {
+            (Some(TxCsum { start, offset }), _) => {
+                header.flags = NEEDS_CSUM;
+                header.csum_start.set(start);
+                header.csum_offset.set(offset);
+            }
+            (None, RxCsum::Valid) => header.flags = DATA_VALID,
+            (None, RxCsum::Unknown | RxCsum::Partial) => {}
+        }
+        plain.frame(header, bytes);
+    }
+}
+
+impl StackPort for UserEngine {
+    fn receive(
+        &mut self,
+        now: Now,
+        mem: &mut RegionMemory,
+        plain: &mut dyn PlainSink,
+    ) -> Result<usize, PortError> {
+        let received = self.port.receive(now, mem.pool_mut(), &mut self.rx);
+        for received in self.rx.frames() {
+            let buf = received.frame.buf;
+            let moved = mem.pool_mut().transfer(buf, Owner::Port, Owner::Stack);
+            debug_assert!(moved.is_ok(), "the port named buffer {buf}, which is not its own");
+            match self.stack.input(mem, now.monotonic_ns, &received.frame) {
+                Outcome::Readable | Outcome::Held => {}
+                Outcome::Consumed => mem.give(buf),
+                Outcome::Foreign => {
+                    UserEngine::bridge(received, self.mac, mem, &mut self.scratch, plain);
+                    mem.give(buf);
+                }
+            }
+        }
+        self.rx.clear();
+        received
+    }
+
+    fn send_plain(&mut self, mem: &mut RegionMemory, frame: &[u8], csum: Option<TxCsum>) -> bool {
+        if self.tx.room() <= TX_RESERVE {
+            return false;
+        }
+        // The head stays in private memory, as that of a stack frame does: what
+        // was judged is what the NIC reads.
+        let (head, rest) = frame.split_at(frame.len().min(HEAD_MAX));
+        let payload = if rest.is_empty() {
+            None
+        } else {
+            let Some(buf) = mem.take() else { return false };
+            mem.write(buf, usize::from(RX_OFFSET), rest);
+            Some(Payload { buf, offset: RX_OFFSET, len: rest.len() as u16 })
+        };
+        if let Some(out) = self.tx.push(Origin::Bridge) {
+            out.head_mut(head.len()).copy_from_slice(head);
+            out.payload = payload;
+            out.csum = csum;
+        }
+        true
+    }
+
+    fn listen(&mut self, channel: u16, port: u16, backlog: u16) -> Result<Flow, Reason> {
+        self.stack.listen(channel, port, backlog)
+    }
+
+    fn unlisten(&mut self, channel: u16, listener: Flow) -> Result<(), Reason> {
+        self.stack.unlisten(channel, listener)
+    }
+
+    fn connect(
+        &mut self,
+        now: Now,
+        channel: u16,
+        remote: SocketAddr,
+        local_port: u16,
+        cookie: u32,
+    ) -> Result<Flow, Reason> {
+        self.stack.connect(now.monotonic_ns, channel, remote, local_port, cookie)
+    }
+
+    fn send(
+        &mut self,
+        now: Now,
+        mem: &mut RegionMemory,
+        channel: u16,
+        flow: Flow,
+        tx: &Tx,
+    ) -> Result<(), Reason> {
+        self.stack.send(mem, now.monotonic_ns, channel, flow, tx)
+    }
+
+    fn close(
+        &mut self,
+        now: Now,
+        mem: &mut RegionMemory,
+        channel: u16,
+        flow: Flow,
+    ) -> Result<(), Reason> {
+        self.stack.close(mem, now.monotonic_ns, channel, flow)
+    }
+
+    fn abort(
+        &mut self,
+        now: Now,
+        mem: &mut RegionMemory,
+        channel: u16,
+        flow: Flow,
+    ) -> Result<(), Reason> {
+        self.stack.abort(mem, now.monotonic_ns, channel, flow)
+    }
+
+    fn set_option(
+        &mut self,
+        now: Now,
+        channel: u16,
+        flow: Flow,
+        option: Opt,
+        value: u64,
+    ) -> Result<(), Reason> {
+        self.stack.set_option(now.monotonic_ns, channel, flow, option, value)
+    }
+
+    fn release(&mut self, now: Now, buf: u32) {
+        self.stack.release(now.monotonic_ns, buf);
+    }
+
+    fn close_channel(&mut self, now: Now, mem: &mut RegionMemory, channel: u16) {
+        self.stack.close_channel(mem, now.monotonic_ns, channel);
+    }
+
+    fn has_slots(&self, channel: u16) -> bool {
+        self.stack.has_slots(channel)
+    }
+
+    fn poll_slots(&mut self, mem: &mut RegionMemory, channel: u16, out: &mut [Slot]) -> usize {
+        self.stack.poll_slots(mem, channel, out)
+    }
+
+    fn advance(&mut self, now: Now, mem: &mut RegionMemory) {
+        self.stack.advance(mem, now.monotonic_ns);
+    }
+
+    fn transmit(&mut self, now: Now, mem: &mut RegionMemory) -> Result<usize, PortError> {
+        let mut total = 0;
+        loop {
+            self.stack.transmit(mem, now.monotonic_ns, &mut self.tx);
+            if self.tx.is_empty() {
+                return Ok(total);
+            }
+            let Self { port, tx, done, .. } = self;
+            // The port is shown the pool while it reports buffers that it is
+            // done with, so these are settled after it returns.
+            let sent = port.send(now, mem.pool(), tx, &mut |origin, buf| done.push((origin, buf)));
+            self.settle(mem);
+            let sent = sent?;
+            total += sent;
+            if sent == 0 || self.is_backlogged() {
+                return Ok(total);
+            }
+        }
+    }
+
+    fn next_deadline(&self) -> Option<u64> {
+        [self.stack.next_deadline(), self.port.next_deadline()].into_iter().flatten().min()
+    }
+
+    fn is_backlogged(&self) -> bool {
+        !self.tx.is_empty()
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.port.fd()
+    }
+
+    fn caps(&self) -> Caps {
+        self.port.caps()
+    }
+
+    fn each_counter(&self, visit: &mut dyn FnMut(&str, u64)) {
+        self.stack.counters().each(|name, value| visit(&format!("stack.{name}"), value));
+        visit("stack.flows", u64::from(self.stack.flows()));
+        self.port.counters().each(|name, value| visit(&format!("port.{name}"), value));
+    }
+}

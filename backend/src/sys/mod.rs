@@ -1,0 +1,20 @@
+//! What differs between operating systems, behind one seam.
+//!
+//! Everything outside this module (and a port's own device file) is written
+//! against what is exported here; a further operating system is a further file
+//! beside `linux.rs`. Nothing here knows of guests, rings or frames.
+
+pub mod clock;
+#[cfg(feature = "demo")]
+pub mod demo;
+pub mod fds;
+pub mod wake;
+
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(target_os = "linux")]
+pub use linux::event_loop::EventLoop;
+
+/// What an [`EventLoop`] says of a descriptor that it watches: the number that
+/// it was registered with.
+pub type Token = u32;

@@ -1,0 +1,322 @@
+//! Who is connected to whom: the one place that knows the configuration and
+//! the parts.
+//!
+//! Everything is opened before anything is started; if one guest cannot be
+//! served, none is, and nothing is left behind. Then one worker thread runs per
+//! guest, and this thread waits for the signal to stop.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use paste_pmem::{
+    Backing, Expect, Geometry, GeometryError, HugePages, Identity, Pool, Region, RegionError, Uuid,
+};
+use paste_stack::Stack;
+
+use crate::channel::{Channels, Terms};
+use crate::config::{Config, Guest, Poll, RegionSpec, SocketMode};
+use crate::engine::{RegionMemory, UserEngine};
+use crate::metrics::{GuestSnapshot, Snapshot};
+use crate::port::{OpenContext, OpenError, Wires};
+use crate::sys::clock::realtime_ns;
+use crate::vhost::{Device, DeviceOptions, Endpoint, EndpointError, RegionFd};
+use crate::worker::{Parts, Stop, Worker};
+
+/// The smallest offset in a buffer that a guest may send from: room for the
+/// longest header, so that it can be written in front of the payload.
+const HEADROOM: u16 = paste_stack::frame::HEAD_MAX as u16;
+/// Descriptors in a ring, at most.
+const QUEUE_SIZE_MAX: u16 = 1024;
+/// Time between attempts to reach a front end that listens.
+const CONNECT_RETRY: Duration = Duration::from_secs(1);
+
+/// Why nothing was started, or why it ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A region.
+    #[error("guest {guest}: {source}")]
+    Region {
+        /// The guest's name.
+        guest: String,
+        /// What is wrong.
+        source: OpenRegionError,
+    },
+    /// A port.
+    #[error("guest {guest}: {source}")]
+    Port {
+        /// The guest's name.
+        guest: String,
+        /// What is wrong.
+        source: OpenError,
+    },
+    /// A socket.
+    #[error("guest {guest}: {source}")]
+    Endpoint {
+        /// The guest's name.
+        guest: String,
+        /// What is wrong.
+        source: EndpointError,
+    },
+    /// The operating system refused something that every guest needs.
+    #[error("{what}: {source}")]
+    System {
+        /// What was refused.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// `--fd` names a guest that the configuration does not have.
+    #[error("--fd: there is no guest {0} in the configuration")]
+    NoSuchGuest(String),
+    /// A worker ended by itself.
+    #[error("guest {0}: its worker ended; the log says why")]
+    Worker(String),
+    /// The counters could not be written.
+    #[error("{}: the counters cannot be written: {source}", path.display())]
+    Stats {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Descriptors that were inherited for guests, in place of their sockets.
+pub type Inherited = Vec<(String, OwnedFd)>;
+
+/// A guest that is being served.
+struct Running {
+    name: String,
+    stop: Stop,
+    thread: JoinHandle<Option<GuestSnapshot>>,
+    /// Closed in good order when its worker has ended.
+    region: Region,
+}
+
+/// Serves all guests until SIGTERM or SIGINT, then stops in good order.
+pub fn run(config: &Config, inherited: Inherited) -> Result<(), Error> {
+    let system = |what| move |source| Error::System { what, source };
+    // Registered before anything is opened, so that no signal is missed.
+    let mut signals = signal_hook::iterator::Signals::new([
+        signal_hook::consts::SIGTERM,
+        signal_hook::consts::SIGINT,
+    ])
+    .map_err(system("signals cannot be watched"))?;
+
+    let mut opened = open_all(config, inherited)?;
+    let mut running = Vec::with_capacity(opened.len());
+    for (worker, stop, name, region) in opened.drain(..) {
+        let thread = std::thread::Builder::new()
+            .name(name.clone())
+            .spawn({
+                let name = name.clone();
+                move || serve(worker, &name)
+            })
+            .map_err(system("a thread cannot be started"))?;
+        running.push(Running { name, stop, thread, region });
+    }
+    tracing::info!(guests = running.len(), "serving");
+
+    if let Some(signal) = signals.forever().next() {
+        tracing::info!(signal, "stopping");
+    }
+    stop_all(config, running)
+}
+
+/// The life of one worker thread. A guest whose worker fails, or panics, is
+/// lost; the others go on.
+fn serve(worker: Worker, name: &str) -> Option<GuestSnapshot> {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| worker.run())) {
+        Ok(Ok(snapshot)) => Some(snapshot),
+        Ok(Err(error)) => {
+            tracing::error!(guest = name, %error, "worker ended");
+            None
+        }
+        Err(_) => {
+            tracing::error!(guest = name, "worker panicked; the guest is no longer served");
+            None
+        }
+    }
+}
+
+fn stop_all(config: &Config, running: Vec<Running>) -> Result<(), Error> {
+    for guest in &running {
+        guest.stop.stop();
+    }
+    let mut snapshot = Snapshot::default();
+    let mut outcome = Ok(());
+    for Running { name, thread, region, .. } in running {
+        match thread.join() {
+            Ok(Some(guest)) => snapshot.guests.push(guest),
+            _ => outcome = Err(Error::Worker(name.clone())),
+        }
+        if let Err(source) = region.close() {
+            outcome = Err(Error::Region { guest: name, source: source.into() });
+        }
+    }
+    if let Some(path) = &config.stats {
+        snapshot
+            .write_to(path)
+            .map_err(|source| Error::Stats { path: path.clone(), source })?;
+    }
+    outcome
+}
+
+type Opened = (Worker, Stop, String, Region);
+
+/// Opens everything of every guest. What was opened is closed again if any of
+/// it fails.
+fn open_all(config: &Config, mut inherited: Inherited) -> Result<Vec<Opened>, Error> {
+    if let Some((name, _)) =
+        inherited.iter().find(|(name, _)| config.guests.iter().all(|g| g.name != *name))
+    {
+        return Err(Error::NoSuchGuest(name.clone()));
+    }
+    let mut wires = Wires::default();
+    config
+        .guests
+        .iter()
+        .map(|guest| {
+            let fd = inherited
+                .iter()
+                .position(|(name, _)| *name == guest.name)
+                .map(|index| inherited.swap_remove(index).1);
+            open(guest, &mut wires, fd)
+        })
+        .collect()
+}
+
+fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Opened, Error> {
+    let name = || guest.name.clone();
+    let (mac, address) = (guest.mac.octets(), guest.address.address());
+    let system = |what| move |source| Error::System { what, source };
+
+    let region =
+        open_region(guest).map_err(|source| Error::Region { guest: name(), source })?;
+    let port = guest
+        .port
+        .open(&mut OpenContext { mtu: guest.mtu, wires })
+        .map_err(|source| Error::Port { guest: name(), source })?;
+    let caps = port.caps();
+    let pool = Pool::new(region.buffers());
+    let endpoint = match fd {
+        Some(fd) => Endpoint::adopt(fd),
+        None => match guest.socket.mode {
+            SocketMode::Server => Endpoint::bind(&guest.socket.path),
+            SocketMode::Client => Endpoint::connect(&guest.socket.path, CONNECT_RETRY),
+        },
+    }
+    .map_err(|source| Error::Endpoint { guest: name(), source })?;
+    let shared = region
+        .fd()
+        .try_clone_to_owned()
+        .map_err(system("the region's descriptor cannot be duplicated"))?;
+    let device = Device::new(DeviceOptions {
+        name: name(),
+        mac,
+        mtu: guest.mtu,
+        csum: caps.tx_csum && caps.rx_partial,
+        region: Some(RegionFd {
+            fd: shared,
+            offset: region.guest_offset(),
+            len: region.guest_len(),
+        }),
+        queue_size_max: QUEUE_SIZE_MAX,
+    });
+    let mut stack = paste_stack::Config::new(mac, address, guest.address.prefix_len());
+    stack.gateway = guest.gateway;
+    stack.mtu = guest.mtu;
+    stack.flows_max = guest.flows_max;
+    stack.headroom = HEADROOM;
+    stack.tx_csum_offload = caps.tx_csum;
+    stack.header_in_buffer = !guest.spoof_check || !caps.gather;
+    let mut secret = [0; 16];
+    fill_random(&mut secret).map_err(system("no random numbers are to be had"))?;
+    let stack = Stack::new(stack, pool.buffers().count(), secret);
+    let terms = Terms {
+        region_uuid: region.uuid().0,
+        region_len: region.guest_len(),
+        buffers_offset: region.geometry().buffers().offset,
+        headroom: HEADROOM,
+        flows_max: guest.flows_max,
+        address: address.to_ipv6_mapped().octets(),
+        mtu: guest.mtu,
+        mac,
+    };
+    let buffer_size = pool.buffers().size();
+    let parts = Parts {
+        name: name(),
+        endpoint,
+        device,
+        engine: Box::new(UserEngine::new(stack, port, mac, buffer_size)),
+        memory: RegionMemory::new(pool),
+        channels: Channels::new(terms),
+        poll_ns: match guest.poll {
+            Poll::Always => u64::MAX,
+            Poll::For(time) => time.as_nanos() as u64,
+        },
+    };
+    let (worker, stop) = Worker::new(parts).map_err(system("a pipe cannot be made"))?;
+    tracing::info!(guest = %guest.name, socket = %guest.socket.path.display(),
+        address = %guest.address, port = %guest.port, "guest opened");
+    Ok((worker, stop, name(), region))
+}
+
+/// Opens the guest's region, or makes it where there is none yet.
+fn open_region(guest: &Guest) -> Result<Region, OpenRegionError> {
+    let RegionSpec { size, path, buffer_size } = &guest.region;
+    if let Some(path) = path {
+        let expect = Expect {
+            guest: &guest.name,
+            uuid: None,
+            size: Some(*size),
+            buffer_size: Some(*buffer_size),
+        };
+        match Region::open(path, &expect) {
+            Err(RegionError::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+            Ok((region, opened)) => {
+                if let Some(copy) = opened.repaired {
+                    tracing::warn!(region = region.name(), copy, "damaged superblock repaired");
+                }
+                if !opened.clean {
+                    tracing::warn!(region = region.name(), "region was not closed in good order");
+                }
+                return Ok(region);
+            }
+        }
+    }
+    let backing = match path {
+        None => Backing::Memory(HugePages::No),
+        Some(path) => Backing::File(path.clone()),
+    };
+    let geometry = Geometry::new(*size, *buffer_size)?;
+    let uuid = Uuid::random().map_err(OpenRegionError::Random)?;
+    let identity = Identity { guest: &guest.name, uuid, created_ns: realtime_ns() };
+    Ok(Region::create(&backing, geometry, &identity)?)
+}
+
+/// Why a guest has no region.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenRegionError {
+    /// It could not be created or opened.
+    #[error(transparent)]
+    Region(#[from] RegionError),
+    /// Its parts do not fit together.
+    #[error("region: {0}")]
+    Geometry(#[from] GeometryError),
+    /// It could not be given an identity.
+    #[error("region: no random numbers are to be had: {0}")]
+    Random(io::Error),
+}
+
+fn fill_random(mut out: &mut [u8]) -> io::Result<()> {
+    while !out.is_empty() {
+        let n = rustix::rand::getrandom(&mut *out, rustix::rand::GetRandomFlags::empty())?;
+        out = &mut out[n..];
+    }
+    Ok(())
+}
