@@ -41,12 +41,17 @@ pub fn receive(
             received => break received?,
         }
     };
+    // The space is rounded up, so that one more than the limit may have fitted.
+    let mut truncated = received.flags.contains(ReturnFlags::CTRUNC);
+    let mut room = DESCRIPTORS_MAX;
     for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(received) = message {
-            descriptors.extend(received);
-        }
+        let RecvAncillaryMessage::ScmRights(received) = message else { continue };
+        let taken = received.len().min(room);
+        truncated |= received.len() > taken;
+        room -= taken;
+        descriptors.extend(received.take(taken));
     }
-    Ok(Received { bytes: received.bytes, truncated: received.flags.contains(ReturnFlags::CTRUNC) })
+    Ok(Received { bytes: received.bytes, truncated })
 }
 
 /// Sends bytes and descriptors as far as there is room, and returns how many
@@ -60,7 +65,9 @@ pub fn send(
 ) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+    let fits = descriptors.len() <= DESCRIPTORS_MAX
+        && (descriptors.is_empty() || control.push(SendAncillaryMessage::ScmRights(descriptors)));
+    if !fits {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             format!("{} descriptors at once; at most {DESCRIPTORS_MAX}", descriptors.len()),
@@ -138,14 +145,21 @@ mod tests {
         let (a, b) = UnixStream::pair().unwrap();
         let many = vec![a.as_fd(); DESCRIPTORS_MAX + 1];
         assert_eq!(send(&a, b"x", &many).unwrap_err().kind(), io::ErrorKind::InvalidInput);
-        // A peer with a larger buffer can send more all the same.
-        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(DESCRIPTORS_MAX * 2))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        let twice = vec![a.as_fd(); DESCRIPTORS_MAX * 2];
-        assert!(control.push(SendAncillaryMessage::ScmRights(&twice)));
-        sendmsg(&a, &[IoSlice::new(b"x")], &mut control, SendFlags::empty()).unwrap();
-        let mut fds = Vec::new();
-        assert!(receive(&b, &mut [0; 4], &mut fds).unwrap().truncated);
+        // A peer with a larger buffer can send more all the same. Whatever is
+        // not taken is closed.
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        for count in [DESCRIPTORS_MAX + 1, DESCRIPTORS_MAX * 2] {
+            let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(DESCRIPTORS_MAX * 2))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            let many = vec![write.as_fd(); count];
+            assert!(control.push(SendAncillaryMessage::ScmRights(&many)));
+            sendmsg(&a, &[IoSlice::new(b"x")], &mut control, SendFlags::empty()).unwrap();
+            let mut fds = Vec::new();
+            assert!(receive(&b, &mut [0; 4], &mut fds).unwrap().truncated);
+            assert_eq!(fds.len(), DESCRIPTORS_MAX);
+        }
+        drop(write);
+        assert_eq!(rustix::io::read(&read, &mut [0; 1]).unwrap(), 0);
     }
 
     #[test]

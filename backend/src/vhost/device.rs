@@ -351,7 +351,8 @@ fn take_frame(
                 }
                 len = NET_HDR_LEN;
             }
-            let end = if len < header_len { header_len.min(len + left) } else { len + left };
+            let all = len + left;
+            let end = if gap > 0 && len < header_len { all.min(header_len) } else { all };
             match out.get_mut(len..end) {
                 Some(to) => {
                     read(mem, addr, to)?;

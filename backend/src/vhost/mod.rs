@@ -36,6 +36,8 @@ mod net;
 mod queue;
 mod session;
 mod signal;
+#[cfg(test)]
+mod tests;
 
 pub use control::{DeviceOptions, RegionFd};
 pub use counters::DeviceCounters;
