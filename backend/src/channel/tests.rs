@@ -127,6 +127,7 @@ impl StackPort for Fake {
     fn caps(&self) -> Caps {
         Caps { mtu: 1500, tx_csum: false, rx_partial: false, gather: true }
     }
+    fn release_reserve(&mut self, _: &mut RegionMemory) {}
     fn each_counter(&self, _: &mut dyn FnMut(&str, u64)) {}
 }
 

@@ -136,6 +136,10 @@ pub trait StackPort: Send {
     /// What the NIC can do.
     fn caps(&self) -> Caps;
 
+    /// Gives back the buffers that are kept in reserve for the NIC. Called
+    /// before the pool goes away.
+    fn release_reserve(&mut self, mem: &mut RegionMemory);
+
     /// Every counter with its name, `stack.` or `port.` before it.
     fn each_counter(&self, visit: &mut dyn FnMut(&str, u64));
 }

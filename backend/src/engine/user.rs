@@ -253,6 +253,10 @@ impl StackPort for UserEngine {
         self.port.caps()
     }
 
+    fn release_reserve(&mut self, mem: &mut RegionMemory) {
+        self.port.release(mem.pool_mut());
+    }
+
     fn each_counter(&self, visit: &mut dyn FnMut(&str, u64)) {
         self.stack.counters().each(|name, value| visit(&format!("stack.{name}"), value));
         visit("stack.flows", u64::from(self.stack.flows()));

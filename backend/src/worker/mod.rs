@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use paste_abi::frame;
 use paste_abi::net_hdr::{NET_HDR_LEN, NetHdr};
+use paste_pmem::Owner;
 use zerocopy::FromBytes;
 
 use crate::channel::{Channels, FRAME_SIZE};
@@ -406,17 +407,23 @@ impl Worker {
             tracing::debug!(%error, "the last frames could not be sent");
         }
         device.detach();
+        engine.release_reserve(memory);
         tracing::info!("stopped");
     }
 
     /// What was counted so far.
     fn snapshot(&self) -> GuestSnapshot {
-        let Parts { name, engine, channels, device, .. } = &self.parts;
+        let Parts { name, engine, channels, device, memory, .. } = &self.parts;
         let mut snapshot = GuestSnapshot::new(name);
         engine.each_counter(&mut |name, value| snapshot.put(name, value));
         channels.counters().each(|name, value| snapshot.put(&format!("channel.{name}"), value));
         device.counters().each(|name, value| snapshot.put(&format!("device.{name}"), value));
         self.counters.each(|name, value| snapshot.put(&format!("worker.{name}"), value));
+        let pool = memory.pool();
+        snapshot.put("pool.buffers", u64::from(pool.buffers().count()));
+        snapshot.put("pool.free", u64::from(pool.free()));
+        snapshot.put("pool.port", u64::from(pool.count_of(Owner::Port)));
+        snapshot.put("pool.stack", u64::from(pool.count_of(Owner::Stack)));
         snapshot
     }
 }
