@@ -195,6 +195,8 @@ pub(crate) struct FlowState {
     pub rcv_nxt: Seq,
     /// The right edge of the advertised window; never moves left.
     pub rcv_adv: Seq,
+    /// Its window counts among the promised bytes; until the peer's FIN.
+    pub promises: bool,
     pub rcv_scale: u8,
     /// Largest payload seen, an estimate of the peer's MSS.
     pub rcv_mss: u16,
@@ -284,6 +286,7 @@ impl FlowState {
             irs: Seq(0),
             rcv_nxt: Seq(0),
             rcv_adv: Seq(0),
+            promises: false,
             rcv_scale: 0,
             rcv_mss: 0,
             rx: Queue::EMPTY,
@@ -327,6 +330,7 @@ impl FlowState {
             generation: self.generation,
             detached: false,
             rtt: Rtt::new(config.timers.rto_initial),
+            promises: true,
             rcv_mss: 536,
             user_timeout: config.timers.user_timeout,
             heard_at: now,

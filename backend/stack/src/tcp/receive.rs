@@ -273,7 +273,7 @@ impl Stack {
         self.withdraw_promise(index);
         let flow = &mut self.flows[index];
         flow.rcv_nxt += 1;
-        flow.rcv_adv = flow.rcv_nxt;
+        flow.rcv_adv = flow.rcv_adv.max(flow.rcv_nxt);
         flow.events |= event::FIN;
         match flow.state {
             State::Established => flow.state = State::CloseWait,

@@ -55,8 +55,7 @@ impl Stack {
         let scale = if scaled { u32::from(flow.rcv_scale) } else { 0 };
         // Silly window avoidance: not by less than a segment, or half of what
         // the flow could have. And nothing after the peer's FIN.
-        let grows = desired - current >= least
-            && (flow.state.may_receive() || !flow.state.is_synchronized());
+        let grows = desired - current >= least && flow.promises;
         let window = if grows { desired } else { current };
         let mut field = (window >> scale).min(0xffff);
         if field << scale < current {
@@ -64,7 +63,7 @@ impl Stack {
             field = current.div_ceil(1 << scale).min(0xffff);
         }
         let window = field << scale;
-        if window > current {
+        if window > current && flow.promises {
             flow.rcv_adv = flow.rcv_nxt + window;
             self.promised += u64::from(window - current);
         }
@@ -74,8 +73,10 @@ impl Stack {
     /// The flow's window no longer counts: it receives no more.
     pub(crate) fn withdraw_promise(&mut self, index: u32) {
         let flow = &mut self.flows[index];
-        self.promised -= u64::from(flow.rcv_wnd());
-        flow.rcv_adv = flow.rcv_nxt;
+        if flow.promises {
+            flow.promises = false;
+            self.promised -= u64::from(flow.rcv_wnd());
+        }
     }
 
     /// The guest gave up a buffer that carried received payload: its flow's

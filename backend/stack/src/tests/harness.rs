@@ -124,8 +124,6 @@ pub(super) struct Host {
     pub(super) mem: Region,
     pub(super) now: u64,
     batch: TxBatch,
-    pub(super) mac: [u8; 6],
-    pub(super) address: Ipv4Addr,
     /// The guest gives received buffers back at once.
     pub(super) reads: bool,
     /// The port reports frames as sent at once.
@@ -149,14 +147,11 @@ pub(super) fn config() -> Config {
 
 impl Host {
     pub(super) fn new(config: Config, buffers: u32) -> Host {
-        let (mac, address) = (config.mac, config.address);
         Host {
             stack: Stack::new(config, buffers, [7; 16]),
             mem: Region::new(buffers),
             now: 1_000_000 * MS,
             batch: TxBatch::new(64),
-            mac,
-            address,
             reads: true,
             port_sends: true,
             unsent: Vec::new(),
@@ -351,7 +346,9 @@ impl Host {
             if flow.state == State::Closed && flow.detached {
                 continue;
             }
-            promised += u64::from(flow.rcv_wnd());
+            if flow.promises {
+                promised += u64::from(flow.rcv_wnd());
+            }
             for queue in [flow.rx, flow.held] {
                 let mut at = queue.head;
                 let mut previous: Option<Seq> = None;

@@ -37,6 +37,9 @@ fn a_timeout_sends_one_segment_again_and_backs_off() {
         let again = loop {
             pair.host.pass_time(10 * MS);
             let segs = pair.recv();
+            // From the second on, the neighbour is asked for as well.
+            pair.host
+                .input(&arp_frame(crate::wire::arp::REPLY, PEER, PEER_MAC, HOST));
             if !segs.is_empty() {
                 break segs;
             }
