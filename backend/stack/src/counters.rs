@@ -43,7 +43,7 @@ counters! {
     timeouts,
     /// Fast retransmits begun (RFC 5681 section 3.2).
     fast_retransmits,
-    /// Zero-window probes sent.
+    /// Zero-window and keepalive probes sent.
     probes_out,
     /// Duplicate acknowledgements received.
     duplicate_acks_in,

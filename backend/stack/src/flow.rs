@@ -178,6 +178,7 @@ pub(crate) struct FlowState {
     pub rst_due: bool,
     /// The segment at `snd_una` is due again.
     pub rexmit_due: bool,
+    /// A keepalive or zero-window probe is due.
     pub probe_due: bool,
     /// The retransmission timer runs as the persist timer.
     pub persist: bool,
@@ -229,7 +230,6 @@ pub(crate) struct FlowState {
     /// Silence before keepalive probes; [`NEVER`] for none.
     pub keepalive: u64,
     pub keepalive_sent: u8,
-    pub keepalive_due: bool,
 
     // The guest.
     pub events: u8,
@@ -309,7 +309,6 @@ impl FlowState {
             user_timeout: 0,
             keepalive: NEVER,
             keepalive_sent: 0,
-            keepalive_due: false,
             events: 0,
             reason: Reason::Ok,
             listener: None,

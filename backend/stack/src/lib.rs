@@ -6,6 +6,39 @@
 //! wrote is what the NIC sends. The stack has no thread, no clock and no
 //! allocation after [`Stack::new`]; time is an argument, in ns on a monotonic
 //! clock.
+//!
+//! # One turn
+//!
+//! ```text
+//!   port --- RxFrame ---> input ---> flows ---> poll_slots --- Slot ---> guest
+//!   port <-- TxFrame --- transmit <- flows <------ send  <---- Tx ------ guest
+//!        --- frame_sent ->               ^ advance (time)    release <---
+//! ```
+//!
+//! The caller calls `input` for each frame, `poll_slots`, `send` for each of the
+//! guest's slots, `advance`, and `transmit` last, so that acknowledgements ride
+//! on responses. `next_deadline` tells how long it may sleep.
+//!
+//! # Layers
+//!
+//! Each knows only what is below it in this list.
+//!
+//! | modules | what they promise |
+//! | --- | --- |
+//! | `stack`, `slots`, `listen`, [`Stack`]'s methods | the guest's and the caller's side: every buffer has one owner, every event comes once and in order for its flow |
+//! | `input`, `arp`, `control` | frames judged from one host-private copy of their headers; neighbours; frames that belong to no flow |
+//! | `tcp::*` | RFC 9293 and its companions, by subject |
+//! | `flow`, `bufs`, `table`, `wheel` | state allocated once, and O(1) ways to find it: flows, buffer records, keyed hash table, timers |
+//! | `wire`, `checksum` | headers, checked and written; knows of no state |
+//! | [`Memory`], [`frame`], [`config`], [`counters`] | the contract with the caller |
+//!
+//! # Limits
+//!
+//! Everything has one: flows, listeners, neighbours, held segments, send
+//! queues, TIME-WAITs, backlogs, replies to strangers ([`Config`]). Buffers are
+//! the flow control: see `tcp::window`.
+//!
+//! Not here yet: SACK, RACK, CUBIC (another `tcp::congestion::Congestion`), SYN cookies, ECN, IPv6, urgent data.
 
 #![forbid(unsafe_code)]
 

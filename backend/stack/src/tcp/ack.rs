@@ -64,7 +64,6 @@ impl Stack {
 
     fn new_ack<M: Memory>(&mut self, mem: &mut M, now: u64, index: u32, segment: &Segment) {
         let ack = segment.header.ack;
-        self.sample_echo(now, index, segment);
         let flow = &mut self.flows[index];
         let mss = u32::from(flow.mss);
         let acked = ack.since(flow.snd_una);

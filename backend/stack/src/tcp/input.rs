@@ -4,7 +4,7 @@
 use paste_abi::Reason;
 
 use crate::checksum;
-use crate::config::{MS, SEC};
+use crate::config::SEC;
 use crate::control::Control;
 use crate::flow::{Key, NEVER, State, event};
 use crate::frame::{RxCsum, RxFrame};
@@ -400,21 +400,5 @@ impl Stack {
             seq,
             ack,
         });
-    }
-
-    /// Takes a round-trip time from the timestamp that the peer echoes, when no
-    /// segment is being timed (RFC 7323 section 4).
-    pub(crate) fn sample_echo(&mut self, now: u64, index: u32, segment: &Segment) {
-        let flow = &mut self.flows[index];
-        if let Some(ts) = segment.header.options.timestamps
-            && flow.timestamps
-            && flow.rtt.backoff() > 0
-        {
-            let elapsed = flow.timestamp(now).wrapping_sub(ts.echo);
-            // Nonsense echoes are not believed.
-            if u64::from(elapsed) * MS <= self.config.timers.rto_max {
-                flow.rtt.sample(u64::from(elapsed) * MS);
-            }
-        }
     }
 }

@@ -22,11 +22,12 @@ enum Why {
     Again,
     /// What comes next at `snd_nxt`.
     Next,
-    /// A bit more than the window allows, to learn whether it has opened.
+    /// A number that the peer has had already, so that it answers: a keepalive
+    /// (RFC 9293 section 3.8.4) or a zero-window probe (section 3.8.6.1). The
+    /// RFC would have a probe carry a byte of new payload; like most stacks we
+    /// send none, because a byte beyond the window leaves both sides unsure of
+    /// where the other is.
     Probe,
-    /// A number that the peer has had already, so that it answers (RFC 9293
-    /// section 3.8.4).
-    KeepAlive,
     Ack,
 }
 
@@ -110,7 +111,7 @@ impl Stack {
         let flow = &self.flows[index];
         match flow.state {
             State::Closed => {
-                let plan = Plan::bare(Why::Reset, flow.snd_nxt, flag::RST | flag::ACK);
+                let plan = Plan::bare(Why::Reset, flow.snd_max, flag::RST | flag::ACK);
                 return flow.rst_due.then_some(plan);
             }
             State::SynSent => {
@@ -140,12 +141,14 @@ impl Stack {
                 }
             }
         }
-        if flow.keepalive_due && !flow.outstanding() {
+        if flow.probe_due {
             let seq = Seq(flow.snd_una.0.wrapping_sub(1));
-            return Some(Plan::bare(Why::KeepAlive, seq, flag::ACK));
+            return Some(Plan::bare(Why::Probe, seq, flag::ACK));
         }
+        // Not `snd_nxt`: after a timeout that lies before what the peer has,
+        // and the peer would not accept the acknowledgement.
         flow.ack_due
-            .then(|| Plan::bare(Why::Ack, flow.snd_nxt, flag::ACK))
+            .then(|| Plan::bare(Why::Ack, flow.snd_max, flag::ACK))
     }
 
     fn plan_payload(&self, now: u64, index: u32) -> Option<Plan> {
@@ -170,17 +173,14 @@ impl Stack {
         let left = u32::from(meta.len) - flow.snd_nxt.since(Seq(meta.seq));
         let whole = left.min(mss);
         // Silly window avoidance (RFC 9293 section 3.8.6.2.1): a full segment,
-        // or all that the slot has left, or half the largest window. Nagle's
+        // or all that the slot has left, or half the largest window, or anything
+        // once the override timeout is over. Nagle's
         // algorithm is off: a slot is a whole message.
         if usable >= whole {
             return self.cut(index, Why::Next, flow.tx_cursor, flow.snd_nxt, whole);
         }
-        if usable > 0 && usable >= flow.snd_wnd_max / 2 {
+        if usable > 0 && (usable >= flow.snd_wnd_max / 2 || flow.probe_due) {
             return self.cut(index, Why::Next, flow.tx_cursor, flow.snd_nxt, usable);
-        }
-        if flow.probe_due {
-            let len = usable.max(1);
-            return self.cut(index, Why::Probe, flow.tx_cursor, flow.snd_nxt, len);
         }
         None
     }
@@ -199,7 +199,7 @@ impl Stack {
         let mut flags = flag::ACK;
         if len == left {
             flags |= flag::PSH;
-            if flow.fin_queued && seq + len == flow.snd_end && why != Why::Probe {
+            if flow.fin_queued && seq + len == flow.snd_end {
                 flags |= flag::FIN;
             }
         }
@@ -230,10 +230,6 @@ impl Stack {
                 return;
             }
             Why::Ack => return,
-            Why::KeepAlive => {
-                flow.keepalive_due = false;
-                return;
-            }
             Why::Syn => {
                 flow.syn_due = false;
                 if flow.snd_max == flow.iss {
@@ -258,7 +254,6 @@ impl Stack {
             }
             Why::Probe => {
                 flow.probe_due = false;
-                flow.snd_max = flow.snd_max.max(end);
                 self.counters.probes_out += 1;
                 return;
             }
@@ -277,6 +272,7 @@ impl Stack {
                     flow.rtt.stop();
                     self.counters.retransmits += 1;
                 }
+                flow.probe_due = false;
                 flow.snd_nxt = end;
                 flow.snd_max = flow.snd_max.max(end);
                 self.move_cursor(index, plan);

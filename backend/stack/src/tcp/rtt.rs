@@ -1,4 +1,8 @@
 //! Round-trip time and retransmission timeout (RFC 6298).
+//!
+//! One segment at a time is timed, in ns. Echoed timestamps are not used for
+//! this: they tick in milliseconds, too coarse for a data centre, and after a
+//! loss they may measure how long the loss lasted.
 
 use super::seq::Seq;
 

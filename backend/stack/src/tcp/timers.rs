@@ -111,7 +111,7 @@ impl Stack {
                 } else {
                     flow.keepalive_sent += 1;
                     flow.idle_at = now.saturating_add(timers.keepalive_interval);
-                    flow.keepalive_due = true;
+                    flow.probe_due = true;
                     self.kick(index);
                 }
             }

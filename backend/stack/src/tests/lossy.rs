@@ -274,7 +274,7 @@ fn a_good_wire_needs_no_retransmission() {
 fn bytes_survive_a_bad_wire() {
     let kinds = [
         Faults { loss: 5, ..NONE },
-        Faults { loss: 25, ..NONE },
+        Faults { loss: 20, ..NONE },
         Faults { repeat: 30, ..NONE },
         Faults {
             reorder: 40,
