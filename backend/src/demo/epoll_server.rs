@@ -1,0 +1,465 @@
+//! The peer to compare with: an HTTP server over kernel sockets, one thread,
+//! edge-triggered readiness, requests parsed by the parser that the guest's
+//! server uses, the same response.
+//!
+//! It is meant to be as good as such a server can be, not as a straw man: one
+//! read and one write per request, no allocation per request, and the same
+//! waiting discipline as the backend's (it polls for as long before it sleeps).
+
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send, sockopt};
+
+use crate::sys::demo::{Poller, Ready};
+
+/// Connections that one server keeps at most; further ones are closed at once.
+const CONNECTIONS_MAX: usize = 16 * 1024;
+/// What one wait names at most.
+const READY_MAX: usize = 1024;
+/// Bytes of the longest request head; a longer one ends its connection.
+const HEAD_LEN_MAX: usize = 16 * 1024;
+/// Bytes that one read takes at most.
+const READ_LEN: usize = 16 * 1024;
+/// Headers of a request at most.
+const HEADERS_MAX: usize = 32;
+/// Numbers of listeners, and of descriptors that are not the server's, begin
+/// here; connections are below.
+const LISTENER_FIRST: u64 = 1 << 32;
+const FOREIGN_FIRST: u64 = 1 << 33;
+
+/// What one listener's connections have seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Served {
+    /// Requests answered.
+    pub requests: u64,
+    /// Waits that brought at least one request.
+    pub batches: u64,
+    /// Payload bytes that the kernel copied to the server.
+    pub bytes_in: u64,
+    /// Payload bytes that the kernel copied from the server.
+    pub bytes_out: u64,
+    /// Requests answered before the present turn.
+    #[serde(skip)]
+    requests_before: u64,
+}
+
+struct Connection {
+    socket: OwnedFd,
+    listener: usize,
+    requests: Requests,
+    /// What the kernel has not taken yet.
+    unsent: Vec<u8>,
+    /// Whether the connection ends when everything has been sent.
+    last: bool,
+}
+
+/// Where a connection is in its stream of requests.
+#[derive(Default)]
+struct Requests {
+    /// The beginning of a head.
+    partial: Vec<u8>,
+    /// Bytes of a body that are still to come.
+    body_left: Option<usize>,
+}
+
+/// What a piece of the stream contained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Found {
+    /// Requests that are whole now.
+    requests: u64,
+    /// The last of them asks for the connection to end.
+    last: bool,
+}
+
+/// A stream that is not HTTP, or more than the server reads.
+#[derive(Debug, PartialEq, Eq)]
+struct Malformed;
+
+impl Requests {
+    /// Takes the next bytes of the stream.
+    fn take(&mut self, bytes: &[u8]) -> Result<Found, Malformed> {
+        if self.partial.is_empty() {
+            let rest = self.walk(bytes)?;
+            self.partial
+                .extend_from_slice(&bytes[bytes.len() - rest.1..]);
+            return Ok(rest.0);
+        }
+        let mut joined = std::mem::take(&mut self.partial);
+        joined.extend_from_slice(bytes);
+        let (found, rest) = self.walk(&joined)?;
+        joined.drain(..joined.len() - rest);
+        self.partial = joined;
+        Ok(found)
+    }
+
+    /// Walks over requests; returns what was found, and how many bytes at the
+    /// end are the beginning of a head.
+    fn walk(&mut self, mut bytes: &[u8]) -> Result<(Found, usize), Malformed> {
+        let mut found = Found::default();
+        loop {
+            if let Some(left) = self.body_left {
+                if bytes.len() < left {
+                    self.body_left = Some(left - bytes.len());
+                    return Ok((found, 0));
+                }
+                bytes = &bytes[left..];
+                self.body_left = None;
+                found.requests += 1;
+            }
+            if bytes.is_empty() || found.last {
+                return Ok((found, 0));
+            }
+            let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+            let mut request = httparse::Request::new(&mut headers);
+            let head_len = match request.parse(bytes) {
+                Ok(httparse::Status::Complete(len)) => len,
+                Ok(httparse::Status::Partial) if bytes.len() <= HEAD_LEN_MAX => {
+                    return Ok((found, bytes.len()));
+                }
+                _ => return Err(Malformed),
+            };
+            found.last = request.version == Some(0);
+            let mut body = 0;
+            for header in request.headers.iter() {
+                if header.name.eq_ignore_ascii_case("content-length") {
+                    let text = std::str::from_utf8(header.value).map_err(|_| Malformed)?;
+                    body = text.trim().parse().map_err(|_| Malformed)?;
+                } else if header.name.eq_ignore_ascii_case("connection") {
+                    found.last = header.value.eq_ignore_ascii_case(b"close");
+                } else if header.name.eq_ignore_ascii_case("transfer-encoding") {
+                    return Err(Malformed);
+                }
+            }
+            bytes = &bytes[head_len..];
+            self.body_left = Some(body);
+        }
+    }
+}
+
+/// The server.
+pub struct EpollServer {
+    poller: Poller,
+    listeners: Vec<(TcpListener, Served)>,
+    connections: Vec<Option<Connection>>,
+    free: Vec<usize>,
+    response: Vec<u8>,
+    buffer: Box<[u8]>,
+    output: Vec<u8>,
+    events: Vec<Ready>,
+    spin: Duration,
+}
+
+impl EpollServer {
+    /// A server that answers every request with `response`, and polls for
+    /// `spin` before it sleeps.
+    pub fn new(response: Vec<u8>, spin: Duration) -> io::Result<EpollServer> {
+        Ok(EpollServer {
+            poller: Poller::new(READY_MAX)?,
+            listeners: Vec::new(),
+            connections: Vec::new(),
+            free: Vec::new(),
+            response,
+            buffer: vec![0; READ_LEN].into(),
+            output: Vec::with_capacity(READ_LEN),
+            events: Vec::with_capacity(READY_MAX),
+            spin,
+        })
+    }
+
+    /// Serves one more listener.
+    pub fn listen(&mut self, listener: TcpListener) -> io::Result<()> {
+        listener.set_nonblocking(true)?;
+        self.poller
+            .add_readable(&listener, LISTENER_FIRST + self.listeners.len() as u64)?;
+        self.listeners.push((listener, Served::default()));
+        Ok(())
+    }
+
+    /// Waits for something else's descriptor as well: `foreign` of
+    /// [`EpollServer::turn`] is told `number` whenever it can be read.
+    pub fn watch(&self, fd: impl AsFd, number: u32) -> io::Result<()> {
+        self.poller
+            .add_readable(fd, FOREIGN_FIRST + u64::from(number))
+    }
+
+    /// What each listener's connections have seen, in the order of the calls of
+    /// [`EpollServer::listen`].
+    pub fn served(&self) -> impl Iterator<Item = Served> {
+        self.listeners.iter().map(|(_, served)| *served)
+    }
+
+    /// Waits for at most `timeout` for something to do, and does it all.
+    pub fn turn(
+        &mut self,
+        timeout: Duration,
+        foreign: &mut dyn FnMut(u32) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let ready = self.poller.wait(self.spin, timeout)?;
+        self.events.clear();
+        self.events.extend_from_slice(ready);
+        for (_, served) in &mut self.listeners {
+            served.requests_before = served.requests;
+        }
+        for at in 0..self.events.len() {
+            let Ready {
+                token,
+                readable,
+                writable,
+            } = self.events[at];
+            if token >= FOREIGN_FIRST {
+                foreign((token - FOREIGN_FIRST) as u32)?;
+            } else if token >= LISTENER_FIRST {
+                self.accept((token - LISTENER_FIRST) as usize)?;
+            } else {
+                self.serve(token as usize, readable, writable);
+            }
+        }
+        for (_, served) in &mut self.listeners {
+            served.batches += u64::from(served.requests > served.requests_before);
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self, listener: usize) -> io::Result<()> {
+        loop {
+            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+            let socket = match accept_with(&self.listeners[listener].0, flags) {
+                Ok(socket) => socket,
+                Err(Errno::AGAIN) => return Ok(()),
+                // The peer went away before it was accepted.
+                Err(Errno::CONNABORTED | Errno::INTR) => continue,
+                Err(e) => return Err(e.into()),
+            };
+            if self.connections.len() - self.free.len() >= CONNECTIONS_MAX {
+                continue;
+            }
+            if sockopt::set_tcp_nodelay(&socket, true).is_err() {
+                continue;
+            }
+            let index = self.free.pop().unwrap_or_else(|| {
+                self.connections.push(None);
+                self.connections.len() - 1
+            });
+            self.poller.add_socket(&socket, index as u64)?;
+            self.connections[index] = Some(Connection {
+                socket,
+                listener,
+                requests: Requests::default(),
+                unsent: Vec::new(),
+                last: false,
+            });
+        }
+    }
+
+    /// Reads, answers and writes what one connection has ready.
+    fn serve(&mut self, index: usize, readable: bool, writable: bool) {
+        // An earlier event of this batch may have ended it.
+        let Some(connection) = &mut self.connections[index] else {
+            return;
+        };
+        let served = &mut self.listeners[connection.listener].1;
+        let mut going = true;
+        if writable && !connection.unsent.is_empty() {
+            going = connection.send_unsent(served);
+        }
+        while going && readable && !connection.last {
+            let n = match recv(&connection.socket, &mut self.buffer[..], RecvFlags::empty()) {
+                Ok((n, _)) if n > 0 => n,
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => continue,
+                Ok(_) | Err(_) => {
+                    going = false;
+                    break;
+                }
+            };
+            served.bytes_in += n as u64;
+            match connection.requests.take(&self.buffer[..n]) {
+                Ok(found) => {
+                    self.output.clear();
+                    for _ in 0..found.requests {
+                        self.output.extend_from_slice(&self.response);
+                    }
+                    served.requests += found.requests;
+                    connection.last = found.last;
+                    going = connection.send(&self.output, served);
+                }
+                Err(Malformed) => going = false,
+            }
+            // Less than was asked for: nothing is left, and a further read
+            // would only say so.
+            if n < self.buffer.len() {
+                break;
+            }
+        }
+        if !going || (connection.last && connection.unsent.is_empty()) {
+            self.connections[index] = None;
+            self.free.push(index);
+        }
+    }
+}
+
+impl Connection {
+    /// Sends, or keeps what the kernel does not take; false if the connection
+    /// has ended.
+    fn send(&mut self, bytes: &[u8], served: &mut Served) -> bool {
+        if !self.unsent.is_empty() {
+            self.unsent.extend_from_slice(bytes);
+            return self.send_unsent(served);
+        }
+        match send_some(&self.socket, bytes, served) {
+            Some(n) => {
+                self.unsent.extend_from_slice(&bytes[n..]);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn send_unsent(&mut self, served: &mut Served) -> bool {
+        match send_some(&self.socket, &self.unsent, served) {
+            Some(n) => {
+                self.unsent.drain(..n);
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// Sends as much as the kernel takes; `None` if the connection has ended.
+fn send_some(socket: &OwnedFd, bytes: &[u8], served: &mut Served) -> Option<usize> {
+    let mut sent = 0;
+    while sent < bytes.len() {
+        match send(socket, &bytes[sent..], SendFlags::NOSIGNAL) {
+            Ok(n) => sent += n,
+            Err(Errno::AGAIN) => break,
+            Err(Errno::INTR) => {}
+            Err(_) => return None,
+        }
+    }
+    served.bytes_out += sent as u64;
+    Some(sent)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+
+    use super::super::http::response;
+    use super::*;
+
+    fn found(requests: u64, last: bool) -> Result<Found, Malformed> {
+        Ok(Found { requests, last })
+    }
+
+    #[test]
+    fn requests_are_found_however_the_stream_is_cut() {
+        let stream = b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello\
+            GET / HTTP/1.1\r\n\r\nPOST /x HTTP/1.1\r\ncontent-length: 0\r\n\r\n";
+        for cut in 1..stream.len() {
+            let mut requests = Requests::default();
+            let total: u64 = stream
+                .chunks(cut)
+                .map(|piece| requests.take(piece).unwrap().requests)
+                .sum();
+            assert_eq!(total, 3, "cut every {cut} bytes");
+            assert!(requests.partial.is_empty() && requests.body_left.is_none());
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_connection_is_the_requests_wish() {
+        let take = |text: &str| Requests::default().take(text.as_bytes());
+        assert_eq!(take("GET / HTTP/1.1\r\n\r\n"), found(1, false));
+        assert_eq!(take("GET / HTTP/1.0\r\n\r\n"), found(1, true));
+        assert_eq!(
+            take("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"),
+            found(1, false)
+        );
+        assert_eq!(
+            take("GET / HTTP/1.1\r\nConnection: close\r\n\r\n"),
+            found(1, true)
+        );
+    }
+
+    #[test]
+    fn what_is_not_http_ends_the_connection() {
+        let take = |text: &str| Requests::default().take(text.as_bytes());
+        assert_eq!(take("\0\0\0"), Err(Malformed));
+        assert_eq!(
+            take("GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n"),
+            Err(Malformed)
+        );
+        let chunked = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+        assert_eq!(take(chunked), Err(Malformed));
+        let endless = format!("GET / HTTP/1.1\r\nX: {}", "y".repeat(HEAD_LEN_MAX));
+        assert_eq!(take(&endless), Err(Malformed));
+    }
+
+    /// Runs the server until `done`.
+    fn serve_until(server: &mut EpollServer, mut done: impl FnMut(&EpollServer) -> bool) {
+        while !done(server) {
+            server
+                .turn(Duration::from_millis(100), &mut |_| Ok(()))
+                .unwrap();
+        }
+    }
+
+    #[test]
+    fn pipelined_requests_are_all_answered_and_then_the_connection_ends() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut server = EpollServer::new(response(b"body"), Duration::ZERO).unwrap();
+        server.listen(listener).unwrap();
+        stream
+            .write_all(
+                b"GET / HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\n\
+                  GET / HTTP/1.1\r\nConnection: close\r\n\r\n",
+            )
+            .unwrap();
+        serve_until(&mut server, |s| s.served().next().unwrap().requests == 3);
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer.as_bytes(), response(b"body").repeat(3));
+        let served = server.served().next().unwrap();
+        assert_eq!(served.bytes_out, answer.len() as u64);
+        assert!(served.batches >= 1 && served.batches <= 3);
+    }
+
+    #[test]
+    fn a_malformed_request_ends_its_connection_alone() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut bad = TcpStream::connect(address).unwrap();
+        let mut good = TcpStream::connect(address).unwrap();
+        let mut server = EpollServer::new(response(b""), Duration::ZERO).unwrap();
+        server.listen(listener).unwrap();
+        bad.write_all(b"\0\0\0\0").unwrap();
+        serve_until(&mut server, |s| s.free.len() == 1);
+        assert_eq!(bad.read(&mut [0]).unwrap_or(0), 0);
+        good.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        serve_until(&mut server, |s| s.served().next().unwrap().requests == 1);
+        assert!(good.read(&mut [0]).unwrap() == 1);
+    }
+
+    #[test]
+    fn another_descriptor_is_watched_beside_the_sockets() {
+        let (mut a, b) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut server = EpollServer::new(response(b""), Duration::ZERO).unwrap();
+        server.watch(&b, 3).unwrap();
+        a.write_all(b"x").unwrap();
+        let mut told = Vec::new();
+        server
+            .turn(Duration::from_secs(9), &mut |number| {
+                told.push(number);
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(told, [3]);
+    }
+}
