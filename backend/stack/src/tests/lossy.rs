@@ -237,13 +237,11 @@ fn transfer(seed: u64, faults: Faults, total: usize, alter: impl Fn(Config) -> C
             break;
         }
     }
-    for side in 0..2 {
-        let data = &world.hosts[side].data[&flows[side].unwrap()];
+    for (host, flow) in world.hosts.iter().zip(flows) {
+        let data = &host.data[&flow.unwrap()];
         assert_eq!(data.len(), total, "seed {seed} {faults:?}");
-        assert!(
-            data.iter().enumerate().all(|(i, b)| *b == pattern(i)),
-            "seed {seed} {faults:?}"
-        );
+        let intact = data.iter().enumerate().all(|(i, b)| *b == pattern(i));
+        assert!(intact, "seed {seed} {faults:?}");
     }
     let took = world.hosts[0].now;
     // Then nothing is left but time.
