@@ -75,6 +75,7 @@ impl Queue {
         tail: NIL,
     };
 
+    #[inline]
     pub(crate) const fn is_empty(&self) -> bool {
         self.head == NIL
     }
@@ -108,19 +109,23 @@ impl Bufs {
         }
     }
 
+    #[inline]
     pub(crate) fn count(&self) -> u32 {
         self.metas.len() as u32
     }
 
+    #[inline]
     pub(crate) fn get(&self, buf: u32) -> &BufMeta {
         &self.metas[buf as usize]
     }
 
+    #[inline]
     pub(crate) fn get_mut(&mut self, buf: u32) -> &mut BufMeta {
         &mut self.metas[buf as usize]
     }
 
     /// Appends `buf` to `queue`.
+    #[inline]
     pub(crate) fn push(&mut self, queue: &mut Queue, buf: u32) {
         self.get_mut(buf).next = NIL;
         if queue.tail == NIL {
@@ -151,6 +156,7 @@ impl Bufs {
     }
 
     /// Takes the first buffer out of `queue`.
+    #[inline]
     pub(crate) fn pop(&mut self, queue: &mut Queue) -> Option<u32> {
         let buf = queue.head;
         if buf == NIL {

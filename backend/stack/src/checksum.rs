@@ -4,6 +4,7 @@
 use core::net::Ipv4Addr;
 
 /// Folds a wide sum to 16 bits.
+#[inline]
 pub(crate) const fn fold(mut sum: u32) -> u16 {
     sum = (sum & 0xffff) + (sum >> 16);
     sum = (sum & 0xffff) + (sum >> 16);
@@ -25,17 +26,20 @@ pub(crate) fn sum(data: &[u8]) -> u16 {
 }
 
 /// Ones' complement addition.
+#[inline]
 pub(crate) const fn add(a: u16, b: u16) -> u16 {
     let (sum, carry) = a.overflowing_add(b);
     sum + carry as u16
 }
 
 /// Ones' complement subtraction: addition of the complement.
+#[inline]
 pub(crate) const fn sub(a: u16, b: u16) -> u16 {
     add(a, !b)
 }
 
 /// The sum of the pseudo-header of RFC 9293 section 3.1.
+#[inline]
 pub(crate) fn pseudo(src: Ipv4Addr, dst: Ipv4Addr, protocol: u8, len: u16) -> u16 {
     let (s, d) = (src.to_bits(), dst.to_bits());
     fold((s >> 16) + (s & 0xffff) + (d >> 16) + (d & 0xffff) + u32::from(protocol) + u32::from(len))

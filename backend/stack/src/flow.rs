@@ -36,6 +36,7 @@ pub(crate) enum State {
 
 impl State {
     /// Whether the guest may still queue payload.
+    #[inline]
     pub(crate) fn may_send(self) -> bool {
         matches!(
             self,
@@ -44,11 +45,13 @@ impl State {
     }
 
     /// Whether payload may still arrive.
+    #[inline]
     pub(crate) fn may_receive(self) -> bool {
         matches!(self, State::Established | State::FinWait1 | State::FinWait2)
     }
 
     /// Whether the handshake is complete.
+    #[inline]
     pub(crate) fn is_synchronized(self) -> bool {
         !matches!(self, State::Closed | State::SynSent | State::SynReceived)
     }
@@ -118,6 +121,7 @@ impl List {
         tail: NIL,
     };
 
+    #[inline]
     pub(crate) const fn head(&self) -> Option<u32> {
         if self.head == NIL {
             None
@@ -126,6 +130,7 @@ impl List {
         }
     }
 
+    #[inline]
     pub(crate) const fn is_empty(&self) -> bool {
         self.head == NIL
     }
@@ -340,26 +345,31 @@ impl FlowState {
 
     /// Bytes sent and not acknowledged, as far as has been sent since the last
     /// timeout.
+    #[inline]
     pub(crate) fn flight(&self) -> u32 {
         self.snd_nxt.since(self.snd_una)
     }
 
     /// Whether anything sent is not acknowledged, SYN and FIN included.
+    #[inline]
     pub(crate) fn outstanding(&self) -> bool {
         self.snd_max != self.snd_una
     }
 
     /// Whether FIN is what is to be sent next.
+    #[inline]
     pub(crate) fn fin_due(&self) -> bool {
         self.fin_queued && self.snd_nxt == self.snd_end && self.state.is_synchronized()
     }
 
     /// The window that the peer may still fill, as advertised.
+    #[inline]
     pub(crate) fn rcv_wnd(&self) -> u32 {
         self.rcv_adv.since(self.rcv_nxt)
     }
 
     /// The earliest of its timers.
+    #[inline]
     pub(crate) fn deadline(&self) -> u64 {
         self.rexmit_at.min(self.delayed_ack_at).min(self.idle_at)
     }
@@ -421,21 +431,25 @@ impl Flows {
     }
 
     /// The guest's name of the flow at `index`.
+    #[inline]
     pub(crate) fn name(&self, index: u32) -> Flow {
         Flow::new(index, self.slab[index as usize].generation)
     }
 
     /// The index of the flow with this name, if it lives.
+    #[inline]
     pub(crate) fn find(&self, name: Flow) -> Option<u32> {
         let flow = self.slab.get(name.index() as usize)?;
         (flow.generation == name.generation()).then_some(name.index())
     }
 
+    #[inline]
     pub(crate) fn linked(&self, kind: Links, index: u32) -> bool {
         self.slab[index as usize].links[kind as usize].next != UNLINKED
     }
 
     /// Appends a flow that is in no list of this kind.
+    #[inline]
     pub(crate) fn push_back(&mut self, list: &mut List, kind: Links, index: u32) {
         let kind = kind as usize;
         self.slab[index as usize].links[kind] = Link {
@@ -451,6 +465,7 @@ impl Flows {
     }
 
     /// Takes a flow out of `list`, if it is in a list of this kind.
+    #[inline]
     pub(crate) fn remove(&mut self, list: &mut List, kind: Links, index: u32) {
         let kind = kind as usize;
         let Link { next, prev } = self.slab[index as usize].links[kind];
@@ -471,6 +486,7 @@ impl Flows {
     }
 
     /// Takes the first flow out of `list`.
+    #[inline]
     pub(crate) fn pop_front(&mut self, list: &mut List, kind: Links) -> Option<u32> {
         let index = list.head()?;
         self.remove(list, kind, index);
@@ -481,12 +497,14 @@ impl Flows {
 impl Index<u32> for Flows {
     type Output = FlowState;
 
+    #[inline]
     fn index(&self, index: u32) -> &FlowState {
         &self.slab[index as usize]
     }
 }
 
 impl IndexMut<u32> for Flows {
+    #[inline]
     fn index_mut(&mut self, index: u32) -> &mut FlowState {
         &mut self.slab[index as usize]
     }

@@ -95,6 +95,7 @@ impl TxFrame {
 
     /// Makes the head `len` bytes long and lends it for writing. `len` is cut
     /// to [`HEAD_MAX`].
+    #[inline]
     pub fn head_mut(&mut self, len: usize) -> &mut [u8] {
         let len = len.min(HEAD_MAX);
         self.head_len = len as u8;
@@ -132,6 +133,7 @@ impl TxBatch {
     }
 
     /// The frames that wait, in order.
+    #[inline]
     pub fn frames(&self) -> &[TxFrame] {
         &self.frames[self.start..self.end]
     }
@@ -142,12 +144,14 @@ impl TxBatch {
     }
 
     /// Frames that can still be appended before something is sent.
+    #[inline]
     pub fn room(&self) -> usize {
         self.frames.len() - self.end
     }
 
     /// Appends an empty frame of `origin` and lends it for filling in; `None`
     /// when there is no room.
+    #[inline]
     pub fn push(&mut self, origin: Origin) -> Option<&mut TxFrame> {
         let frame = self.frames.get_mut(self.end)?;
         self.end += 1;

@@ -198,6 +198,7 @@ impl Stack {
     }
 
     /// Takes the time in; a clock that steps back stands still instead.
+    #[inline]
     pub(crate) fn clock(&mut self, now: u64) -> u64 {
         self.now = self.now.max(now);
         self.wheel.start(self.now);
@@ -205,6 +206,7 @@ impl Stack {
     }
 
     /// The keyed hash of a few bytes.
+    #[inline]
     pub(crate) fn hash(&self, bytes: &[u8]) -> u32 {
         let mut hasher = self.hasher;
         hasher.write(bytes);
@@ -220,6 +222,7 @@ impl Stack {
     }
 
     /// Has `index` served by the next [`Stack::transmit`].
+    #[inline]
     pub(crate) fn kick(&mut self, index: u32) {
         // A flow that waits for a neighbour is in that one's list.
         if !self.flows.linked(Links::Sending, index) {
@@ -229,6 +232,7 @@ impl Stack {
     }
 
     /// Has `index` served by the next [`Stack::poll_slots`].
+    #[inline]
     pub(crate) fn mark_ready(&mut self, index: u32) {
         if !self.flows.linked(Links::Ready, index) && !self.flows[index].detached {
             let channel = usize::from(self.flows[index].channel);
@@ -238,6 +242,7 @@ impl Stack {
     }
 
     /// Makes sure that the flow's earliest deadline rings.
+    #[inline]
     pub(crate) fn arm(&mut self, index: u32) {
         let deadline = self.flows[index].deadline();
         if deadline != NEVER {
@@ -246,6 +251,7 @@ impl Stack {
     }
 
     /// The living flow with this name on `channel`.
+    #[inline]
     pub(crate) fn owned(&self, channel: u16, name: Flow) -> Result<u32, Reason> {
         let index = self.flows.find(name).ok_or(Reason::StaleFlow)?;
         let flow = &self.flows[index];

@@ -39,6 +39,7 @@ impl Table {
     }
 
     /// The index with this hash for which `same` holds.
+    #[inline]
     pub(crate) fn find(&self, hash: u32, same: impl Fn(u32) -> bool) -> Option<u32> {
         let mut at = hash as usize & self.mask;
         loop {

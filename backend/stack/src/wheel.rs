@@ -60,6 +60,7 @@ impl Wheel {
 
     /// Sets the hand of a wheel without timers, so that a clock that starts at
     /// any value costs nothing.
+    #[inline]
     pub(crate) fn start(&mut self, now: u64) {
         if !self.started {
             self.started = true;
@@ -69,6 +70,7 @@ impl Wheel {
 
     /// Makes the timer of `id` ring at `deadline` at the latest one tick after
     /// it, unless it is set to ring earlier already.
+    #[inline]
     pub(crate) fn set_earlier(&mut self, id: u32, deadline: u64) {
         // Rounded up, so that a timer that rings is due.
         let tick = (deadline >> TICK_BITS).saturating_add(1).max(self.tick);

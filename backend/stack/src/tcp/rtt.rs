@@ -37,6 +37,7 @@ impl Rtt {
     }
 
     /// The timeout now, backed off and within its limits.
+    #[inline]
     pub(crate) fn timeout(&self, min: u64, max: u64) -> u64 {
         (self.rto.max(min) << self.backoff.min(16)).min(max)
     }
@@ -56,6 +57,7 @@ impl Rtt {
     }
 
     /// Times the segment that ends at `end`, unless another is being timed.
+    #[inline]
     pub(crate) fn start(&mut self, end: Seq, now: u64) {
         if self.timing.is_none() {
             self.timing = Some(end);
@@ -70,6 +72,7 @@ impl Rtt {
     }
 
     /// Everything before `ack` was acknowledged.
+    #[inline]
     pub(crate) fn on_ack(&mut self, ack: Seq, now: u64) {
         if let Some(end) = self.timing
             && !ack.before(end)

@@ -12,6 +12,7 @@ pub(crate) mod tcp;
 pub(crate) const HEADER_COPY: usize = 134;
 
 /// Reads a big-endian `u16`; zero beyond the end.
+#[inline]
 pub(crate) fn be16(bytes: &[u8], at: usize) -> u16 {
     bytes
         .get(at..at + 2)
@@ -19,6 +20,7 @@ pub(crate) fn be16(bytes: &[u8], at: usize) -> u16 {
 }
 
 /// Reads a big-endian `u32`; zero beyond the end.
+#[inline]
 pub(crate) fn be32(bytes: &[u8], at: usize) -> u32 {
     bytes
         .get(at..at + 4)

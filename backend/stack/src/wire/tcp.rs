@@ -51,6 +51,7 @@ pub(crate) struct Header {
 
 impl Header {
     /// Whether the control bit is set.
+    #[inline]
     pub(crate) fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
     }
@@ -118,6 +119,7 @@ fn parse_options(mut bytes: &[u8]) -> Options {
 }
 
 /// Bytes of a header with these options.
+#[inline]
 pub(crate) fn header_len(options: &Options) -> usize {
     LEN + if options.mss.is_some() { 4 } else { 0 }
         + if options.scale.is_some() { 4 } else { 0 }
