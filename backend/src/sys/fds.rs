@@ -45,24 +45,25 @@ pub fn receive(
     let mut truncated = received.flags.contains(ReturnFlags::CTRUNC);
     let mut room = DESCRIPTORS_MAX;
     for message in control.drain() {
-        let RecvAncillaryMessage::ScmRights(received) = message else { continue };
+        let RecvAncillaryMessage::ScmRights(received) = message else {
+            continue;
+        };
         let taken = received.len().min(room);
         truncated |= received.len() > taken;
         room -= taken;
         descriptors.extend(received.take(taken));
     }
-    Ok(Received { bytes: received.bytes, truncated })
+    Ok(Received {
+        bytes: received.bytes,
+        truncated,
+    })
 }
 
 /// Sends bytes and descriptors as far as there is room, and returns how many
 /// bytes went; the descriptors go with the first byte. Never waits: without
 /// room the error is [`io::ErrorKind::WouldBlock`]. More than
 /// [`DESCRIPTORS_MAX`] descriptors are refused as invalid input.
-pub fn send(
-    socket: impl AsFd,
-    bytes: &[u8],
-    descriptors: &[BorrowedFd<'_>],
-) -> io::Result<usize> {
+pub fn send(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let fits = descriptors.len() <= DESCRIPTORS_MAX
@@ -70,7 +71,10 @@ pub fn send(
     if !fits {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            format!("{} descriptors at once; at most {DESCRIPTORS_MAX}", descriptors.len()),
+            format!(
+                "{} descriptors at once; at most {DESCRIPTORS_MAX}",
+                descriptors.len()
+            ),
         ));
     }
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
@@ -120,7 +124,13 @@ mod tests {
         let mut buf = [0; 16];
         let mut fds = Vec::new();
         let received = receive(&b, &mut buf, &mut fds).unwrap();
-        assert_eq!(received, Received { bytes: 5, truncated: false });
+        assert_eq!(
+            received,
+            Received {
+                bytes: 5,
+                truncated: false
+            }
+        );
         assert_eq!(fds.len(), 1);
         rustix::io::write(&fds[0], b"x").unwrap();
         let mut byte = [0; 2];
@@ -144,7 +154,10 @@ mod tests {
     fn too_many_descriptors_are_refused_and_noticed() {
         let (a, b) = UnixStream::pair().unwrap();
         let many = vec![a.as_fd(); DESCRIPTORS_MAX + 1];
-        assert_eq!(send(&a, b"x", &many).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(
+            send(&a, b"x", &many).unwrap_err().kind(),
+            io::ErrorKind::InvalidInput
+        );
         // A peer with a larger buffer can send more all the same. Whatever is
         // not taken is closed.
         let (read, write) = rustix::pipe::pipe().unwrap();

@@ -217,23 +217,33 @@ impl Control {
             | protocol::RESET_DEVICE
             | protocol::CONFIGURE_MEM_SLOTS
             | protocol::STATUS
-            | if self.options.region.is_some() { region } else { 0 }
+            | if self.options.region.is_some() {
+                region
+            } else {
+                0
+            }
     }
 
     /// Whether a virtio feature was acknowledged.
     pub fn has(&self, bit: u32) -> bool {
-        self.features.is_some_and(|features| features & feature(bit) != 0)
+        self.features
+            .is_some_and(|features| features & feature(bit) != 0)
     }
 
     /// The index of a ring that the front end named.
     pub fn ring_index(&self, index: u64) -> Result<usize, Refusal> {
-        usize::try_from(index).ok().filter(|&i| i < RINGS).ok_or(Refusal::UnknownRing(index))
+        usize::try_from(index)
+            .ok()
+            .filter(|&i| i < RINGS)
+            .ok_or(Refusal::UnknownRing(index))
     }
 
     /// Tries to put a started ring to use. Until features and memory are there,
     /// it waits for them.
     pub fn connect(&mut self, ring: usize) -> Result<(), Refusal> {
-        let (Some(_), None) = (self.features, self.fault) else { return Ok(()) };
+        let (Some(_), None) = (self.features, self.fault) else {
+            return Ok(());
+        };
         let features = RingFeatures {
             event_idx: self.has(VIRTIO_RING_F_EVENT_IDX),
             indirect: self.has(VIRTIO_RING_F_INDIRECT_DESC),
@@ -276,7 +286,9 @@ impl Control {
 
     /// Reads what came on the back end's own channel.
     pub fn poll_backend(&mut self) {
-        let Some(backend) = &mut self.backend else { return };
+        let Some(backend) = &mut self.backend else {
+            return;
+        };
         let guest = &self.options.name;
         match backend.poll() {
             Ok(false) => {}
@@ -305,14 +317,21 @@ impl Control {
 
     /// Publishes what was used on one ring, and signals the driver if it asked.
     pub fn flush_ring(&mut self, ring: usize) -> Result<(), RingError> {
-        let Control { rings, mem, counters, .. } = self;
+        let Control {
+            rings,
+            mem,
+            counters,
+            ..
+        } = self;
         if !rings[ring].is_ready() {
             return Ok(());
         }
         let had = rings[ring].has_pending();
         match rings[ring].publish(mem) {
             Ok(true) => {
-                let Some(call) = &rings[ring].signals.call else { return Ok(()) };
+                let Some(call) = &rings[ring].signals.call else {
+                    return Ok(());
+                };
                 match signal::raise(call) {
                     Ok(()) => counters.signals += 1,
                     Err(_) => counters.signals_lost += 1,

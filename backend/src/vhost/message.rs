@@ -35,7 +35,10 @@ impl Request<'_> {
     pub fn read<T: FromBytes + KnownLayout + Immutable>(&self) -> Result<T, Refusal> {
         T::read_from_prefix(self.payload)
             .map(|(value, _)| value)
-            .map_err(|_| Refusal::Short { have: self.payload.len(), want: size_of::<T>() })
+            .map_err(|_| Refusal::Short {
+                have: self.payload.len(),
+                want: size_of::<T>(),
+            })
     }
 
     /// The payload as a number.
@@ -85,8 +88,7 @@ impl Payload {
             Payload::MemTable => {
                 let count = MemTableHeader::read_from_prefix(payload)
                     .map_or(0, |(header, _)| header.count.get() as usize);
-                size_of::<MemTableHeader>()
-                    + count.min(MEM_TABLE_MAX) * size_of::<MemRegion>()
+                size_of::<MemTableHeader>() + count.min(MEM_TABLE_MAX) * size_of::<MemRegion>()
             }
             Payload::Config => {
                 let size = ConfigHeader::read_from_prefix(payload)
@@ -240,5 +242,8 @@ pub static TABLE: &[Row] = {
 
 /// The row of a request.
 pub fn row_of(id: u32) -> Option<&'static Row> {
-    TABLE.binary_search_by_key(&id, |row| row.id).ok().map(|index| &TABLE[index])
+    TABLE
+        .binary_search_by_key(&id, |row| row.id)
+        .ok()
+        .map(|index| &TABLE[index])
 }

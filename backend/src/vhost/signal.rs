@@ -13,8 +13,10 @@ use super::control::Refusal;
 const SIGNAL: [u8; 8] = 1u64.to_ne_bytes();
 
 /// Checks that a descriptor from the front end can be used to signal, and makes
-/// it non-blocking: a worker never waits for a peer. What is left out are files
-/// whose reading can block all the same, and files with contents to lose.
+/// it non-blocking: a worker never waits for a peer. The peer's own descriptor
+/// of the same eventfd becomes non-blocking with it, so that whoever reads it
+/// polls first, as VMMs do. What is left out are files whose reading can block
+/// all the same, and files with contents to lose.
 pub fn check(fd: OwnedFd) -> Result<OwnedFd, Refusal> {
     let io = |errno: Errno| Refusal::Descriptor(errno.into());
     let mode = fstat(&fd).map_err(io)?.st_mode;

@@ -2,7 +2,7 @@
 //! the device and nothing else, and a reset brings it back.
 
 use paste_abi::net_hdr::NetHdr;
-use paste_abi::vhost_user::{request as id};
+use paste_abi::vhost_user::request as id;
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 
 use super::super::Fault;
@@ -21,7 +21,10 @@ fn turn(rig: &mut Rig) -> Option<Fault> {
         }
     }
     let pushed = rig.device.push_rx(&[&body(100)], &NetHdr::default());
-    pushed.err().or_else(|| rig.device.flush().err()).map(|error| error.fault)
+    pushed
+        .err()
+        .or_else(|| rig.device.flush().err())
+        .map(|error| error.fault)
 }
 
 /// A device on which `arrange` made a hostile chain must find `expected`, stop,
@@ -37,7 +40,12 @@ fn breaks(features: u64, ring: usize, expected: Fault, arrange: impl FnOnce(&mut
     assert!(!rig.device.arm().unwrap());
     assert_eq!(signals(&rig.ends[ring].err), 1);
     let kind = expected.kind();
-    assert_eq!(rig.device.counters().faults[kind], 1, "{}", Fault::KINDS[kind]);
+    assert_eq!(
+        rig.device.counters().faults[kind],
+        1,
+        "{}",
+        Fault::KINDS[kind]
+    );
     let status = rig.ask(message(id::GET_STATUS, &[]));
     assert_eq!(status[0], VIRTIO_CONFIG_S_NEEDS_RESET as u8);
     // A message that finds the rings anew does not revive it.
@@ -71,7 +79,10 @@ fn a_head_outside_the_table() {
 
 #[test]
 fn a_next_outside_the_table() {
-    let fault = Fault::DescriptorIndex { index: u16::MAX, size: 8 };
+    let fault = Fault::DescriptorIndex {
+        index: u16::MAX,
+        size: 8,
+    };
     breaks(MODERN, TX, fault, |rig| {
         rig.desc(TX, 0, BUFFERS, 72, NEXT, u16::MAX);
         rig.offer(TX, 0);

@@ -19,8 +19,8 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use virtio_bindings::virtio_ring::{
-    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_DESC_F_INDIRECT,
-    VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT,
+    VRING_DESC_F_WRITE,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -91,7 +91,11 @@ pub struct Outgoing {
 }
 
 pub fn message(id: u32, payload: &[u8]) -> Outgoing {
-    Outgoing { id, payload: payload.to_vec(), fds: Vec::new() }
+    Outgoing {
+        id,
+        payload: payload.to_vec(),
+        fds: Vec::new(),
+    }
 }
 
 pub fn number(id: u32, value: u64) -> Outgoing {
@@ -99,7 +103,14 @@ pub fn number(id: u32, value: u64) -> Outgoing {
 }
 
 pub fn state(id: u32, index: u32, num: u32) -> Outgoing {
-    message(id, VringState { index: index.into(), num: num.into() }.as_bytes())
+    message(
+        id,
+        VringState {
+            index: index.into(),
+            num: num.into(),
+        }
+        .as_bytes(),
+    )
 }
 
 impl Outgoing {
@@ -128,7 +139,10 @@ pub fn mem_region(guest: u64, user: u64, size: u64, offset: u64) -> MemRegion {
 }
 
 pub fn mem_table(regions: &[MemRegion], file: &OwnedFd) -> Outgoing {
-    let header = MemTableHeader { count: (regions.len() as u32).into(), padding: 0.into() };
+    let header = MemTableHeader {
+        count: (regions.len() as u32).into(),
+        padding: 0.into(),
+    };
     let mut table = message(id::SET_MEM_TABLE, header.as_bytes());
     for region in regions {
         table.payload.extend_from_slice(region.as_bytes());
@@ -138,11 +152,20 @@ pub fn mem_table(regions: &[MemRegion], file: &OwnedFd) -> Outgoing {
 }
 
 pub fn usual_regions() -> [MemRegion; 2] {
-    [mem_region(B, USER_B, 0x1_0000, OFFSET_B), mem_region(A, USER_A, 0x1_0000, 0)]
+    [
+        mem_region(B, USER_B, 0x1_0000, OFFSET_B),
+        mem_region(A, USER_A, 0x1_0000, 0),
+    ]
 }
 
 pub fn addresses(ring: usize, table: u64, avail: u64, used: u64) -> Outgoing {
-    let user = |guest: u64| if guest >= B { guest - B + USER_B } else { guest - A + USER_A };
+    let user = |guest: u64| {
+        if guest >= B {
+            guest - B + USER_B
+        } else {
+            guest - A + USER_A
+        }
+    };
     let addr = VringAddr {
         index: (ring as u32).into(),
         flags: 0.into(),
@@ -340,7 +363,10 @@ impl Rig {
     /// Makes a chain available.
     pub fn offer(&mut self, ring: usize, head: u16) {
         let slot = self.avail[ring] % self.size;
-        self.write(avail_of(ring) + 4 + 2 * u64::from(slot), &head.to_le_bytes());
+        self.write(
+            avail_of(ring) + 4 + 2 * u64::from(slot),
+            &head.to_le_bytes(),
+        );
         self.avail[ring] = self.avail[ring].wrapping_add(1);
         self.set_avail_idx(ring, self.avail[ring]);
     }
@@ -354,7 +380,10 @@ impl Rig {
     }
 
     pub fn set_used_event(&self, ring: usize, event: u16) {
-        self.write(avail_of(ring) + 4 + 2 * u64::from(self.size), &event.to_le_bytes());
+        self.write(
+            avail_of(ring) + 4 + 2 * u64::from(self.size),
+            &event.to_le_bytes(),
+        );
     }
 
     pub fn avail_event(&self, ring: usize) -> u16 {
@@ -409,12 +438,19 @@ impl Rig {
     /// Takes the next TX frame.
     pub fn take(&mut self) -> Option<Vec<u8>> {
         let mut out = [0xee; 2048];
-        self.device.next_tx(&mut out).unwrap().map(|len| out[..len].to_vec())
+        self.device
+            .next_tx(&mut out)
+            .unwrap()
+            .map(|len| out[..len].to_vec())
     }
 }
 
 fn file_offset(guest: u64) -> u64 {
-    if guest >= B { guest - B + OFFSET_B } else { guest - A }
+    if guest >= B {
+        guest - B + OFFSET_B
+    } else {
+        guest - A
+    }
 }
 
 pub fn send(front: &UnixStream, message: &Outgoing, flags: u32) {
@@ -443,7 +479,12 @@ pub fn reply(front: &UnixStream) -> Option<(u32, Vec<u8>)> {
 /// A virtio-net header and a frame of `len` bytes, each byte telling its place.
 pub fn frame(len: usize) -> Vec<u8> {
     let header = NetHdr::default();
-    header.as_bytes().iter().copied().chain((0..len).map(|i| (i % 251) as u8)).collect()
+    header
+        .as_bytes()
+        .iter()
+        .copied()
+        .chain((0..len).map(|i| (i % 251) as u8))
+        .collect()
 }
 
 /// The frame of [`frame`] without the header.

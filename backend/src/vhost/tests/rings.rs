@@ -7,11 +7,16 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::*;
 
 fn push(rig: &mut Rig, len: usize) -> bool {
-    rig.device.push_rx(&[&body(len)], &NetHdr::default()).unwrap()
+    rig.device
+        .push_rx(&[&body(len)], &NetHdr::default())
+        .unwrap()
 }
 
 fn num_buffers(rig: &Rig, at: u64) -> u16 {
-    NetHdr::read_from_bytes(&rig.read(at, NET_HDR_LEN)).unwrap().num_buffers.get()
+    NetHdr::read_from_bytes(&rig.read(at, NET_HDR_LEN))
+        .unwrap()
+        .num_buffers
+        .get()
 }
 
 #[test]
@@ -39,7 +44,10 @@ fn a_frame_each_way() {
     assert_eq!(signals(&rig.ends[RX].call), 1);
     let counters = *rig.device.counters();
     assert_eq!((counters.tx_frames, counters.tx_bytes), (1, 60));
-    assert_eq!((counters.rx_frames, counters.rx_bytes, counters.rx_no_room), (1, 100, 1));
+    assert_eq!(
+        (counters.rx_frames, counters.rx_bytes, counters.rx_no_room),
+        (1, 100, 1)
+    );
     assert_eq!(counters.signals, 2);
 }
 
@@ -128,7 +136,10 @@ fn what_is_no_frame_is_counted_and_skipped() {
     rig.device.flush().unwrap();
     assert_eq!(rig.used_idx(TX), 3);
     let counters = rig.device.counters();
-    assert_eq!((counters.tx_runt, counters.tx_oversize, counters.tx_frames), (1, 1, 1));
+    assert_eq!(
+        (counters.tx_runt, counters.tx_oversize, counters.tx_frames),
+        (1, 1, 1)
+    );
 }
 
 #[test]
@@ -158,7 +169,12 @@ fn a_frame_spreads_over_mergeable_buffers() {
     assert_eq!(rig.take_used(RX), Some((1, 50)));
     assert_eq!(rig.take_used(RX), Some((2, 62)));
     assert_eq!(num_buffers(&rig, at[0]), 3);
-    let got = [rig.read(at[0] + 12, 88), rig.read(at[1], 50), rig.read(at[2], 62)].concat();
+    let got = [
+        rig.read(at[0] + 12, 88),
+        rig.read(at[1], 50),
+        rig.read(at[2], 62),
+    ]
+    .concat();
     assert_eq!(got, bytes);
     assert_eq!(rig.device.counters().rx_chains, 3);
 }
@@ -227,7 +243,10 @@ fn a_legacy_driver_has_a_shorter_header() {
     rig.desc(TX, 2, BUFFERS + 4, 8, NEXT, 3);
     rig.desc(TX, 3, BUFFERS + 12, 18, 0, 0);
     rig.offer(TX, 1);
-    assert_eq!(rig.take().unwrap(), [&[7; 10][..], &[0; 2], &body(20)].concat());
+    assert_eq!(
+        rig.take().unwrap(),
+        [&[7; 10][..], &[0; 2], &body(20)].concat()
+    );
     let at = rig.receive(0, 100);
     assert!(push(&mut rig, 60));
     rig.device.flush().unwrap();
@@ -254,7 +273,11 @@ fn event_idx_asks_for_signals_at_any_index() {
             rig.take().unwrap();
         }
         rig.device.flush().unwrap();
-        assert_eq!(signals(&rig.ends[TX].call), usize::from(wanted), "event {event}");
+        assert_eq!(
+            signals(&rig.ends[TX].call),
+            usize::from(wanted),
+            "event {event}"
+        );
     }
 }
 
@@ -339,11 +362,39 @@ fn stopping_publishes_and_starting_resumes() {
     let (kick_read, kick) = pipe();
     rig.ends[TX].kick = kick;
     rig.send(state(id::SET_VRING_BASE, TX as u32, 2)).unwrap();
-    rig.send(number(id::SET_VRING_KICK, TX as u64).with(kick_read)).unwrap();
+    rig.send(number(id::SET_VRING_KICK, TX as u64).with(kick_read))
+        .unwrap();
     assert_eq!(rig.take().unwrap(), frame(60));
     rig.device.flush().unwrap();
     // The used position was taken over from the ring.
     assert_eq!(rig.used_idx(TX), 3);
+    let heads: Vec<_> = std::iter::from_fn(|| rig.take_used(TX)).collect();
+    assert_eq!(heads, [(0, 0), (1, 0), (2, 0)]);
+}
+
+#[test]
+fn a_new_session_takes_over_the_used_position() {
+    let mut rig = Rig::new(MODERN);
+    for head in 0..2 {
+        rig.transmit(head, &frame(60));
+        rig.take().unwrap();
+    }
+    rig.device.flush().unwrap();
+    // The session is lost; the driver notices nothing and goes on.
+    rig.device.detach();
+    let (front, back) = UnixStream::pair().unwrap();
+    rig.front = front;
+    rig.device.attach(back).unwrap();
+    let (messages, _ends) = transcript(MODERN, 8, &rig.file);
+    for mut message in messages {
+        if message.id == id::SET_VRING_BASE && message.payload[0] == TX as u8 {
+            message = state(id::SET_VRING_BASE, TX as u32, 2);
+        }
+        rig.send(message).unwrap();
+    }
+    rig.transmit(2, &frame(61));
+    assert_eq!(rig.take().unwrap(), frame(61));
+    rig.device.flush().unwrap();
     let heads: Vec<_> = std::iter::from_fn(|| rig.take_used(TX)).collect();
     assert_eq!(heads, [(0, 0), (1, 0), (2, 0)]);
 }
@@ -379,7 +430,12 @@ fn memory_comes_and_goes_in_slots() {
     use paste_abi::vhost_user::SingleMemRegion;
     let mut rig = Rig::new(MODERN);
     let single = |region| {
-        SingleMemRegion { padding: 0.into(), region }.as_bytes().to_vec()
+        SingleMemRegion {
+            padding: 0.into(),
+            region,
+        }
+        .as_bytes()
+        .to_vec()
     };
     let region_b = usual_regions()[0];
     // Some front ends send a descriptor here; it is closed unused.
@@ -404,8 +460,15 @@ fn without_protocol_features_rings_start_enabled() {
     let file = memory_file();
     let (mut device, front) = attached(options());
     let (messages, _ends) = transcript(MODERN & !F_PROTOCOL_FEATURES, 8, &file);
-    let unknown_then = [id::SET_PROTOCOL_FEATURES, id::SET_VRING_ENABLE, id::GET_QUEUE_NUM];
-    for message in messages.into_iter().filter(|m| !unknown_then.contains(&m.id)) {
+    let unknown_then = [
+        id::SET_PROTOCOL_FEATURES,
+        id::SET_VRING_ENABLE,
+        id::GET_QUEUE_NUM,
+    ];
+    for message in messages
+        .into_iter()
+        .filter(|m| !unknown_then.contains(&m.id))
+    {
         send(&front, &message, 0);
         device.handle_messages().unwrap();
     }
@@ -438,7 +501,12 @@ fn a_kick_storm_and_a_closed_kick_end() {
 #[test]
 fn watches_have_numbers() {
     use super::super::Watch;
-    for watch in [Watch::Session, Watch::Backend, Watch::Kick(RX), Watch::Kick(TX)] {
+    for watch in [
+        Watch::Session,
+        Watch::Backend,
+        Watch::Kick(RX),
+        Watch::Kick(TX),
+    ] {
         assert_eq!(Watch::from_index(watch.to_index()), Some(watch));
     }
     assert_eq!(Watch::from_index(4), None);
