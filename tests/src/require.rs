@@ -1,0 +1,79 @@
+//! What a test needs and may not have: privileges and programs.
+//!
+//! Without it the test says `skipped:` and why, and passes; with
+//! `PASTED_REQUIRE_ALL=1` it fails, so that nobody takes a skip for a pass.
+
+use std::path::{Path, PathBuf};
+
+/// Something that a test needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Network namespaces and TAP devices.
+    Namespaces,
+    /// A program in `PATH`.
+    Program(&'static str),
+    /// A program of this workspace, beside the tests in the target directory:
+    /// `pasted`, or an example as `examples/http`.
+    Built(&'static str),
+}
+
+/// Returns from the test, saying why, unless all of the needs are met.
+#[macro_export]
+macro_rules! require {
+    ($($need:expr),+ $(,)?) => {
+        $(if let Some(reason) = $crate::require::missing($need) {
+            eprintln!("skipped: {reason}");
+            return;
+        })+
+    };
+}
+
+/// Why the need is not met.
+///
+/// # Panics
+/// If it is not met and `PASTED_REQUIRE_ALL=1` is set.
+pub fn missing(need: Need) -> Option<String> {
+    let reason = match need {
+        Need::Namespaces => no_namespaces()?,
+        Need::Program(name) if program(name).is_some() => return None,
+        Need::Program(name) => format!("{name} is not installed"),
+        Need::Built(name) if built(name).exists() => return None,
+        Need::Built(name) => format!(
+            "{} is missing: cargo build --release -p pasted -p paste-guest --bins --examples",
+            built(name).display()
+        ),
+    };
+    let all = std::env::var_os("PASTED_REQUIRE_ALL").is_some_and(|value| value == "1");
+    assert!(!all, "PASTED_REQUIRE_ALL=1, and {reason}");
+    Some(reason)
+}
+
+fn no_namespaces() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("namespaces need root".to_owned());
+    }
+    if program("ip").is_none() {
+        return Some("ip is not installed (iproute2)".to_owned());
+    }
+    let tun = Path::new("/dev/net/tun");
+    (!tun.exists()).then(|| format!("{} does not exist", tun.display()))
+}
+
+fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file())
+}
+
+/// Where a program of this workspace was built: in the target directory that
+/// this test runs from.
+pub fn built(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test has a path");
+    // target/PROFILE/deps/test-HASH
+    let profile = test
+        .ancestors()
+        .nth(2)
+        .expect("a test lies in a target directory");
+    profile.join(name)
+}
