@@ -18,13 +18,15 @@ enum Holder {
     Granted,
     /// The channel: given back, and waiting for a RETURN frame.
     Returning,
-    /// The host, to send it. `len` remembers the range, which a refusal leaves out.
+    /// The host, to send it. The entry remembers the range, which neither ACKED
+    /// nor REFUSED repeats whole.
     Sent,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     holder: Holder,
+    offset: u16,
     len: u16,
 }
 
@@ -55,8 +57,7 @@ impl Ledger {
             buffer_size,
             entries: vec![
                 Entry {
-                    holder: Holder::Host,
-                    len: 0
+                    holder: Holder::Host, offset: 0, len: 0
                 };
                 count as usize
             ]
@@ -145,21 +146,20 @@ impl Ledger {
         let entry = &mut self.entries[buffer.index as usize];
         debug_assert_eq!(entry.holder, Holder::Application);
         *entry = Entry {
-            holder: Holder::Sent,
-            len: buffer.len,
+            holder: Holder::Sent, offset: buffer.offset, len: buffer.len
         };
         self.held -= 1;
     }
 
     /// A sent buffer comes back, acknowledged or refused, with the range that
-    /// was sent. A range that the guest never sent is the host's error.
-    pub(crate) fn came_back(&mut self, index: u32, offset: u16) -> Result<Buffer, Violation> {
+    /// was sent. A buffer that was never sent is the host's error.
+    pub(crate) fn came_back(&mut self, index: u32) -> Result<Buffer, Violation> {
         let entry = self.entries.get_mut(index as usize).ok_or(Violation)?;
-        let len = entry.len;
-        if entry.holder != Holder::Sent || u32::from(offset) + u32::from(len) > self.buffer_size {
+        if entry.holder != Holder::Sent {
             return Err(Violation);
         }
         entry.holder = Holder::Application;
+        let Entry { offset, len, .. } = *entry;
         self.held += 1;
         Ok(self.name(index, offset, len))
     }
@@ -195,7 +195,7 @@ mod tests {
         let data = ledger.receive(2, 130, 10).unwrap();
         assert_eq!(ledger.receive(2, 130, 10).unwrap_err(), Violation);
         assert_eq!(ledger.grant(2), Err(Violation));
-        assert_eq!(ledger.came_back(2, 130).unwrap_err(), Violation);
+        assert_eq!(ledger.came_back(2).unwrap_err(), Violation);
         assert_eq!(ledger.held(), 1);
         ledger.give_back(data);
         assert_eq!((ledger.held(), ledger.returning()), (0, &[2][..]));
@@ -214,7 +214,7 @@ mod tests {
         assert_eq!(ledger.receive(4, 0, 1).unwrap_err(), Violation);
         assert_eq!(ledger.receive(0, 2000, 49).unwrap_err(), Violation);
         assert_eq!(ledger.grant(u32::MAX), Err(Violation));
-        assert_eq!(ledger.came_back(4, 0).unwrap_err(), Violation);
+        assert_eq!(ledger.came_back(4).unwrap_err(), Violation);
         assert!(ledger.receive(0, 2000, 48).is_ok());
     }
 
@@ -223,7 +223,7 @@ mod tests {
         let mut ledger = Ledger::new(1, 4, 2048);
         let data = ledger.receive(1, 200, 77).unwrap();
         ledger.sent(&data);
-        let back = ledger.came_back(1, 200).unwrap();
+        let back = ledger.came_back(1).unwrap();
         assert_eq!((back.offset(), back.len(), ledger.held()), (200, 77, 1));
     }
 

@@ -493,7 +493,7 @@ impl Conversation {
             SlotEvent::Closed => Event::Closed { flow },
             SlotEvent::Acked => {
                 let buffer = if slot.modifiers & KEEP != 0 {
-                    let back = self.ledger.came_back(slot.buf_idx, slot.offset);
+                    let back = self.ledger.came_back(slot.buf_idx);
                     Some(back.map_err(|_| foreign)?)
                 } else {
                     None
@@ -534,7 +534,7 @@ impl Conversation {
         if slot.len == Reason::ForeignBuffer as u16 {
             return None;
         }
-        self.ledger.came_back(slot.buf_idx, slot.offset).ok()
+        self.ledger.came_back(slot.buf_idx).ok()
     }
 }
 
