@@ -38,6 +38,7 @@ use std::process::ExitCode;
 
 pub use guest::GuestArgs;
 pub use peer::PeerArgs;
+pub use scene::{Directory, Process, SceneError};
 
 /// Connections that the demo can be asked for.
 const CONNECTIONS_MAX: i64 = 4096;

@@ -1,0 +1,636 @@
+//! The load generator: a closed loop on our own stack over a TAP device.
+//!
+//! Every connection sends a request, waits for the whole response, judges
+//! every byte of it, and sends the next. One thread does it all; it spins for
+//! the polling time and then sleeps, as the servers do. It knows a server's
+//! address and what to expect of it, and not who serves.
+//!
+//! A request lies ready in a buffer of its connection's, which is sent again
+//! and again (it is kept); nothing is allocated or formatted per request.
+
+use std::io;
+use std::net::{SocketAddr, SocketAddrV4};
+use std::time::Duration;
+
+use paste_abi::net_hdr::NetHdr;
+use paste_abi::slot::KEEP;
+use paste_abi::{Event, Flow, Reason, Slot};
+use paste_pmem::{
+    BUFFER_SIZE_MIN, Backing, Geometry, GeometryError, HugePages, Identity, Pool, Region,
+    RegionError, Uuid,
+};
+use paste_stack::{Memory, Stack, Tx};
+use pasted::demo::http::{BODY, Judgement, judge, request};
+use pasted::demo::sample::Sample;
+use pasted::engine::{Now, PlainSink, RegionMemory, StackPort, UserEngine};
+use pasted::port::{OpenContext, OpenError, PortError, PortSpec, PortSpecError, Wires};
+use pasted::sys::clock::{monotonic_ns, realtime_ns};
+
+use crate::network::{CLIENT, CLIENT_DEVICE, CLIENT_MAC, MTU, PREFIX};
+use crate::sys;
+
+/// Bytes of a request, head and body together.
+pub const REQUEST_LEN: usize = 1400;
+/// The one channel of this stack.
+const CHANNEL: u16 = 0;
+/// Where a request starts in its buffer: behind the room for headers.
+const HEADROOM: usize = paste_stack::HEAD_MAX;
+/// Bytes of the client's region.
+const REGION_SIZE: u64 = 64 << 20;
+/// Flows at once: two servers with the most connections, and what is ending.
+const FLOWS_MAX: u32 = 16 * 1024;
+/// Slots taken at once.
+const SLOTS: usize = 1024;
+/// Connections that are being opened at once: less than any server's backlog.
+const OPENING_MAX: usize = 32;
+/// How long a server that refused is left alone.
+const REFUSED_PAUSE: Duration = Duration::from_millis(2);
+/// How long opening, draining and ending may take.
+const PATIENCE_NS: u64 = 10_000_000_000;
+/// How long a stretch is followed by nothing: longer than an acknowledgement is
+/// delayed, or the server would be held still while it waits for one.
+const LINGER_NS: u64 = 100_000_000;
+/// The longest sleep: the end of a stretch is looked for that often.
+const SLEEP_MAX_NS: u64 = 10_000_000;
+/// The longest response, as a response that is right never is.
+const RESPONSE_LEN_MAX: usize = 4096;
+/// A flow's index that is no connection's.
+const NOBODY: u32 = u32::MAX;
+
+/// Why there is no load.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The port's text.
+    #[error(transparent)]
+    Spec(#[from] PortSpecError),
+    /// The port.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The region's shape.
+    #[error(transparent)]
+    Geometry(#[from] GeometryError),
+    /// The region.
+    #[error(transparent)]
+    Region(#[from] RegionError),
+    /// The device.
+    #[error(transparent)]
+    Port(#[from] PortError),
+    /// The wait.
+    #[error("the client cannot wait: {0}")]
+    Wait(#[from] io::Error),
+    /// The stack refused.
+    #[error("the client's stack refused a connection or request: {0}")]
+    Stack(Reason),
+    /// More connections than buffers.
+    #[error("the client has no buffer left for another connection")]
+    NoBuffer,
+    /// The server did not take all connections.
+    #[error("{server} took {connected} of {wanted} connections")]
+    Connect {
+        /// The server.
+        server: SocketAddrV4,
+        /// Connections that were made.
+        connected: usize,
+        /// Connections asked for.
+        wanted: usize,
+    },
+}
+
+/// Where a connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Opening,
+    Open,
+    /// Reset, or ended by the server.
+    Gone,
+}
+
+#[derive(Debug)]
+struct Connection {
+    flow: Flow,
+    state: State,
+    /// The buffer with the request.
+    buf: u32,
+    /// The buffer is ours, and not on its way.
+    holds_buf: bool,
+    /// A response is expected.
+    waits: bool,
+    sent_ns: u64,
+    /// The beginning of a response that came in pieces.
+    partial: Vec<u8>,
+}
+
+/// Connections to one server, by their numbers.
+#[derive(Debug)]
+pub struct Group {
+    members: Vec<u32>,
+}
+
+/// What one stretch of load gave.
+#[derive(Clone, Debug, Default)]
+pub struct Stretch {
+    /// Counts, latencies, and how long it took.
+    pub sample: Sample,
+    /// Time in which the client found nothing to do, in ns. With next to none
+    /// the client is the limit.
+    pub idle_ns: u64,
+    /// Segments that the client's stack sent again.
+    pub retransmits: u64,
+}
+
+/// What the stack tells, as it concerns a stretch.
+#[derive(Debug, Default)]
+struct Load {
+    sample: Sample,
+    /// Answered connections are asked again.
+    goes_on: bool,
+    /// Requests on their way.
+    waiting: usize,
+}
+
+/// Frames for a kernel behind the stack: there is none.
+struct NoKernel;
+
+impl PlainSink for NoKernel {
+    fn frame(&mut self, _header: NetHdr, _bytes: &mut [u8]) {}
+}
+
+/// The generator.
+pub struct Client {
+    engine: UserEngine,
+    memory: RegionMemory,
+    /// Keeps the region's file.
+    _region: Region,
+    slots: Box<[Slot]>,
+    connections: Vec<Connection>,
+    /// Numbers that no connection has.
+    free: Vec<u32>,
+    /// By the index of the flow.
+    numbers: Box<[u32]>,
+    /// Bytes that were judged right last: the same bytes are right again.
+    right: Vec<u8>,
+    scratch: Box<[u8]>,
+    load: Load,
+    poll_ns: u64,
+    /// The last turn, and whether anything moved in it.
+    last: (u64, bool),
+    active_ns: u64,
+    idle_ns: u64,
+}
+
+impl Client {
+    /// A generator on the client's device, which polls for `poll` before it
+    /// sleeps; `None`: it never sleeps.
+    pub fn open(poll: Option<Duration>) -> Result<Client, ClientError> {
+        let geometry = Geometry::new(REGION_SIZE, BUFFER_SIZE_MIN)?;
+        let identity = Identity {
+            guest: "client",
+            uuid: Uuid([0x63; 16]),
+            created_ns: realtime_ns(),
+        };
+        let region = Region::create(&Backing::Memory(HugePages::No), geometry, &identity)?;
+        let mut wires = Wires::default();
+        let port = PortSpec::parse(&format!("tap:{CLIENT_DEVICE}"))?.open(&mut OpenContext {
+            mtu: MTU,
+            wires: &mut wires,
+        })?;
+        let pool = Pool::new(region.buffers());
+        let (buffer_size, buffers) = (pool.buffers().size(), pool.buffers().count());
+        let mut config = paste_stack::Config::new(CLIENT_MAC, CLIENT, PREFIX);
+        config.mtu = MTU;
+        config.flows_max = FLOWS_MAX;
+        config.tx_csum_offload = port.caps().tx_csum;
+        // The network is ours alone: nobody guesses, so a known secret will do,
+        // and runs are alike.
+        let stack = Stack::new(config, buffers, [0x70; 16]);
+        Ok(Client {
+            engine: UserEngine::new(stack, port, CLIENT_MAC, buffer_size),
+            memory: RegionMemory::new(pool),
+            _region: region,
+            slots: vec![Slot::default(); SLOTS].into(),
+            connections: Vec::new(),
+            free: Vec::new(),
+            numbers: vec![NOBODY; FLOWS_MAX as usize].into(),
+            right: Vec::with_capacity(RESPONSE_LEN_MAX),
+            scratch: vec![0; buffer_size].into(),
+            load: Load::default(),
+            poll_ns: poll.map_or(u64::MAX, |time| time.as_nanos() as u64),
+            last: (monotonic_ns(), false),
+            active_ns: 0,
+            idle_ns: 0,
+        })
+    }
+
+    /// Opens connections, a few at a time. A server that refuses is asked again:
+    /// it may have just been started.
+    pub fn connect(&mut self, server: SocketAddrV4, count: usize) -> Result<Group, ClientError> {
+        let bytes = request(REQUEST_LEN, server);
+        let mut group = Group {
+            members: Vec::with_capacity(count),
+        };
+        let end = monotonic_ns() + PATIENCE_NS;
+        loop {
+            let refused: Vec<u32> = group
+                .members
+                .extract_if(.., |number| self.state(*number) == State::Gone)
+                .collect();
+            if !refused.is_empty() {
+                std::thread::sleep(REFUSED_PAUSE);
+            }
+            self.discard(refused);
+            let is_open = |number: &&u32| self.state(**number) == State::Open;
+            let connected = group.members.iter().filter(is_open).count();
+            if connected == count {
+                return Ok(group);
+            }
+            if monotonic_ns() > end {
+                self.disconnect(group)?;
+                return Err(ClientError::Connect {
+                    server,
+                    connected,
+                    wanted: count,
+                });
+            }
+            for _ in group.members.len()..count.min(connected + OPENING_MAX) {
+                group.members.push(self.open_one(server, &bytes)?);
+            }
+            self.turn_and_wait(end)?;
+        }
+    }
+
+    fn state(&self, number: u32) -> State {
+        self.connections[number as usize].state
+    }
+
+    /// Takes back what connections that are gone had.
+    fn discard(&mut self, members: Vec<u32>) {
+        for number in members {
+            self.memory.give(self.connections[number as usize].buf);
+            self.free.push(number);
+        }
+    }
+
+    fn open_one(&mut self, server: SocketAddrV4, request: &[u8]) -> Result<u32, ClientError> {
+        let buf = self.memory.take().ok_or(ClientError::NoBuffer)?;
+        self.memory.write(buf, HEADROOM, request);
+        let number = self.free.pop().unwrap_or(self.connections.len() as u32);
+        let now = now();
+        let flow = self
+            .engine
+            .connect(now, CHANNEL, SocketAddr::V4(server), 0, number)
+            .map_err(ClientError::Stack)?;
+        self.numbers[flow.index() as usize] = number;
+        let connection = Connection {
+            flow,
+            state: State::Opening,
+            buf,
+            holds_buf: true,
+            waits: false,
+            sent_ns: 0,
+            partial: Vec::new(),
+        };
+        match self.connections.get_mut(number as usize) {
+            Some(place) => *place = connection,
+            None => self.connections.push(connection),
+        }
+        Ok(number)
+    }
+
+    /// Keeps every connection of `group` busy for `duration`. What is on its
+    /// way then is left to [`Client::drain`].
+    pub fn drive(&mut self, group: &Group, duration: Duration) -> Result<Stretch, ClientError> {
+        let retransmits = self.retransmits();
+        self.load = Load {
+            goes_on: true,
+            ..Load::default()
+        };
+        let start = monotonic_ns();
+        self.last = (start, true);
+        self.idle_ns = 0;
+        for &number in &group.members {
+            self.ask_again(number, start)?;
+        }
+        let end = start + duration.as_nanos() as u64;
+        while monotonic_ns() < end && self.load.waiting > 0 {
+            self.turn_and_wait(end)?;
+        }
+        let mut sample = std::mem::take(&mut self.load.sample);
+        sample.elapsed_ns = monotonic_ns() - start;
+        self.load.goes_on = false;
+        Ok(Stretch {
+            sample,
+            idle_ns: self.idle_ns,
+            retransmits: self.retransmits() - retransmits,
+        })
+    }
+
+    /// Waits for what is on its way, and for the last acknowledgements. What comes is judged too, and counted in
+    /// `stretch` if it is wrong; what does not come is missing.
+    pub fn drain(&mut self, group: &Group, stretch: &mut Stretch) -> Result<(), ClientError> {
+        let end = monotonic_ns() + PATIENCE_NS;
+        let is_busy = |client: &Client, &number: &u32| {
+            let connection = &client.connections[number as usize];
+            connection.state == State::Open && (connection.waits || !connection.holds_buf)
+        };
+        while group.members.iter().any(|number| is_busy(self, number)) && monotonic_ns() < end {
+            self.turn_and_wait(end)?;
+        }
+        let end = monotonic_ns() + LINGER_NS;
+        while monotonic_ns() < end {
+            self.turn_and_wait(end)?;
+        }
+        let errors = self.load.sample.errors;
+        stretch.sample.errors.wrong += errors.wrong;
+        stretch.sample.errors.broken += errors.broken;
+        stretch.sample.errors.missing += self.load.waiting as u64;
+        self.load = Load::default();
+        Ok(())
+    }
+
+    /// Ends all connections of a group, by RST, so that no side keeps them.
+    pub fn disconnect(&mut self, group: Group) -> Result<(), ClientError> {
+        let end = monotonic_ns() + PATIENCE_NS;
+        for &number in &group.members {
+            let connection = &self.connections[number as usize];
+            if connection.state != State::Gone {
+                self.engine
+                    .abort(now(), &mut self.memory, CHANNEL, connection.flow)
+                    .map_err(ClientError::Stack)?;
+            }
+        }
+        let is_left = |client: &Client, &number: &u32| {
+            let connection = &client.connections[number as usize];
+            connection.state != State::Gone || !connection.holds_buf
+        };
+        while group.members.iter().any(|number| is_left(self, number)) && monotonic_ns() < end {
+            self.turn_and_wait(end)?;
+        }
+        self.discard(group.members);
+        self.load = Load::default();
+        Ok(())
+    }
+
+    fn retransmits(&self) -> u64 {
+        let mut found = 0;
+        self.engine.each_counter(&mut |name, value| {
+            if name == "stack.retransmits" {
+                found = value;
+            }
+        });
+        found
+    }
+
+    /// One turn, and a sleep if nothing has happened for the polling time.
+    fn turn_and_wait(&mut self, end: u64) -> Result<(), ClientError> {
+        let now = now();
+        let at = now.monotonic_ns;
+        if !self.last.1 {
+            self.idle_ns += at.saturating_sub(self.last.0);
+        }
+        let moved = self.turn(now)?;
+        self.last = (at, moved);
+        if moved {
+            self.active_ns = at;
+            return Ok(());
+        }
+        if at.saturating_sub(self.active_ns) < self.poll_ns {
+            std::hint::spin_loop();
+            return Ok(());
+        }
+        let wake = self.engine.next_deadline().unwrap_or(u64::MAX).min(end);
+        let sleep = wake.saturating_sub(monotonic_ns()).min(SLEEP_MAX_NS);
+        if let Some(fd) = self.engine.fd() {
+            sys::wait_readable(fd, Duration::from_nanos(sleep))?;
+        }
+        Ok(())
+    }
+
+    /// One turn. Returns whether anything moved.
+    fn turn(&mut self, now: Now) -> Result<bool, ClientError> {
+        let received = self.engine.receive(now, &mut self.memory, &mut NoKernel)?;
+        self.engine.advance(now, &mut self.memory);
+        // Read again: what a batch took to be read is part of its latency.
+        let judged_ns = if received > 0 {
+            monotonic_ns()
+        } else {
+            now.monotonic_ns
+        };
+        let mut told = 0;
+        loop {
+            let count = self
+                .engine
+                .poll_slots(&mut self.memory, CHANNEL, &mut self.slots);
+            for at in 0..count {
+                let slot = self.slots[at];
+                self.hear(&slot, judged_ns)?;
+            }
+            told += count;
+            if count < self.slots.len() {
+                break;
+            }
+        }
+        let sent = self.engine.transmit(now, &mut self.memory)?;
+        Ok(received + told + sent > 0)
+    }
+
+    fn hear(&mut self, slot: &Slot, at: u64) -> Result<(), ClientError> {
+        let number = self.numbers[slot.flow.index() as usize];
+        let connection = &mut self.connections[number as usize];
+        match slot.as_event() {
+            Some(Event::Connected) => connection.state = State::Open,
+            Some(Event::Data) => {
+                self.take_data(number, slot, at);
+                self.ask_again(number, at)?;
+            }
+            Some(Event::Acked) if slot.modifiers & KEEP != 0 => {
+                connection.holds_buf = true;
+                self.ask_again(number, at)?;
+            }
+            Some(Event::Reset | Event::Closed) => self.end(number),
+            // The server ends the connection: nobody asked for that.
+            Some(Event::Fin) => {
+                let flow = connection.flow;
+                self.engine
+                    .abort(now(), &mut self.memory, CHANNEL, flow)
+                    .map_err(ClientError::Stack)?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Takes a piece of a response and gives its buffer back.
+    fn take_data(&mut self, number: u32, slot: &Slot, at: u64) {
+        let len = usize::from(slot.len);
+        self.memory.read(
+            slot.buf_idx,
+            usize::from(slot.offset),
+            &mut self.scratch[..len],
+        );
+        self.engine.release(
+            Now {
+                monotonic_ns: at,
+                real_ns: 0,
+            },
+            slot.buf_idx,
+        );
+        self.memory.give(slot.buf_idx);
+        let connection = &mut self.connections[number as usize];
+        let piece = &self.scratch[..len];
+        let judgement = if connection.partial.is_empty() {
+            verdict(piece, &mut self.right)
+        } else {
+            connection.partial.extend_from_slice(piece);
+            verdict(&connection.partial, &mut self.right)
+        };
+        match (judgement, connection.waits) {
+            (Verdict::Unfinished, true) => {
+                if connection.partial.is_empty() {
+                    connection.partial.extend_from_slice(piece);
+                }
+                return;
+            }
+            (Verdict::Right, true) => self.load.sample.record(at - connection.sent_ns),
+            _ => self.load.sample.errors.wrong += 1,
+        }
+        connection.partial.clear();
+        self.load.waiting -= usize::from(connection.waits);
+        connection.waits = false;
+    }
+
+    fn end(&mut self, number: u32) {
+        let connection = &mut self.connections[number as usize];
+        connection.state = State::Gone;
+        if connection.waits {
+            connection.waits = false;
+            self.load.waiting -= 1;
+            self.load.sample.errors.broken += 1;
+        }
+    }
+
+    /// Sends the next request, once the response to the last is there and its
+    /// buffer is ours again.
+    fn ask_again(&mut self, number: u32, at: u64) -> Result<(), ClientError> {
+        let connection = &self.connections[number as usize];
+        let is_ready = connection.holds_buf && !connection.waits;
+        if self.load.goes_on && is_ready && connection.state == State::Open {
+            self.ask(number, at)?;
+        }
+        Ok(())
+    }
+
+    fn ask(&mut self, number: u32, at: u64) -> Result<(), ClientError> {
+        let connection = &mut self.connections[number as usize];
+        let tx = Tx {
+            buf: connection.buf,
+            offset: HEADROOM as u16,
+            len: REQUEST_LEN as u16,
+            cookie: u64::from(number),
+            notify: true,
+            keep: true,
+        };
+        let now = Now {
+            monotonic_ns: at,
+            real_ns: 0,
+        };
+        self.engine
+            .send(now, &mut self.memory, CHANNEL, connection.flow, &tx)
+            .map_err(ClientError::Stack)?;
+        connection.holds_buf = false;
+        connection.waits = true;
+        connection.sent_ns = at;
+        self.load.waiting += 1;
+        Ok(())
+    }
+}
+
+fn now() -> Now {
+    Now {
+        monotonic_ns: monotonic_ns(),
+        real_ns: 0,
+    }
+}
+
+/// What the bytes since a request are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Right,
+    Unfinished,
+    Wrong,
+}
+
+/// Judges all bytes that came since a request: one right response and nothing
+/// behind it. Bytes that equal `right`, which were judged right before, are
+/// right; others are judged anew, and take its place if they are.
+fn verdict(bytes: &[u8], right: &mut Vec<u8>) -> Verdict {
+    if !bytes.is_empty() && bytes == right.as_slice() {
+        return Verdict::Right;
+    }
+    match judge(bytes, BODY) {
+        Judgement::Right(len) if len == bytes.len() => {
+            right.clear();
+            right.extend_from_slice(bytes);
+            Verdict::Right
+        }
+        Judgement::Unfinished if bytes.len() < RESPONSE_LEN_MAX => Verdict::Unfinished,
+        _ => Verdict::Wrong,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pasted::demo::http::response;
+
+    use super::*;
+    use crate::network::{EPOLL, GUEST};
+
+    #[test]
+    fn a_request_is_one_segment_of_exactly_1400_bytes() {
+        for server in [EPOLL, GUEST] {
+            assert_eq!(request(REQUEST_LEN, server).len(), 1400);
+        }
+        // IP and TCP headers with timestamps (RFC 7323).
+        assert!(REQUEST_LEN + 52 <= usize::from(MTU));
+        assert!(HEADROOM + REQUEST_LEN <= BUFFER_SIZE_MIN as usize);
+    }
+
+    #[test]
+    fn what_was_right_is_right_again_and_no_other_bytes_are() {
+        let good = response(BODY);
+        let mut right = Vec::new();
+        assert_eq!(verdict(&[], &mut right), Verdict::Unfinished);
+        for _ in 0..2 {
+            assert_eq!(verdict(&good, &mut right), Verdict::Right);
+            assert_eq!(right, good);
+        }
+        for at in 0..BODY.len() {
+            let mut wrong = good.clone();
+            let last = wrong.len() - 1 - at;
+            wrong[last] ^= 1;
+            assert_eq!(verdict(&wrong, &mut right), Verdict::Wrong);
+        }
+        assert_eq!(right, good);
+    }
+
+    #[test]
+    fn a_beginning_is_unfinished_and_more_than_one_response_is_wrong() {
+        let good = response(BODY);
+        let mut right = good.clone();
+        for len in 1..good.len() {
+            assert_eq!(verdict(&good[..len], &mut right), Verdict::Unfinished);
+        }
+        let two = [good.clone(), good].concat();
+        assert_eq!(verdict(&two, &mut right), Verdict::Wrong);
+    }
+
+    #[test]
+    fn another_date_is_right_too() {
+        let first = response(BODY);
+        let text = String::from_utf8(first.clone()).unwrap();
+        let second = text.replace("00:00:00", "00:00:01").into_bytes();
+        assert_ne!(first, second);
+        let mut right = first;
+        assert_eq!(verdict(&second, &mut right), Verdict::Right);
+        assert_eq!(right, second);
+    }
+}

@@ -1,0 +1,47 @@
+//! Benchmarks of `pasted` against the peers that users have today.
+//!
+//! | module | knows |
+//! | --- | --- |
+//! | `client` | the load: our own stack on a TAP device |
+//! | `network` | the devices and addresses of a comparison |
+//! | `server`, `serve` | the servers, from outside and from inside |
+//! | `quick` | the order of measurements of `paste-bench quick` |
+//! | `row` | what rounds add up to |
+//! | `report` | tables, Markdown and JSON |
+//! | `sys` | the operating system |
+
+mod client;
+mod network;
+mod quick;
+mod report;
+mod row;
+mod serve;
+mod server;
+mod sys;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Benchmarks of `pasted` against the peers that users have today.
+#[derive(Debug, Parser)]
+#[command(name = "paste-bench", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Requests/s and CPU per request beside an epoll server, on the same TAP
+    Quick(quick::Args),
+    #[command(flatten)]
+    Serve(serve::Role),
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Quick(args) => quick::run(&args),
+        Command::Serve(role) => serve::run(&role),
+    }
+}

@@ -1,0 +1,208 @@
+//! Linux: the bridge's ioctls (`linux/sockios.h`), and what /proc tells. All
+//! that is `unsafe` in the benchmarks is here.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use libc::{c_char, c_int, c_short, ifreq};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+/// Makes a bridge (`linux/sockios.h`).
+const SIOCBRADDBR: libc::Ioctl = 0x89a0;
+/// Makes an interface a port of a bridge.
+const SIOCBRADDIF: libc::Ioctl = 0x89a2;
+/// Sets the length of an interface's queue, frames.
+const SIOCSIFTXQLEN: libc::Ioctl = 0x8943;
+
+/// Makes a bridge, makes `ports` its ports, each with a queue of `queue_len`
+/// frames, and brings these up. The bridge has no spanning tree, so its ports
+/// forward at once. In the network namespace of the calling thread; the bridge
+/// goes with it.
+pub fn bridge(name: &str, ports: &[&str], queue_len: i32) -> io::Result<()> {
+    let control = socket_with(
+        AddressFamily::INET,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    let bridge = request(name)?;
+    // SAFETY: SIOCBRADDBR reads a name of IFNAMSIZ bytes, and `ifr_name` is one.
+    check(unsafe { libc::ioctl(control.as_raw_fd(), SIOCBRADDBR, bridge.ifr_name.as_ptr()) })?;
+    for port in ports {
+        let mut device = request(port)?;
+        interface(&control, libc::SIOCGIFINDEX as _, &mut device)?;
+        let mut member = request(name)?;
+        // SAFETY: SIOCGIFINDEX filled in this member.
+        member.ifr_ifru.ifru_ifindex = unsafe { device.ifr_ifru.ifru_ifindex };
+        interface(&control, SIOCBRADDIF, &mut member)?;
+        // The queue's length is in the place of the metric, an int.
+        device.ifr_ifru.ifru_metric = queue_len;
+        interface(&control, SIOCSIFTXQLEN, &mut device)?;
+        interface(&control, libc::SIOCGIFFLAGS as _, &mut device)?;
+        // SAFETY: SIOCGIFFLAGS filled in this member.
+        let flags = unsafe { device.ifr_ifru.ifru_flags };
+        device.ifr_ifru.ifru_flags = flags | libc::IFF_UP as c_short;
+        interface(&control, libc::SIOCSIFFLAGS as _, &mut device)?;
+    }
+    Ok(())
+}
+
+/// A request about an interface, with nothing but its name.
+fn request(name: &str) -> io::Result<ifreq> {
+    // SAFETY: `ifreq` is made of integers, arrays of them, and pointers that
+    // may be null.
+    let mut request: ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as c_char;
+    }
+    Ok(request)
+}
+
+/// An ioctl that reads and writes an `ifreq`.
+fn interface(control: &OwnedFd, code: libc::Ioctl, request: &mut ifreq) -> io::Result<()> {
+    // SAFETY: callers pass codes whose argument is a pointer to an `ifreq`, and
+    // this one is a live exclusive borrow.
+    check(unsafe { libc::ioctl(control.as_raw_fd(), code, std::ptr::from_mut(request)) })
+}
+
+fn check(result: c_int) -> io::Result<()> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Keeps devices that are made from now on in the calling thread's network from
+/// speaking IPv6, whose solicitations would be in the measurement.
+pub fn quiet_ipv6() {
+    // A kernel without IPv6 has no such file, and nothing to quiet.
+    let _ = fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+}
+
+/// Waits until `fd` can be read, for at most `timeout`. A signal ends the wait.
+pub fn wait_readable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<()> {
+    let timeout = Timespec {
+        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(timeout.subsec_nanos()),
+    };
+    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+    match poll(&mut fds, Some(&timeout)) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Time that the machine was not given, and all time that passed, summed over
+/// its cores, in the kernel's ticks (proc_stat(5)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stolen {
+    /// Ticks that another machine on the same hardware had.
+    pub steal: u64,
+    /// Ticks of any kind.
+    pub all: u64,
+}
+
+impl Stolen {
+    /// What passed since `earlier` that was stolen, in percent.
+    pub fn percent_since(self, earlier: Stolen) -> f64 {
+        let all = self.all.saturating_sub(earlier.all).max(1);
+        100.0 * self.steal.saturating_sub(earlier.steal) as f64 / all as f64
+    }
+}
+
+/// Reads what was stolen so far.
+pub fn stolen() -> io::Result<Stolen> {
+    parse_stolen(&fs::read_to_string("/proc/stat")?)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/stat: no cpu line"))
+}
+
+/// The first eight fields of the first line: user to steal. Those of virtual
+/// machines of our own are in user already.
+fn parse_stolen(stat: &str) -> Option<Stolen> {
+    let fields = stat.lines().next()?.strip_prefix("cpu ")?;
+    let ticks: Vec<u64> = fields
+        .split_ascii_whitespace()
+        .take(8)
+        .map(str::parse)
+        .collect::<Result<_, _>>()
+        .ok()?;
+    Some(Stolen {
+        steal: *ticks.get(7)?,
+        all: ticks.iter().sum(),
+    })
+}
+
+/// What describes the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// Name and release of the kernel.
+    pub kernel: String,
+    /// The processor, as it calls itself.
+    pub cpu: String,
+    /// Whether it is a virtual machine.
+    pub is_virtual: bool,
+}
+
+impl Machine {
+    /// The machine that this process is on.
+    pub fn this() -> Machine {
+        let uname = rustix::system::uname();
+        let text = |part: &std::ffi::CStr| part.to_string_lossy().into_owned();
+        let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        Machine {
+            kernel: format!("{} {}", text(uname.sysname()), text(uname.release())),
+            cpu: field(&info, "model name").unwrap_or("unknown").to_owned(),
+            is_virtual: field(&info, "flags")
+                .is_some_and(|flags| flags.split(' ').any(|flag| flag == "hypervisor")),
+        }
+    }
+}
+
+/// The first value of a field of /proc/cpuinfo.
+fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| {
+        let (key, value) = line.split_once(':')?;
+        (key.trim() == name).then(|| value.trim())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steal_is_the_eighth_field() {
+        let stat = "cpu  10 20 30 4000 500 6 7 80 9 9\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
+        let all = 10 + 20 + 30 + 4000 + 500 + 6 + 7 + 80;
+        assert_eq!(parse_stolen(stat), Some(Stolen { steal: 80, all }));
+        assert_eq!(parse_stolen("cpu 1 2 3"), None);
+        let later = Stolen {
+            steal: 90,
+            all: all + 40,
+        };
+        assert_eq!(later.percent_since(Stolen { steal: 80, all }), 25.0);
+        assert_eq!(later.percent_since(later), 0.0);
+        assert!(stolen().unwrap().all > 0);
+    }
+
+    #[test]
+    fn the_processor_says_its_name() {
+        let info = "processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu hypervisor\n";
+        assert_eq!(field(info, "model name"), Some("Some CPU"));
+        assert_eq!(field(info, "flags"), Some("fpu hypervisor"));
+        assert_eq!(field(info, "bogomips"), None);
+    }
+
+    #[test]
+    fn a_name_that_is_too_long_is_refused() {
+        assert!(request("fifteen-letters").is_ok());
+        assert!(request("sixteen-letters!").is_err());
+    }
+}
