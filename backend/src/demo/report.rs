@@ -359,7 +359,7 @@ mod tests {
             "errors",
             "  least to most",
             "  of it, backend",
-            "  port",
+            "  TAP devices",
         ] {
             assert_eq!(line(label).len(), width, "{label}");
         }
