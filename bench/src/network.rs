@@ -65,7 +65,7 @@ pub enum NetworkError {
 /// Must be called before the process has a second thread.
 pub fn enter() -> Result<Isolation, NetworkError> {
     let isolation = netns::enter()?;
-    sys::quiet_ipv6();
+    sys::settle_network();
     let ports = [CLIENT_DEVICE, GUEST_DEVICE];
     for name in ports {
         Tap::open(name)

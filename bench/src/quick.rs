@@ -153,6 +153,7 @@ fn measure(args: &Args) -> Result<Report, Error> {
     Ok(Report {
         conditions: Conditions {
             machine: Machine::this(),
+            congestion_control: sys::congestion_control(),
             cores: cores.len(),
             client_core,
             server_core,

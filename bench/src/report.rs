@@ -22,6 +22,8 @@ const STEAL_LIMIT_PERCENT: f64 = 1.0;
 pub struct Conditions {
     /// The machine.
     pub machine: Machine,
+    /// The congestion control of the kernel's TCP.
+    pub congestion_control: String,
     /// Cores that this process may use.
     pub cores: usize,
     /// The client's core.
@@ -49,7 +51,8 @@ pub struct Report {
 
 /// What the figures do not say by themselves.
 const NOTES: &[&str] = &[
-    "Both servers are reached from one client by one TAP device and one bridge. Behind the bridge \
+    "Both servers are reached from one client by one TAP device and one bridge (without packet \
+     filter and spanning tree). Behind the bridge \
      the epoll server has its kernel's TCP at once; every frame for or from pasted crosses one TAP \
      device more, with a system call and a copy each, which epoll does not pay.",
     "The client is pasted's own stack, one thread on a core of its own, one system call per frame. \
@@ -141,7 +144,8 @@ impl Report {
             ),
             format!(
                 "requests of {REQUEST_LEN} bytes, bodies of 64 bytes, every byte judged; TAP with \
-                 checksum offload, MTU {MTU}, queues of {QUEUE_LEN} frames"
+                 checksum offload, MTU {MTU}, queues of {QUEUE_LEN} frames; the kernel's TCP with {}",
+                self.conditions.congestion_control
             ),
         ]
     }
@@ -336,6 +340,7 @@ impl Report {
                 "way": { "pasted": "tap, bridge, tap", "epoll": "tap, bridge, kernel" },
                 "mtu": MTU,
                 "offloads": ["checksum"],
+                "kernel_congestion_control": self.conditions.congestion_control,
                 "queue_frames": QUEUE_LEN,
                 "request_bytes": REQUEST_LEN,
                 "body_bytes": pasted::demo::http::BODY.len(),
@@ -448,6 +453,7 @@ mod tests {
                     cpu: "C".into(),
                     is_virtual: true,
                 },
+                congestion_control: "cubic".into(),
                 cores: 2,
                 client_core: 0,
                 server_core: 1,

@@ -79,11 +79,34 @@ fn check(result: c_int) -> io::Result<()> {
     }
 }
 
-/// Keeps devices that are made from now on in the calling thread's network from
-/// speaking IPv6, whose solicitations would be in the measurement.
-pub fn quiet_ipv6() {
-    // A kernel without IPv6 has no such file, and nothing to quiet.
-    let _ = fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+/// Settings of a network, below /proc/sys/net: devices that are made from now on
+/// speak no IPv6, whose solicitations would be in the measurement; bridged frames
+/// are not taken through the packet filter; and the kernel's TCP is as Linux has
+/// it where nobody chose otherwise, without the timers of a paced one.
+const SETTINGS: [(&str, &str); 5] = [
+    ("ipv6/conf/default/disable_ipv6", "1"),
+    ("bridge/bridge-nf-call-arptables", "0"),
+    ("bridge/bridge-nf-call-ip6tables", "0"),
+    ("bridge/bridge-nf-call-iptables", "0"),
+    (CONGESTION_CONTROL, "cubic"),
+];
+
+/// Names the congestion control of new sockets.
+const CONGESTION_CONTROL: &str = "ipv4/tcp_congestion_control";
+
+/// Keeps the calling thread's network from doing what would distort a
+/// comparison: see [`SETTINGS`].
+pub fn settle_network() {
+    for (file, value) in SETTINGS {
+        // A kernel that cannot do it has no such file, and nothing to settle.
+        let _ = fs::write(format!("/proc/sys/net/{file}"), value);
+    }
+}
+
+/// The congestion control of the kernel's TCP in the calling thread's network.
+pub fn congestion_control() -> String {
+    fs::read_to_string(format!("/proc/sys/net/{CONGESTION_CONTROL}"))
+        .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
 }
 
 /// Waits until `fd` can be read, for at most `timeout`. A signal ends the wait.

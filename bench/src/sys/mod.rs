@@ -4,4 +4,6 @@
 #[cfg(target_os = "linux")]
 mod linux;
 #[cfg(target_os = "linux")]
-pub use linux::{Machine, Stolen, bridge, quiet_ipv6, stolen, wait_readable};
+pub use linux::{
+    Machine, Stolen, bridge, congestion_control, settle_network, stolen, wait_readable,
+};
