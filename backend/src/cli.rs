@@ -130,17 +130,9 @@ enum Failure {
 #[derive(Debug, thiserror::Error)]
 enum FdError {
     #[error("{number}: name the guest, as in {example}={number}: there are {guests}")]
-    NoName {
-        number: RawFd,
-        guests: usize,
-        example: String,
-    },
+    NoName { number: RawFd, guests: usize, example: String },
     #[error("{name}={number}: the configuration has no guest {name:?}: its guests are {known}")]
-    NoSuchGuest {
-        name: String,
-        number: RawFd,
-        known: String,
-    },
+    NoSuchGuest { name: String, number: RawFd, known: String },
     #[error("{0}: it is given twice: give every guest a descriptor of its own")]
     Twice(FdArg),
     #[error("{arg}: {source}: pass the number of an open vhost-user socket")]
@@ -205,10 +197,7 @@ fn check(path: &Path) -> Result<(), Failure> {
 fn inherit(args: Vec<FdArg>) -> Result<Vec<(FdArg, OwnedFd)>, FdError> {
     for (index, arg) in args.iter().enumerate() {
         let earlier = &args[..index];
-        if earlier
-            .iter()
-            .any(|other| other.number == arg.number || other.guest == arg.guest)
-        {
+        if earlier.iter().any(|other| other.number == arg.number || other.guest == arg.guest) {
             return Err(FdError::Twice(arg.clone()));
         }
     }
@@ -225,27 +214,19 @@ fn assign(inherited: Vec<(FdArg, OwnedFd)>, config: &Config) -> Result<wiring::I
     let guests = &config.guests;
     inherited
         .into_iter()
-        .map(
-            |(FdArg { guest, number }, fd)| match (guest, guests.as_slice()) {
-                (None, [only]) => Ok((only.name.clone(), fd)),
-                (None, _) => Err(FdError::NoName {
-                    number,
-                    guests: guests.len(),
-                    example: guests
-                        .first()
-                        .map_or_else(String::new, |guest| guest.name.clone()),
-                }),
-                (Some(name), _) if guests.iter().any(|guest| guest.name == name) => Ok((name, fd)),
-                (Some(name), _) => {
-                    let known: Vec<_> = guests.iter().map(|guest| guest.name.as_str()).collect();
-                    Err(FdError::NoSuchGuest {
-                        name,
-                        number,
-                        known: known.join(", "),
-                    })
-                }
-            },
-        )
+        .map(|(FdArg { guest, number }, fd)| match (guest, guests.as_slice()) {
+            (None, [only]) => Ok((only.name.clone(), fd)),
+            (None, _) => Err(FdError::NoName {
+                number,
+                guests: guests.len(),
+                example: guests.first().map_or_else(String::new, |guest| guest.name.clone()),
+            }),
+            (Some(name), _) if guests.iter().any(|guest| guest.name == name) => Ok((name, fd)),
+            (Some(name), _) => {
+                let known: Vec<_> = guests.iter().map(|guest| guest.name.as_str()).collect();
+                Err(FdError::NoSuchGuest { name, number, known: known.join(", ") })
+            }
+        })
         .collect()
 }
 
@@ -253,15 +234,10 @@ fn assign(inherited: Vec<(FdArg, OwnedFd)>, config: &Config) -> Result<wiring::I
 fn summary(path: &Path, config: &Config) -> String {
     use fmt::Write;
 
-    let (count, s) = (
-        config.guests.len(),
-        if config.guests.len() == 1 { "" } else { "s" },
-    );
+    let (count, s) = (config.guests.len(), if config.guests.len() == 1 { "" } else { "s" });
     let mut text = format!("{}: ok, {count} guest{s}\n", path.display());
     for guest in &config.guests {
-        let gateway = guest
-            .gateway
-            .map_or_else(String::new, |via| format!(" via {via}"));
+        let gateway = guest.gateway.map_or_else(String::new, |via| format!(" via {via}"));
         let poll = match guest.poll {
             Poll::Always => "always".to_owned(),
             Poll::For(duration) => format!("{duration:?}"),
@@ -328,21 +304,12 @@ mod tests {
     #[test]
     fn wrong_command_lines_are_refused() {
         for (line, kind) in [
-            (
-                vec!["pasted"],
-                ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand,
-            ),
+            (vec!["pasted"], ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand),
             (vec!["pasted", "run"], ErrorKind::MissingRequiredArgument),
             (vec!["pasted", "check"], ErrorKind::MissingRequiredArgument),
             (vec!["pasted", "serve"], ErrorKind::InvalidSubcommand),
-            (
-                vec!["pasted", "run", "--config", "a", "--fd", "x"],
-                ErrorKind::ValueValidation,
-            ),
-            (
-                vec!["pasted", "run", "--config", "a", "--fd", "w=-1"],
-                ErrorKind::ValueValidation,
-            ),
+            (vec!["pasted", "run", "--config", "a", "--fd", "x"], ErrorKind::ValueValidation),
+            (vec!["pasted", "run", "--config", "a", "--fd", "w=-1"], ErrorKind::ValueValidation),
         ] {
             let error = Cli::try_parse_from(&line).unwrap_err();
             assert_eq!(error.kind(), kind, "{line:?}");

@@ -50,25 +50,19 @@ fn filter(
         .unwrap_or(log.level.as_str());
     EnvFilter::builder()
         .parse(text)
-        .map_err(|source| LoggingError::Filter {
-            filter: text.to_owned(),
-            source,
-        })
+        .map_err(|source| LoggingError::Filter { filter: text.to_owned(), source })
 }
 
 /// Starts the log. A second start, as in tests, changes nothing.
 pub fn init(log: Log, command_line: Option<&str>) -> Result<(), LoggingError> {
     let environment = std::env::var(ENV).ok();
     let filter = filter(log, command_line, environment.as_deref())?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // An error means that there is a log already.
     let _ = match log.format {
-        LogFormat::Text => builder
-            .with_ansi(std::io::stderr().is_terminal())
-            .with_target(false)
-            .try_init(),
+        LogFormat::Text => {
+            builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).try_init()
+        }
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
     Ok(())
@@ -79,9 +73,7 @@ mod tests {
     use super::*;
 
     fn chosen(command_line: Option<&str>, environment: Option<&str>) -> String {
-        filter(Log::default(), command_line, environment)
-            .unwrap()
-            .to_string()
+        filter(Log::default(), command_line, environment).unwrap().to_string()
     }
 
     #[test]

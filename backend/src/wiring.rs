@@ -158,9 +158,7 @@ fn stop_all(config: &Config, running: Vec<Running>) -> Result<(), Error> {
         }
     }
     if let Some(path) = &config.stats {
-        snapshot
-            .write_to(path)
-            .map_err(|source| Error::Stats { path: path.clone(), source })?;
+        snapshot.write_to(path).map_err(|source| Error::Stats { path: path.clone(), source })?;
     }
     outcome
 }
@@ -194,8 +192,7 @@ fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Opened,
     let (mac, address) = (guest.mac.octets(), guest.address.address());
     let system = |what| move |source| Error::System { what, source };
 
-    let region =
-        open_region(guest).map_err(|source| Error::Region { guest: name(), source })?;
+    let region = open_region(guest).map_err(|source| Error::Region { guest: name(), source })?;
     let port = guest
         .port
         .open(&mut OpenContext { mtu: guest.mtu, wires })

@@ -45,11 +45,7 @@ fn serve(stream: UnixStream) -> JoinHandle<DeviceCounters> {
         mac: [2, 0, 0, 0, 0, 9],
         mtu: 1500,
         csum: true,
-        region: Some(RegionFd {
-            fd: memory(0x8000),
-            offset: 0x1000,
-            len: 0x4000,
-        }),
+        region: Some(RegionFd { fd: memory(0x8000), offset: 0x1000, len: 0x4000 }),
         queue_size_max: 256,
     });
     device.attach(stream).unwrap();
@@ -114,10 +110,7 @@ impl Driver {
     }
 
     fn write(&self, at: u64, bytes: &[u8]) {
-        assert_eq!(
-            rustix::io::pwrite(&self.file, bytes, at).unwrap(),
-            bytes.len()
-        );
+        assert_eq!(rustix::io::pwrite(&self.file, bytes, at).unwrap(), bytes.len());
     }
 
     fn read<const N: usize>(&self, at: u64) -> [u8; N] {
@@ -181,9 +174,7 @@ fn a_session_as_the_vhost_crate_sees_it() {
     assert_eq!(frontend.get_queue_num().unwrap(), 2);
     assert_eq!(frontend.get_max_mem_slots().unwrap(), MEM_SLOTS_MAX as u64);
     frontend.set_features(FEATURES).unwrap();
-    let (_, mac) = frontend
-        .get_config(0, 6, VhostUserConfigFlags::empty(), &[0; 6])
-        .unwrap();
+    let (_, mac) = frontend.get_config(0, 6, VhostUserConfigFlags::empty(), &[0; 6]).unwrap();
     assert_eq!(mac, [2, 0, 0, 0, 0, 9]);
 
     let file = memory(LEN);
@@ -232,10 +223,7 @@ fn a_session_as_the_vhost_crate_sees_it() {
     drop(frontend);
     let counters = worker.join().unwrap();
     assert_eq!((counters.tx_frames, counters.rx_frames), (40, 40));
-    assert_eq!(
-        (counters.messages_refused, counters.messages_unknown),
-        (1, 0)
-    );
+    assert_eq!((counters.messages_refused, counters.messages_unknown), (1, 0));
 }
 
 #[derive(Default)]
@@ -270,14 +258,9 @@ fn the_region_reaches_the_front_end() {
     let mut handler = FrontendReqHandler::new(window.clone()).unwrap();
     handler.set_reply_ack_flag(true);
     // The crate keeps its end open; ours gets a copy of it.
-    frontend
-        .set_backend_request_fd(&handler.get_tx_raw_fd())
-        .unwrap();
+    frontend.set_backend_request_fd(&handler.get_tx_raw_fd()).unwrap();
     assert_eq!(handler.handle_request().unwrap(), 0);
-    assert_eq!(
-        window.lock().unwrap().mapped,
-        Some((0, 0x1000, 0, 0x4000, 1))
-    );
+    assert_eq!(window.lock().unwrap().mapped, Some((0, 0x1000, 0, 0x4000, 1)));
     drop(frontend);
     worker.join().unwrap();
 }

@@ -183,17 +183,12 @@ impl Client {
     /// sleeps; `None`: it never sleeps.
     pub fn open(poll: Option<Duration>) -> Result<Client, ClientError> {
         let geometry = Geometry::new(REGION_SIZE, BUFFER_SIZE_MIN)?;
-        let identity = Identity {
-            guest: "client",
-            uuid: Uuid([0x63; 16]),
-            created_ns: realtime_ns(),
-        };
+        let identity =
+            Identity { guest: "client", uuid: Uuid([0x63; 16]), created_ns: realtime_ns() };
         let region = Region::create(&Backing::Memory(HugePages::No), geometry, &identity)?;
         let mut wires = Wires::default();
-        let port = PortSpec::parse(&format!("tap:{CLIENT_DEVICE}"))?.open(&mut OpenContext {
-            mtu: MTU,
-            wires: &mut wires,
-        })?;
+        let port = PortSpec::parse(&format!("tap:{CLIENT_DEVICE}"))?
+            .open(&mut OpenContext { mtu: MTU, wires: &mut wires })?;
         let pool = Pool::new(region.buffers());
         let (buffer_size, buffers) = (pool.buffers().size(), pool.buffers().count());
         let mut config = paste_stack::Config::new(CLIENT_MAC, CLIENT, PREFIX);
@@ -225,15 +220,11 @@ impl Client {
     /// it may have just been started.
     pub fn connect(&mut self, server: SocketAddrV4, count: usize) -> Result<Group, ClientError> {
         let bytes = request(REQUEST_LEN, server);
-        let mut group = Group {
-            members: Vec::with_capacity(count),
-        };
+        let mut group = Group { members: Vec::with_capacity(count) };
         let end = monotonic_ns() + PATIENCE_NS;
         loop {
-            let refused: Vec<u32> = group
-                .members
-                .extract_if(.., |number| self.state(*number) == State::Gone)
-                .collect();
+            let refused: Vec<u32> =
+                group.members.extract_if(.., |number| self.state(*number) == State::Gone).collect();
             if !refused.is_empty() {
                 std::thread::sleep(REFUSED_PAUSE);
             }
@@ -245,11 +236,7 @@ impl Client {
             }
             if monotonic_ns() > end {
                 self.disconnect(group)?;
-                return Err(ClientError::Connect {
-                    server,
-                    connected,
-                    wanted: count,
-                });
+                return Err(ClientError::Connect { server, connected, wanted: count });
             }
             for _ in group.members.len()..count.min(connected + OPENING_MAX) {
                 group.members.push(self.open_one(server, &bytes)?);
@@ -300,10 +287,7 @@ impl Client {
     /// way then is left to [`Client::drain`].
     pub fn drive(&mut self, group: &Group, duration: Duration) -> Result<Stretch, ClientError> {
         let retransmits = self.retransmits();
-        self.load = Load {
-            goes_on: true,
-            ..Load::default()
-        };
+        self.load = Load { goes_on: true, ..Load::default() };
         let start = monotonic_ns();
         self.last = (start, true);
         self.idle_ns = 0;
@@ -317,11 +301,7 @@ impl Client {
         let mut sample = std::mem::take(&mut self.load.sample);
         sample.elapsed_ns = monotonic_ns() - start;
         self.load.goes_on = false;
-        Ok(Stretch {
-            sample,
-            idle_ns: self.idle_ns,
-            retransmits: self.retransmits() - retransmits,
-        })
+        Ok(Stretch { sample, idle_ns: self.idle_ns, retransmits: self.retransmits() - retransmits })
     }
 
     /// Waits for what is on its way, and for the last acknowledgements. What comes is judged too, and counted in
@@ -410,16 +390,10 @@ impl Client {
         let received = self.engine.receive(now, &mut self.memory, &mut NoKernel)?;
         self.engine.advance(now, &mut self.memory);
         // Read again: what a batch took to be read is part of its latency.
-        let judged_ns = if received > 0 {
-            monotonic_ns()
-        } else {
-            now.monotonic_ns
-        };
+        let judged_ns = if received > 0 { monotonic_ns() } else { now.monotonic_ns };
         let mut told = 0;
         loop {
-            let count = self
-                .engine
-                .poll_slots(&mut self.memory, CHANNEL, &mut self.slots);
+            let count = self.engine.poll_slots(&mut self.memory, CHANNEL, &mut self.slots);
             for at in 0..count {
                 let slot = self.slots[at];
                 self.hear(&slot, judged_ns)?;
@@ -462,18 +436,8 @@ impl Client {
     /// Takes a piece of a response and gives its buffer back.
     fn take_data(&mut self, number: u32, slot: &Slot, at: u64) {
         let len = usize::from(slot.len);
-        self.memory.read(
-            slot.buf_idx,
-            usize::from(slot.offset),
-            &mut self.scratch[..len],
-        );
-        self.engine.release(
-            Now {
-                monotonic_ns: at,
-                real_ns: 0,
-            },
-            slot.buf_idx,
-        );
+        self.memory.read(slot.buf_idx, usize::from(slot.offset), &mut self.scratch[..len]);
+        self.engine.release(Now { monotonic_ns: at, real_ns: 0 }, slot.buf_idx);
         self.memory.give(slot.buf_idx);
         let connection = &mut self.connections[number as usize];
         let piece = &self.scratch[..len];
@@ -529,10 +493,7 @@ impl Client {
             notify: true,
             keep: true,
         };
-        let now = Now {
-            monotonic_ns: at,
-            real_ns: 0,
-        };
+        let now = Now { monotonic_ns: at, real_ns: 0 };
         self.engine
             .send(now, &mut self.memory, CHANNEL, connection.flow, &tx)
             .map_err(ClientError::Stack)?;
@@ -545,10 +506,7 @@ impl Client {
 }
 
 fn now() -> Now {
-    Now {
-        monotonic_ns: monotonic_ns(),
-        real_ns: 0,
-    }
+    Now { monotonic_ns: monotonic_ns(), real_ns: 0 }
 }
 
 /// What the bytes since a request are.

@@ -68,9 +68,7 @@ pub fn enter() -> Result<Isolation, NetworkError> {
     sys::settle_network();
     let ports = [CLIENT_DEVICE, GUEST_DEVICE];
     for name in ports {
-        Tap::open(name)
-            .and_then(Tap::keep)
-            .map_err(NetworkError::Tap)?;
+        Tap::open(name).and_then(Tap::keep).map_err(NetworkError::Tap)?;
     }
     sys::bridge(BRIDGE, &ports, QUEUE_LEN).map_err(NetworkError::Bridge)?;
     Network::open()

@@ -63,8 +63,7 @@ impl FromStr for Polling {
             return Ok(Polling(None));
         }
         let us = text.parse().ok().filter(|&us| us <= 1_000_000);
-        us.map(|us| Polling(Some(us)))
-            .ok_or("write a number up to 1000000, or always")
+        us.map(|us| Polling(Some(us))).ok_or("write a number up to 1000000, or always")
     }
 }
 
@@ -109,20 +108,12 @@ fn refused(what: &'static str) -> impl FnOnce(io::Error) -> Error {
 pub fn run(args: &Args) -> ExitCode {
     match measure(args) {
         Ok(report) => {
-            let text = if args.markdown {
-                report.markdown()
-            } else {
-                report.table()
-            };
+            let text = if args.markdown { report.markdown() } else { report.table() };
             print!("{text}");
             if args.json {
                 println!("{}", report.json());
             }
-            if report.is_right() {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            }
+            if report.is_right() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(error) => {
             eprintln!("paste-bench quick: {error}");
@@ -140,11 +131,7 @@ fn measure(args: &Args) -> Result<Report, Error> {
     children::pin(client_core).map_err(refused("the client cannot be bound to a core"))?;
     let directory = Directory::new()?;
     let poll_us = args.poll_us.0;
-    let setting = Setting {
-        core: server_core,
-        poll_us,
-        directory: &directory,
-    };
+    let setting = Setting { core: server_core, poll_us, directory: &directory };
     let mut client = Client::open(poll_us.map(Duration::from_micros))?;
     let mut rows = Vec::with_capacity(args.connections.len() * Kind::ALL.len());
     for &connections in &args.connections {
@@ -190,26 +177,16 @@ fn compare(
                 return Err(error.into());
             }
         };
-        let mut side = Side {
-            server,
-            group,
-            rounds: Vec::with_capacity(args.rounds as usize),
-        };
+        let mut side = Side { server, group, rounds: Vec::with_capacity(args.rounds as usize) };
         side.round(client, WARM_UP)?;
-        side.server
-            .hold(true)
-            .map_err(refused("a server cannot be held still"))?;
+        side.server.hold(true).map_err(refused("a server cannot be held still"))?;
         sides.push(side);
     }
     for number in 1..=args.rounds {
         for side in &mut sides {
-            side.server
-                .hold(false)
-                .map_err(refused("a server cannot be let go on"))?;
+            side.server.hold(false).map_err(refused("a server cannot be let go on"))?;
             let round = side.round(client, Duration::from_secs(args.seconds))?;
-            side.server
-                .hold(true)
-                .map_err(refused("a server cannot be held still"))?;
+            side.server.hold(true).map_err(refused("a server cannot be held still"))?;
             eprintln!(
                 "{connections} connections, round {number} of {}: {} {:.0} requests/s",
                 args.rounds,
@@ -220,15 +197,8 @@ fn compare(
         }
     }
     let mut rows = Vec::with_capacity(sides.len());
-    for Side {
-        server,
-        group,
-        rounds,
-    } in sides
-    {
-        server
-            .hold(false)
-            .map_err(refused("a server cannot be let go on"))?;
+    for Side { server, group, rounds } in sides {
+        server.hold(false).map_err(refused("a server cannot be let go on"))?;
         client.disconnect(group)?;
         let kind = server.kind;
         let counted = server.stop()?;
@@ -242,10 +212,7 @@ impl Side {
     fn round(&mut self, client: &mut Client, duration: Duration) -> Result<Round, Error> {
         let pids = self.server.pids();
         let spent = || -> io::Result<(u64, u64, Vec<u64>, sys::Stolen)> {
-            let each = pids
-                .iter()
-                .map(|&pid| usage::process_ns(pid))
-                .collect::<Result<_, _>>()?;
+            let each = pids.iter().map(|&pid| usage::process_ns(pid)).collect::<Result<_, _>>()?;
             let own = usage::process_ns(std::process::id())?;
             Ok((usage::busy_ns()?, own, each, sys::stolen()?))
         };

@@ -70,9 +70,7 @@ const NOTES: &[&str] = &[
 impl Report {
     /// Whether every response was right.
     pub fn is_right(&self) -> bool {
-        self.rows
-            .iter()
-            .all(|row| row.errors == 0 && row.rps.min > 0.0)
+        self.rows.iter().all(|row| row.errors == 0 && row.rps.min > 0.0)
     }
 
     /// What is to be said of one row: what limits it, and where we lose.
@@ -87,11 +85,7 @@ impl Report {
                 remarks.push("LOST: fewer requests/s than epoll".to_owned());
             }
             if row.cpu_us.median > peer.cpu_us.median {
-                let aim = if row.connections >= CPU_AIM_CONNECTIONS {
-                    "LOST"
-                } else {
-                    "worse"
-                };
+                let aim = if row.connections >= CPU_AIM_CONNECTIONS { "LOST" } else { "worse" };
                 remarks.push(format!("{aim}: more CPU/request than epoll"));
             }
         }
@@ -113,25 +107,14 @@ impl Report {
     /// The conditions, a line each.
     fn described(&self) -> Vec<String> {
         let Conditions {
-            machine,
-            cores,
-            client_core,
-            server_core,
-            poll_us,
-            seconds,
-            rounds,
-            ..
+            machine, cores, client_core, server_core, poll_us, seconds, rounds, ..
         } = &self.conditions;
         let poll = match poll_us {
             None => "all poll always".to_owned(),
             Some(us) => format!("all poll for {us} us, then sleep"),
         };
         let kind = if machine.is_virtual { ", virtual" } else { "" };
-        let steal = self
-            .rows
-            .iter()
-            .map(|row| row.steal_percent)
-            .fold(0.0, f64::max);
+        let steal = self.rows.iter().map(|row| row.steal_percent).fold(0.0, f64::max);
         vec![
             format!("{}; {}; {cores} cores{kind}", machine.kernel, machine.cpu),
             format!(
@@ -212,10 +195,8 @@ impl Report {
         let widths: Vec<usize> = (0..heads.len()).map(width).collect();
         let mut out = String::new();
         let mut line = |cells: &mut dyn Iterator<Item = &str>| {
-            let padded: Vec<String> = cells
-                .zip(&widths)
-                .map(|(cell, &width)| format!("{cell:width$}"))
-                .collect();
+            let padded: Vec<String> =
+                cells.zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
             let _ = writeln!(out, "{}", padded.join("  ").trim_end());
         };
         line(&mut heads.iter().copied());
@@ -235,12 +216,7 @@ impl Report {
     /// The result as a document: what `bench/RESULTS.md` is.
     pub fn markdown(&self) -> String {
         let (heads, rows) = self.cells();
-        let Conditions {
-            poll_us,
-            seconds,
-            rounds,
-            ..
-        } = &self.conditions;
+        let Conditions { poll_us, seconds, rounds, .. } = &self.conditions;
         let poll = poll_us.map_or_else(|| "always".to_owned(), |us| us.to_string());
         let mut counts: Vec<String> = Vec::new();
         for row in &self.rows {
@@ -259,12 +235,7 @@ impl Report {
         for text in self.described() {
             let _ = writeln!(out, "- {text}");
         }
-        let _ = writeln!(
-            out,
-            "\n| {} |\n|{}",
-            heads.join(" | "),
-            " --- |".repeat(heads.len())
-        );
+        let _ = writeln!(out, "\n| {} |\n|{}", heads.join(" | "), " --- |".repeat(heads.len()));
         for row in &rows {
             let _ = writeln!(out, "| {} |", row.join(" | "));
         }
@@ -273,12 +244,7 @@ impl Report {
         }
         let _ = writeln!(out, "\n### What the backend did per request\n");
         let (heads, rows) = self.per_request();
-        let _ = writeln!(
-            out,
-            "| {} |\n|{}",
-            heads.join(" | "),
-            " --- |".repeat(heads.len())
-        );
+        let _ = writeln!(out, "| {} |\n|{}", heads.join(" | "), " --- |".repeat(heads.len()));
         for row in rows {
             let _ = writeln!(out, "| {} |", row.join(" | "));
         }
@@ -298,32 +264,19 @@ impl Report {
             "stack.segments_out",
         ];
         let pasted = self.rows.iter().filter(|row| row.kind == Kind::Pasted);
-        let heads = ["connections"]
-            .into_iter()
-            .chain(SHOWN)
-            .map(str::to_owned)
-            .collect();
+        let heads = ["connections"].into_iter().chain(SHOWN).map(str::to_owned).collect();
         let cells = |row: &Row| {
             let value =
                 |name: &&str| format!("{:.3}", row.counters.get(*name).copied().unwrap_or(0.0));
-            [row.connections.to_string()]
-                .into_iter()
-                .chain(SHOWN.iter().map(value))
-                .collect()
+            [row.connections.to_string()].into_iter().chain(SHOWN.iter().map(value)).collect()
         };
         (heads, pasted.map(cells).collect())
     }
 
     /// The result for programs: one object, on one line.
     pub fn json(&self) -> Value {
-        let Conditions {
-            machine, poll_us, ..
-        } = &self.conditions;
-        let steal = self
-            .rows
-            .iter()
-            .map(|row| row.steal_percent)
-            .fold(0.0, f64::max);
+        let Conditions { machine, poll_us, .. } = &self.conditions;
+        let steal = self.rows.iter().map(|row| row.steal_percent).fold(0.0, f64::max);
         json!({
             "conditions": {
                 "kernel": machine.kernel,
@@ -359,11 +312,8 @@ impl Report {
             .zip(&row.server_us)
             .map(|(&part, &us)| (part.to_owned(), json!(rounded(us))))
             .collect();
-        let counters: Map<String, Value> = row
-            .counters
-            .iter()
-            .map(|(name, &v)| (name.clone(), json!(rounded(v))))
-            .collect();
+        let counters: Map<String, Value> =
+            row.counters.iter().map(|(name, &v)| (name.clone(), json!(rounded(v)))).collect();
         json!({
             "server": row.kind.name(),
             "connections": row.connections,
@@ -390,10 +340,7 @@ impl Report {
 }
 
 fn spread(s: &Spread, digits: usize) -> String {
-    format!(
-        "{:.digits$} ({:.digits$}..{:.digits$})",
-        s.median, s.min, s.max
-    )
+    format!("{:.digits$} ({:.digits$}..{:.digits$})", s.median, s.min, s.max)
 }
 
 /// To five digits behind the point: more are noise.
@@ -427,10 +374,7 @@ mod tests {
 
     fn report() -> Report {
         let round = |requests: u64, busy_us: u64| {
-            let mut round = Round {
-                busy_ns: busy_us * 1000,
-                ..Round::default()
-            };
+            let mut round = Round { busy_ns: busy_us * 1000, ..Round::default() };
             for _ in 0..requests {
                 round.stretch.sample.record(20_000);
             }
@@ -439,20 +383,11 @@ mod tests {
             round
         };
         let row = |kind, connections, requests, busy_us| {
-            Row::new(
-                kind,
-                connections,
-                &[round(requests, busy_us)],
-                &Counted::default(),
-            )
+            Row::new(kind, connections, &[round(requests, busy_us)], &Counted::default())
         };
         Report {
             conditions: Conditions {
-                machine: Machine {
-                    kernel: "K 1".into(),
-                    cpu: "C".into(),
-                    is_virtual: true,
-                },
+                machine: Machine { kernel: "K 1".into(), cpu: "C".into(), is_virtual: true },
                 congestion_control: "cubic".into(),
                 cores: 2,
                 client_core: 0,
@@ -475,9 +410,7 @@ mod tests {
     fn the_object_has_what_readers_look_for() {
         let object = report().json();
         assert!(!object.to_string().contains('\n'));
-        for key in [
-            "kernel", "cpu", "cores", "poll_us", "seconds", "rounds", "device", "mtu",
-        ] {
+        for key in ["kernel", "cpu", "cores", "poll_us", "seconds", "rounds", "device", "mtu"] {
             assert!(object["conditions"].get(key).is_some(), "{key}");
         }
         let rows = object["rows"].as_array().unwrap();
@@ -501,49 +434,25 @@ mod tests {
             (Some("pasted"), Some("epoll"))
         );
         assert_eq!(
-            (
-                rows[0]["rps"].as_f64(),
-                rows[3]["cpu_us_per_request"].as_f64()
-            ),
+            (rows[0]["rps"].as_f64(), rows[3]["cpu_us_per_request"].as_f64()),
             (Some(100.0), Some(1.0))
         );
-        let always = Report {
-            conditions: Conditions {
-                poll_us: None,
-                ..report().conditions
-            },
-            ..report()
-        };
+        let always =
+            Report { conditions: Conditions { poll_us: None, ..report().conditions }, ..report() };
         assert_eq!(always.json()["conditions"]["poll_us"], "always");
     }
 
     #[test]
     fn rows_that_we_lose_are_marked() {
         let report = report();
-        assert!(
-            report
-                .remarks(&report.rows[0])
-                .iter()
-                .all(|remark| !remark.starts_with("LOST"))
-        );
+        assert!(report.remarks(&report.rows[0]).iter().all(|remark| !remark.starts_with("LOST")));
         let lost = report.remarks(&report.rows[2]);
-        assert_eq!(
-            lost.iter()
-                .filter(|remark| remark.starts_with("LOST"))
-                .count(),
-            2,
-            "{lost:?}"
-        );
+        assert_eq!(lost.iter().filter(|remark| remark.starts_with("LOST")).count(), 2, "{lost:?}");
         for text in [report.table(), report.markdown()] {
             assert!(text.contains("LOST: fewer requests/s than epoll"));
             assert!(text.contains("0.50x"));
         }
-        assert!(
-            report
-                .remarks(&report.rows[3])
-                .iter()
-                .all(|remark| !remark.starts_with("LOST"))
-        );
+        assert!(report.remarks(&report.rows[3]).iter().all(|remark| !remark.starts_with("LOST")));
     }
 
     #[test]

@@ -36,11 +36,7 @@ pub struct Spread {
 impl Spread {
     fn of(values: &[f64]) -> Spread {
         let (min, max) = range(values);
-        Spread {
-            median: median(values),
-            min,
-            max,
-        }
+        Spread { median: median(values), min, max }
     }
 }
 
@@ -141,11 +137,7 @@ mod tests {
 
     #[test]
     fn rounds_add_up_to_medians_and_ranges() {
-        let mut rounds = vec![
-            round(100, 100, 1000),
-            round(100, 50, 9000),
-            round(100, 100, 2000),
-        ];
+        let mut rounds = vec![round(100, 100, 1000), round(100, 50, 9000), round(100, 100, 2000)];
         rounds[1].stretch.sample.errors.wrong = 2;
         rounds[2].steal_percent = 3.0;
         let counted = Counted {
@@ -154,31 +146,11 @@ mod tests {
             counters: [("worker.turns".to_owned(), 25)].into(),
         };
         let row = Row::new(Kind::Pasted, 16, &rounds, &counted);
-        assert_eq!(
-            row.rps,
-            Spread {
-                median: 1000.0,
-                min: 1000.0,
-                max: 2000.0
-            }
-        );
-        assert_eq!(
-            row.cpu_us,
-            Spread {
-                median: 20.0,
-                min: 10.0,
-                max: 90.0
-            }
-        );
-        assert_eq!(
-            (row.client_us, row.server_us.as_slice()),
-            (10.0, &[6.0, 2.0][..])
-        );
+        assert_eq!(row.rps, Spread { median: 1000.0, min: 1000.0, max: 2000.0 });
+        assert_eq!(row.cpu_us, Spread { median: 20.0, min: 10.0, max: 90.0 });
+        assert_eq!((row.client_us, row.server_us.as_slice()), (10.0, &[6.0, 2.0][..]));
         assert!((row.other_us() - 2.0).abs() < 1e-9);
-        assert_eq!(
-            (row.errors, row.retransmits, row.steal_percent),
-            (2, 3, 3.0)
-        );
+        assert_eq!((row.errors, row.retransmits, row.steal_percent), (2, 3, 3.0));
         assert!((row.client_busy_percent - 75.0).abs() < 1e-9);
         assert_eq!(row.counters["worker.turns"], 0.5);
         assert!((row.p50_us - 100.0).abs() < 0.1);
@@ -188,9 +160,6 @@ mod tests {
     fn a_row_without_requests_divides_by_nothing() {
         let row = Row::new(Kind::Epoll, 1, &[], &Counted::default());
         assert_eq!((row.rps, row.errors), (Spread::default(), 0));
-        assert_eq!(
-            (row.server_us.as_slice(), row.other_us()),
-            (&[0.0][..], 0.0)
-        );
+        assert_eq!((row.server_us.as_slice(), row.other_us()), (&[0.0][..], 0.0));
     }
 }

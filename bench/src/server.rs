@@ -116,11 +116,7 @@ impl Server {
             Kind::Pasted => start_pasted(setting, &stats)?,
             Kind::Epoll => start_epoll(setting)?,
         };
-        Ok(Server {
-            kind,
-            processes,
-            stats,
-        })
+        Ok(Server { kind, processes, stats })
     }
 
     /// The numbers of its processes.
@@ -227,10 +223,8 @@ fn start_pasted(setting: Setting<'_>, stats: &Path) -> Result<Vec<Process>, Scen
     let directory = setting.directory.path();
     let (socket, file) = (directory.join("guest.sock"), directory.join("bench.toml"));
     let settings = configuration(text(&socket)?, text(stats)?, setting.poll_us);
-    fs::write(&file, settings).map_err(|source| SceneError::Directory {
-        path: file.clone(),
-        source,
-    })?;
+    fs::write(&file, settings)
+        .map_err(|source| SceneError::Directory { path: file.clone(), source })?;
     let core = Some(setting.core);
     let start = |name, args: &[&str]| {
         Process::start(name, args, core, DeathSignal::Kill, setting.directory)
@@ -245,13 +239,7 @@ fn start_pasted(setting: Setting<'_>, stats: &Path) -> Result<Vec<Process>, Scen
         std::thread::sleep(START_INTERVAL);
     }
     let poll = setting.poll_us.unwrap_or(ALWAYS_US).to_string();
-    let args = [
-        "serve-guest",
-        "--socket",
-        text(&socket)?,
-        "--poll-us",
-        &poll,
-    ];
+    let args = ["serve-guest", "--socket", text(&socket)?, "--poll-us", &poll];
     let guest = start("guest", &args)?;
     Ok(vec![backend, guest])
 }

@@ -43,10 +43,7 @@ impl Service {
         let Some(echo) = self.flows.get_mut(&flow) else {
             return true;
         };
-        let options = SendOptions {
-            notify: true,
-            ..SendOptions::default()
-        };
+        let options = SendOptions { notify: true, ..SendOptions::default() };
         while echo.in_flight < IN_FLIGHT_MAX
             && let Some(buffer) = echo.waiting.pop_front()
         {
@@ -67,12 +64,7 @@ impl Service {
     }
 
     fn end(&mut self, channel: &mut Channel, flow: Flow) {
-        for buffer in self
-            .flows
-            .remove(&flow)
-            .into_iter()
-            .flat_map(|echo| echo.waiting)
-        {
+        for buffer in self.flows.remove(&flow).into_iter().flat_map(|echo| echo.waiting) {
             channel.give_back(buffer);
         }
     }
@@ -130,10 +122,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let arguments = common::Arguments::parse(&["port"])?;
     let stop = common::stop_flag()?;
     let mut channel = arguments.open("echo")?;
-    let mut service = Service {
-        port: arguments.get("port")?.unwrap_or(7),
-        flows: HashMap::new(),
-    };
+    let mut service = Service { port: arguments.get("port")?.unwrap_or(7), flows: HashMap::new() };
     channel.listen(service.port, 128)?;
     let mut busy = None;
     while !stop.load(Ordering::Relaxed) {

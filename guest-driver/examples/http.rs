@@ -15,10 +15,7 @@ use paste_guest::http::{Server, ServerOptions};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = common::Arguments::parse(&["port", "root"])?;
-    let mut options = ServerOptions {
-        root: arguments.get("root")?,
-        ..ServerOptions::default()
-    };
+    let mut options = ServerOptions { root: arguments.get("root")?, ..ServerOptions::default() };
     options.port = arguments.get("port")?.unwrap_or(options.port);
     let stop = common::stop_flag()?;
     let mut channel = arguments.open("http")?;

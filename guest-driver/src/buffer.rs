@@ -116,28 +116,16 @@ mod tests {
         let mut buffer = fresh();
         buffer.advance(0);
         buffer.truncate(100);
-        assert_eq!(
-            (buffer.offset(), buffer.len(), buffer.csum()),
-            (130, 100, Some(7))
-        );
+        assert_eq!((buffer.offset(), buffer.len(), buffer.csum()), (130, 100, Some(7)));
         buffer.advance(40);
-        assert_eq!(
-            (buffer.offset(), buffer.len(), buffer.csum()),
-            (170, 60, None)
-        );
+        assert_eq!((buffer.offset(), buffer.len(), buffer.csum()), (170, 60, None));
         buffer.advance(1000);
         assert_eq!((buffer.offset(), buffer.len()), (230, 0));
         let mut buffer = fresh();
         buffer.truncate(10);
-        assert_eq!(
-            (buffer.offset(), buffer.len(), buffer.csum()),
-            (130, 10, None)
-        );
+        assert_eq!((buffer.offset(), buffer.len(), buffer.csum()), (130, 10, None));
         let mut buffer = fresh();
         buffer.set_range(128..5000);
-        assert_eq!(
-            (buffer.offset(), buffer.len(), buffer.csum()),
-            (128, 1920, None)
-        );
+        assert_eq!((buffer.offset(), buffer.len(), buffer.csum()), (128, 1920, None));
     }
 }

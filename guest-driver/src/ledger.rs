@@ -55,13 +55,7 @@ impl Ledger {
         Ledger {
             epoch,
             buffer_size,
-            entries: vec![
-                Entry {
-                    holder: Holder::Host, offset: 0, len: 0
-                };
-                count as usize
-            ]
-            .into(),
+            entries: vec![Entry { holder: Holder::Host, offset: 0, len: 0 }; count as usize].into(),
             granted: Vec::with_capacity(count as usize),
             returning: Vec::with_capacity(count as usize),
             held: 0,
@@ -90,16 +84,7 @@ impl Ledger {
 
     fn name(&self, index: u32, offset: u16, len: u16) -> Buffer {
         let (epoch, size) = (self.epoch, self.buffer_size);
-        Buffer {
-            index,
-            epoch,
-            offset,
-            len,
-            size,
-            csum: 0,
-            csum_valid: false,
-            time: 0,
-        }
+        Buffer { index, epoch, offset, len, size, csum: 0, csum_valid: false, time: 0 }
     }
 
     /// The host hands over a buffer with payload in it.
@@ -145,9 +130,7 @@ impl Ledger {
     pub(crate) fn sent(&mut self, buffer: &Buffer) {
         let entry = &mut self.entries[buffer.index as usize];
         debug_assert_eq!(entry.holder, Holder::Application);
-        *entry = Entry {
-            holder: Holder::Sent, offset: buffer.offset, len: buffer.len
-        };
+        *entry = Entry { holder: Holder::Sent, offset: buffer.offset, len: buffer.len };
         self.held -= 1;
     }
 

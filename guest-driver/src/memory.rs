@@ -120,16 +120,7 @@ mod tests {
     }
 
     fn buffer(index: u32, epoch: u32, offset: u16, len: u16) -> Buffer {
-        Buffer {
-            index,
-            epoch,
-            offset,
-            len,
-            size: 2048,
-            csum: 0,
-            csum_valid: false,
-            time: 0,
-        }
+        Buffer { index, epoch, offset, len, size: 2048, csum: 0, csum_valid: false, time: 0 }
     }
 
     #[test]
@@ -144,23 +135,10 @@ mod tests {
     #[test]
     fn a_bad_name_or_range_shows_nothing() {
         let mut memory = Memory::new(mapping(3 * 4096), &geometry(), 7).unwrap();
-        assert!(
-            memory.bytes(&buffer(0, 6, 0, 10)).is_empty(),
-            "another opening's"
-        );
-        assert!(
-            memory.bytes(&buffer(4, 7, 0, 10)).is_empty(),
-            "no such buffer"
-        );
-        assert!(
-            memory.bytes(&buffer(0, 7, 2040, 9)).is_empty(),
-            "beyond the buffer"
-        );
-        assert!(
-            memory
-                .bytes_mut(&mut buffer(0, 7, 0, 0), 0..2049)
-                .is_empty()
-        );
+        assert!(memory.bytes(&buffer(0, 6, 0, 10)).is_empty(), "another opening's");
+        assert!(memory.bytes(&buffer(4, 7, 0, 10)).is_empty(), "no such buffer");
+        assert!(memory.bytes(&buffer(0, 7, 2040, 9)).is_empty(), "beyond the buffer");
+        assert!(memory.bytes_mut(&mut buffer(0, 7, 0, 0), 0..2049).is_empty());
     }
 
     #[test]

@@ -123,9 +123,7 @@ impl Buffers {
     #[inline]
     pub fn as_mut_ptr(&self, buf: u32, offset: usize, len: usize) -> Result<*mut u8, RangeError> {
         let at = self.locate(buf, offset, len)?;
-        self.mapping
-            .at(at, len)
-            .ok_or(RangeError { buf, offset, len })
+        self.mapping.at(at, len).ok_or(RangeError { buf, offset, len })
     }
 }
 
@@ -147,10 +145,7 @@ fn sum(from: *const u8, len: usize) -> u16 {
     // some number, which is all that a checksum of moving bytes can be.
     unsafe {
         for block in 0..blocks {
-            let words = from
-                .add(block * 4 * LANES)
-                .cast::<[u32; LANES]>()
-                .read_unaligned();
+            let words = from.add(block * 4 * LANES).cast::<[u32; LANES]>().read_unaligned();
             for (lane, word) in lanes.iter_mut().zip(words) {
                 *lane += u64::from(word);
             }

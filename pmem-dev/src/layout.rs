@@ -48,10 +48,7 @@ impl Part {
     }
 
     fn extent(self) -> Extent {
-        Extent {
-            offset: self.offset.into(),
-            len: self.len.into(),
-        }
+        Extent { offset: self.offset.into(), len: self.len.into() }
     }
 }
 
@@ -142,10 +139,7 @@ impl Geometry {
         let guest_len = size - HOST_HEAD_LEN;
         let mut end = PAGE;
         let mut part = |len: u64| {
-            let part = Part {
-                offset: end,
-                len: len.next_multiple_of(PAGE),
-            };
+            let part = Part { offset: end, len: len.next_multiple_of(PAGE) };
             end = part.end();
             part
         };
@@ -154,11 +148,7 @@ impl Geometry {
         let mut log = part(guest_len / LOG_SHARE);
         let mut index = part(guest_len / INDEX_SHARE);
         let mut rings = part((guest_len / RINGS_SHARE).clamp(RINGS_MIN, RINGS_MAX));
-        let align = if guest_len >= ALIGNED_FROM {
-            SIZE_STEP
-        } else {
-            PAGE
-        };
+        let align = if guest_len >= ALIGNED_FROM { SIZE_STEP } else { PAGE };
         // What alignment would lose goes to the log.
         let slack = end.next_multiple_of(align) - end;
         log.len += slack;
@@ -166,10 +156,7 @@ impl Geometry {
         rings.offset += slack;
         let offset = end + slack;
         let buffer_count = (guest_len - offset) / u64::from(buffer_size);
-        let buffers = Part {
-            offset,
-            len: buffer_count * u64::from(buffer_size),
-        };
+        let buffers = Part { offset, len: buffer_count * u64::from(buffer_size) };
         Ok(Geometry {
             file_len: size,
             buffer_size,
@@ -194,10 +181,7 @@ impl Geometry {
         let buffer_count = block.buffer_count.get();
         check_sizes(file_len, buffer_size)?;
         if guest_len != file_len - HOST_HEAD_LEN {
-            return Err(LayoutError::GuestLen {
-                guest_len,
-                file_len,
-            });
+            return Err(LayoutError::GuestLen { guest_len, file_len });
         }
         let part = |name: &'static str, extent: &Extent, needed: bool| {
             let (offset, len) = (extent.offset.get(), extent.len.get());
@@ -206,17 +190,9 @@ impl Geometry {
                 && offset.is_multiple_of(PAGE)
                 && offset.checked_add(len).is_some_and(|end| end <= guest_len);
             if (len == 0 && needed) || !(inside || absent) {
-                return Err(LayoutError::Part {
-                    part: name,
-                    offset,
-                    len,
-                });
+                return Err(LayoutError::Part { part: name, offset, len });
             }
-            Ok(if absent {
-                Part::default()
-            } else {
-                Part { offset, len }
-            })
+            Ok(if absent { Part::default() } else { Part { offset, len } })
         };
         let claims = part("claim table", &block.claims, true)?;
         let log = part("log", &block.log, false)?;
@@ -241,20 +217,9 @@ impl Geometry {
         if u64::from(buffer_count) * u64::from(buffer_size) != buffers.len
             || u64::from(buffer_count).div_ceil(8) > claims.len
         {
-            return Err(LayoutError::Count {
-                count: buffer_count,
-            });
+            return Err(LayoutError::Count { count: buffer_count });
         }
-        Ok(Geometry {
-            file_len,
-            buffer_size,
-            buffer_count,
-            claims,
-            log,
-            index,
-            rings,
-            buffers,
-        })
+        Ok(Geometry { file_len, buffer_size, buffer_count, claims, log, index, rings, buffers })
     }
 
     /// Writes the layout into a superblock.
@@ -365,13 +330,7 @@ mod tests {
     fn the_bounds_hold() {
         assert_eq!(Geometry::new(SIZE_MIN, 2048).unwrap().file_len(), SIZE_MIN);
         assert!(Geometry::new(SIZE_MAX, BUFFER_SIZE_MAX).is_ok());
-        for size in [
-            0,
-            SIZE_MIN - SIZE_STEP,
-            SIZE_MIN + 4096,
-            SIZE_MAX + SIZE_STEP,
-            u64::MAX,
-        ] {
+        for size in [0, SIZE_MIN - SIZE_STEP, SIZE_MIN + 4096, SIZE_MAX + SIZE_STEP, u64::MAX] {
             assert_eq!(Geometry::new(size, 2048), Err(GeometryError::Size { size }));
         }
         for buffer_size in [0, 1024, 3000, 131_072, u32::MAX] {
@@ -398,57 +357,30 @@ mod tests {
             change(&mut block);
             Geometry::judge(&block).unwrap_err()
         };
-        assert!(matches!(
-            judge(&|b| b.file_len = 1.into()),
-            LayoutError::Geometry(_)
-        ));
-        assert!(matches!(
-            judge(&|b| b.buffer_size = 1.into()),
-            LayoutError::Geometry(_)
-        ));
-        assert!(matches!(
-            judge(&|b| b.guest_len = 4096.into()),
-            LayoutError::GuestLen { .. }
-        ));
+        assert!(matches!(judge(&|b| b.file_len = 1.into()), LayoutError::Geometry(_)));
+        assert!(matches!(judge(&|b| b.buffer_size = 1.into()), LayoutError::Geometry(_)));
+        assert!(matches!(judge(&|b| b.guest_len = 4096.into()), LayoutError::GuestLen { .. }));
         for (part, offset, len) in [
             ("inside the superblock's page", 0, PAGE),
             ("unaligned", PAGE + 8, PAGE),
             ("past the end", PAGE, u64::MAX),
             ("sum overflows", u64::MAX - PAGE + 1, 2 * PAGE),
         ] {
-            let log = Extent {
-                offset: offset.into(),
-                len: len.into(),
-            };
+            let log = Extent { offset: offset.into(), len: len.into() };
             assert!(
-                matches!(
-                    judge(&|b| b.log = log),
-                    LayoutError::Part { part: "log", .. }
-                ),
+                matches!(judge(&|b| b.log = log), LayoutError::Part { part: "log", .. }),
                 "{part}"
             );
         }
-        assert!(matches!(
-            judge(&|b| b.claims.len = 0.into()),
-            LayoutError::Part { .. }
-        ));
+        assert!(matches!(judge(&|b| b.claims.len = 0.into()), LayoutError::Part { .. }));
         assert_eq!(
             judge(&|b| b.rings = b.log),
-            LayoutError::Overlap {
-                first: "log",
-                second: "ring area"
-            }
+            LayoutError::Overlap { first: "log", second: "ring area" }
         );
-        assert!(matches!(
-            judge(&|b| b.buffer_count = 7.into()),
-            LayoutError::Count { .. }
-        ));
+        assert!(matches!(judge(&|b| b.buffer_count = 7.into()), LayoutError::Count { .. }));
         // Parts that later versions of the host may leave out.
         let mut without = block(&sound);
-        without.log = Extent {
-            offset: 0.into(),
-            len: 0.into(),
-        };
+        without.log = Extent { offset: 0.into(), len: 0.into() };
         assert_eq!(Geometry::judge(&without).unwrap().log(), Part::default());
     }
 }

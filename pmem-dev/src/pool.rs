@@ -120,12 +120,7 @@ impl Pool {
                 owner: POOL,
             })
             .collect();
-        let mut pool = Pool {
-            buffers,
-            entries,
-            heads: [END; CODES],
-            counts: [0; CODES],
-        };
+        let mut pool = Pool { buffers, entries, heads: [END; CODES], counts: [0; CODES] };
         pool.counts[usize::from(POOL)] = count;
         if count > 0 {
             pool.heads[usize::from(POOL)] = 0;
@@ -171,18 +166,11 @@ impl Pool {
     pub fn transfer(&mut self, buf: u32, from: Owner, to: Owner) -> Result<(), OwnerError> {
         let (code, to) = (from.code()?, to.code()?);
         let Some(entry) = self.entries.get(buf as usize) else {
-            return Err(OwnerError::OutOfRange {
-                buf,
-                count: self.buffers.count(),
-            });
+            return Err(OwnerError::OutOfRange { buf, count: self.buffers.count() });
         };
         if entry.owner != code {
             let is = Owner::from_code(entry.owner);
-            return Err(OwnerError::Foreign {
-                buf,
-                is,
-                named: from,
-            });
+            return Err(OwnerError::Foreign { buf, is, named: from });
         }
         if code == POOL {
             return Err(OwnerError::FromPool { buf });
@@ -195,9 +183,7 @@ impl Pool {
     /// The owner of `buf`; `None` if there is no such buffer.
     #[inline]
     pub fn owner(&self, buf: u32) -> Option<Owner> {
-        self.entries
-            .get(buf as usize)
-            .map(|entry| Owner::from_code(entry.owner))
+        self.entries.get(buf as usize).map(|entry| Owner::from_code(entry.owner))
     }
 
     /// Buffers that are free.
@@ -209,9 +195,7 @@ impl Pool {
     /// Buffers that `owner` has; 0 for a channel that does not exist.
     #[inline]
     pub fn count_of(&self, owner: Owner) -> u32 {
-        owner
-            .code()
-            .map_or(0, |code| self.counts[usize::from(code)])
+        owner.code().map_or(0, |code| self.counts[usize::from(code)])
     }
 
     /// Gives everything that a channel holds back to the pool, and says how

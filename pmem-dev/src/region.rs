@@ -223,17 +223,13 @@ impl Region {
             Backing::Memory(_) => format!("memory of {}", identity.guest),
             Backing::File(path) => path.display().to_string(),
         };
-        let mut block = superblock::build(
-            &geometry,
-            identity.uuid,
-            identity.guest,
-            identity.created_ns,
-        )
-        .map_err(|error| RegionError::Name {
-            region: name.clone(),
-            name: identity.guest.to_owned(),
-            error,
-        })?;
+        let mut block =
+            superblock::build(&geometry, identity.uuid, identity.guest, identity.created_ns)
+                .map_err(|error| RegionError::Name {
+                    region: name.clone(),
+                    name: identity.guest.to_owned(),
+                    error,
+                })?;
         let size = geometry.file_len();
         let mut unfinished = None;
         let (file, lock) = match backing {
@@ -258,15 +254,7 @@ impl Region {
         if let Some(unfinished) = unfinished {
             std::mem::forget(unfinished);
         }
-        Ok(Region {
-            name,
-            file,
-            _lock: lock,
-            head,
-            guest: Arc::new(guest),
-            block,
-            geometry,
-        })
+        Ok(Region { name, file, _lock: lock, head, guest: Arc::new(guest), block, geometry })
     }
 
     /// Opens the region in the file at `path`, marks it as open and repairs a
@@ -283,29 +271,16 @@ impl Region {
         }
         lock_file(&lock, &name)?;
         // Asked again: before the lock was ours, its creator may have been at work.
-        let have = lock
-            .metadata()
-            .map_err(|e| system(&name, "examine", e))?
-            .len();
+        let have = lock.metadata().map_err(|e| system(&name, "examine", e))?.len();
         if have < SIZE_MIN {
-            return Err(RegionError::Size {
-                region: name,
-                have,
-                want: SIZE_MIN,
-            });
+            return Err(RegionError::Size { region: name, have, want: SIZE_MIN });
         }
         let file: OwnedFd = open_same(path, &name, &lock)?.into();
         let head = map_head(&name, file.as_fd())?;
-        let found = superblock::load(&head).map_err(|error| RegionError::Superblock {
-            region: name.clone(),
-            error,
-        })?;
+        let found = superblock::load(&head)
+            .map_err(|error| RegionError::Superblock { region: name.clone(), error })?;
         check(&name, &found, have, expect)?;
-        let Found {
-            mut block,
-            geometry,
-            damaged,
-        } = found;
+        let Found { mut block, geometry, damaged } = found;
 
         let guest = map_guest(&name, file.as_fd(), &geometry)?;
         let clean = block.state.get() == STATE_CLEAN;
@@ -321,13 +296,7 @@ impl Region {
             block,
             geometry,
         };
-        Ok((
-            region,
-            Opened {
-                clean,
-                repaired: damaged,
-            },
-        ))
+        Ok((region, Opened { clean, repaired: damaged }))
     }
 
     /// Marks the region as closed in good order, and lets go of it.
@@ -421,20 +390,15 @@ fn system(region: &str, doing: &'static str, source: std::io::Error) -> RegionEr
         ErrorKind::NotFound => RegionError::NotFound { region },
         ErrorKind::PermissionDenied => RegionError::Permission { region },
         ErrorKind::IsADirectory => RegionError::NotAFile { region },
-        _ => RegionError::System {
-            region,
-            doing,
-            source,
-        },
+        _ => RegionError::System { region, doing, source },
     }
 }
 
 fn reserve_error(region: &str, size: u64, errno: Errno) -> RegionError {
     match errno {
-        Errno::NOSPC | Errno::NOMEM | Errno::DQUOT | Errno::FBIG => RegionError::NoRoom {
-            region: region.to_owned(),
-            size,
-        },
+        Errno::NOSPC | Errno::NOMEM | Errno::DQUOT | Errno::FBIG => {
+            RegionError::NoRoom { region: region.to_owned(), size }
+        }
         other => system(region, "reserve", other.into()),
     }
 }
@@ -456,14 +420,10 @@ fn open_file(path: &Path, name: &str, create: bool) -> Result<File, RegionError>
 fn open_same(path: &Path, name: &str, lock: &File) -> Result<File, RegionError> {
     let file = open_file(path, name, false)?;
     let identity = |file: &File| {
-        file.metadata()
-            .map(|m| (m.dev(), m.ino()))
-            .map_err(|e| system(name, "examine", e))
+        file.metadata().map(|m| (m.dev(), m.ino())).map_err(|e| system(name, "examine", e))
     };
     if identity(&file)? != identity(lock)? {
-        return Err(RegionError::InUse {
-            region: name.to_owned(),
-        });
+        return Err(RegionError::InUse { region: name.to_owned() });
     }
     Ok(file)
 }
@@ -471,18 +431,14 @@ fn open_same(path: &Path, name: &str, lock: &File) -> Result<File, RegionError> 
 fn lock_file(file: &File, name: &str) -> Result<(), RegionError> {
     match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(()),
-        Err(Errno::WOULDBLOCK) => Err(RegionError::InUse {
-            region: name.to_owned(),
-        }),
+        Err(Errno::WOULDBLOCK) => Err(RegionError::InUse { region: name.to_owned() }),
         Err(errno) => Err(system(name, "lock", errno.into())),
     }
 }
 
 fn map_head(name: &str, file: BorrowedFd<'_>) -> Result<Mapping, RegionError> {
-    Mapping::from_fd(file, 0, HOST_HEAD_LEN as usize, true).map_err(|source| RegionError::Map {
-        region: name.to_owned(),
-        source,
-    })
+    Mapping::from_fd(file, 0, HOST_HEAD_LEN as usize, true)
+        .map_err(|source| RegionError::Map { region: name.to_owned(), source })
 }
 
 fn map_guest(
@@ -490,12 +446,8 @@ fn map_guest(
     file: BorrowedFd<'_>,
     geometry: &Geometry,
 ) -> Result<Mapping, RegionError> {
-    Mapping::from_fd(file, HOST_HEAD_LEN, geometry.guest_len() as usize, true).map_err(|source| {
-        RegionError::Map {
-            region: name.to_owned(),
-            source,
-        }
-    })
+    Mapping::from_fd(file, HOST_HEAD_LEN, geometry.guest_len() as usize, true)
+        .map_err(|source| RegionError::Map { region: name.to_owned(), source })
 }
 
 fn check(name: &str, found: &Found, have: u64, expect: &Expect<'_>) -> Result<(), RegionError> {
@@ -510,34 +462,18 @@ fn check(name: &str, found: &Found, have: u64, expect: &Expect<'_>) -> Result<()
     }
     let uuid = Uuid(found.block.uuid);
     if let Some(want) = expect.uuid.filter(|&want| want != uuid) {
-        return Err(RegionError::Identity {
-            region: region(),
-            have: uuid,
-            want,
-        });
+        return Err(RegionError::Identity { region: region(), have: uuid, want });
     }
     let want = found.geometry.file_len();
     if have != want {
-        return Err(RegionError::Size {
-            region: region(),
-            have,
-            want,
-        });
+        return Err(RegionError::Size { region: region(), have, want });
     }
     if let Some(want) = expect.size.filter(|&want| want != have) {
-        return Err(RegionError::Size {
-            region: region(),
-            have,
-            want,
-        });
+        return Err(RegionError::Size { region: region(), have, want });
     }
     let have = found.geometry.buffer_size();
     if let Some(want) = expect.buffer_size.filter(|&want| want != have) {
-        return Err(RegionError::BufferSize {
-            region: region(),
-            have,
-            want,
-        });
+        return Err(RegionError::BufferSize { region: region(), have, want });
     }
     Ok(())
 }

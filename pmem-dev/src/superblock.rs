@@ -68,21 +68,13 @@ pub(crate) fn build(
     if guest.is_empty() || guest.contains('\0') {
         return Err(NameError);
     }
-    block
-        .guest
-        .get_mut(..guest.len())
-        .ok_or(NameError)?
-        .copy_from_slice(guest.as_bytes());
+    block.guest.get_mut(..guest.len()).ok_or(NameError)?.copy_from_slice(guest.as_bytes());
     Ok(block)
 }
 
 /// The name in a superblock; `None` if it is not one.
 pub(crate) fn guest(block: &Superblock) -> Option<&str> {
-    let len = block
-        .guest
-        .iter()
-        .position(|&b| b == 0)
-        .unwrap_or(block.guest.len());
+    let len = block.guest.iter().position(|&b| b == 0).unwrap_or(block.guest.len());
     let (name, rest) = block.guest.split_at(len);
     rest.iter().all(|&b| b == 0).then_some(())?;
     str::from_utf8(name).ok()
@@ -119,11 +111,7 @@ pub(crate) fn choose(copies: &[Superblock; 2]) -> Result<Found, SuperblockError>
     }
     guest(block).ok_or(SuperblockError::Name)?;
     let geometry = Geometry::judge(block)?;
-    Ok(Found {
-        block: *block,
-        geometry,
-        damaged,
-    })
+    Ok(Found { block: *block, geometry, damaged })
 }
 
 /// Reads both copies from the host's head.

@@ -15,11 +15,7 @@ const COUNT: u32 = 12;
 
 fn buffers(count: u32) -> Buffers {
     let geometry = Geometry::new(SIZE_MIN, 2048).unwrap();
-    let identity = Identity {
-        guest: "model",
-        uuid: Uuid([1; 16]),
-        created_ns: 0,
-    };
+    let identity = Identity { guest: "model", uuid: Uuid([1; 16]), created_ns: 0 };
     let region = Region::create(&Backing::Memory(HugePages::No), geometry, &identity).unwrap();
     let start = geometry.buffers().offset as usize;
     Buffers::new(Arc::clone(region.mapping()), start, 2048, count).unwrap()
@@ -103,9 +99,8 @@ fn check(pool: &Pool, model: &[Owner]) {
         let mut held: Vec<u32> = pool.held(channel).collect();
         assert_eq!(held.len(), pool.held(channel).len());
         held.sort_unstable();
-        let want: Vec<u32> = (0..COUNT)
-            .filter(|&b| model[b as usize] == Owner::Guest(channel))
-            .collect();
+        let want: Vec<u32> =
+            (0..COUNT).filter(|&b| model[b as usize] == Owner::Guest(channel)).collect();
         assert_eq!(held, want);
         assert_eq!(pool.count_of(Owner::Guest(channel)), want.len() as u32);
     }
@@ -178,24 +173,15 @@ fn each_refusal_names_its_reason() {
     let buf = pool.take(Owner::Guest(2)).unwrap();
     assert_eq!(
         pool.transfer(COUNT, Owner::Guest(2), Owner::Stack),
-        Err(OwnerError::OutOfRange {
-            buf: COUNT,
-            count: COUNT
-        })
+        Err(OwnerError::OutOfRange { buf: COUNT, count: COUNT })
     );
     assert_eq!(
         pool.transfer(buf, Owner::Guest(3), Owner::Stack),
-        Err(OwnerError::Foreign {
-            buf,
-            is: Owner::Guest(2),
-            named: Owner::Guest(3)
-        })
+        Err(OwnerError::Foreign { buf, is: Owner::Guest(2), named: Owner::Guest(3) })
     );
     assert_eq!(
         pool.transfer(buf, Owner::Guest(2), Owner::Guest(CHANNELS_MAX)),
-        Err(OwnerError::NoChannel {
-            channel: CHANNELS_MAX
-        })
+        Err(OwnerError::NoChannel { channel: CHANNELS_MAX })
     );
     assert_eq!(
         pool.transfer(buf + 1, Owner::Pool, Owner::Stack),
@@ -205,11 +191,7 @@ fn each_refusal_names_its_reason() {
     pool.give(buf, Owner::Guest(2)).unwrap();
     assert_eq!(
         pool.give(buf, Owner::Guest(2)),
-        Err(OwnerError::Foreign {
-            buf,
-            is: Owner::Pool,
-            named: Owner::Guest(2)
-        })
+        Err(OwnerError::Foreign { buf, is: Owner::Pool, named: Owner::Guest(2) })
     );
 }
 
@@ -252,9 +234,7 @@ fn sums_at_their_edges() {
     buffers.write(1, 0, &[0xff; 2048]).unwrap();
     assert_eq!(buffers.sum(1, 0, 2048), Ok(0xffff));
     // RFC 1071 section 3's example, whose sum is ddf2.
-    buffers
-        .write(0, 1, &[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7])
-        .unwrap();
+    buffers.write(0, 1, &[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]).unwrap();
     assert_eq!(buffers.sum(0, 1, 8), Ok(0xddf2));
 }
 

@@ -15,17 +15,8 @@ use tempfile::TempDir;
 
 const UUID: Uuid = Uuid([0xa5; 16]);
 const SIZE: u64 = 8 << 20;
-const IDENTITY: Identity<'_> = Identity {
-    guest: "web1",
-    uuid: UUID,
-    created_ns: 77,
-};
-const EXPECT: Expect<'_> = Expect {
-    guest: "web1",
-    uuid: None,
-    size: None,
-    buffer_size: None,
-};
+const IDENTITY: Identity<'_> = Identity { guest: "web1", uuid: UUID, created_ns: 77 };
+const EXPECT: Expect<'_> = Expect { guest: "web1", uuid: None, size: None, buffer_size: None };
 
 struct Place {
     _dir: TempDir,
@@ -53,11 +44,7 @@ fn open(path: &Path) -> Result<(Region, Opened), RegionError> {
 }
 
 fn writable(path: &Path) -> File {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .unwrap()
+    OpenOptions::new().read(true).write(true).open(path).unwrap()
 }
 
 fn flip(path: &Path, offset: u64) {
@@ -77,13 +64,7 @@ fn what_is_written_is_found_again() {
     region.close().unwrap();
 
     let (region, opened) = open(&place.path).unwrap();
-    assert_eq!(
-        opened,
-        Opened {
-            clean: true,
-            repaired: None
-        }
-    );
+    assert_eq!(opened, Opened { clean: true, repaired: None });
     assert_eq!(region.uuid(), UUID);
     assert_eq!(region.guest(), "web1");
     assert_eq!(region.created_ns(), 77);
@@ -110,10 +91,7 @@ fn the_file_holds_three_superblocks_and_leaves_the_dax_block_alone() {
     let place = place();
     let state = |at: u64| {
         let mut bytes = [0; 16];
-        File::open(&place.path)
-            .unwrap()
-            .read_exact_at(&mut bytes, at)
-            .unwrap();
+        File::open(&place.path).unwrap().read_exact_at(&mut bytes, at).unwrap();
         assert_eq!(bytes[..8], MAGIC);
         u32::from_le_bytes(bytes[12..16].try_into().unwrap())
     };
@@ -142,10 +120,7 @@ fn creating_never_touches_a_file_that_is_there() {
 fn a_creation_that_fails_leaves_no_file() {
     let place = place();
     let geometry = Geometry::new(SIZE, 2048).unwrap();
-    let nameless = Identity {
-        guest: "",
-        ..IDENTITY
-    };
+    let nameless = Identity { guest: "", ..IDENTITY };
     let error =
         Region::create(&Backing::File(place.path.clone()), geometry, &nameless).unwrap_err();
     assert!(matches!(error, RegionError::Name { .. }), "{error}");
@@ -174,24 +149,10 @@ fn a_damaged_copy_is_repaired_and_reported() {
         for byte in (0..512).step_by(31) {
             flip(&place.path, offset + byte);
             let (region, opened) = open(&place.path).unwrap();
-            assert_eq!(
-                opened,
-                Opened {
-                    clean: true,
-                    repaired: Some(copy)
-                },
-                "byte {byte}"
-            );
+            assert_eq!(opened, Opened { clean: true, repaired: Some(copy) }, "byte {byte}");
             region.close().unwrap();
             let (region, opened) = open(&place.path).unwrap();
-            assert_eq!(
-                opened,
-                Opened {
-                    clean: true,
-                    repaired: None
-                },
-                "byte {byte}"
-            );
+            assert_eq!(opened, Opened { clean: true, repaired: None }, "byte {byte}");
             region.close().unwrap();
         }
     }
@@ -206,13 +167,7 @@ fn two_damaged_copies_are_an_error_and_nothing_is_written() {
     let before = fs::read(&place.path).unwrap();
     let error = open(&place.path).unwrap_err();
     assert!(
-        matches!(
-            error,
-            RegionError::Superblock {
-                error: SuperblockError::Damaged,
-                ..
-            }
-        ),
+        matches!(error, RegionError::Superblock { error: SuperblockError::Damaged, .. }),
         "{error}"
     );
     assert!(fs::read(&place.path).unwrap() == before);
@@ -223,38 +178,20 @@ fn a_write_torn_between_the_copies_leaves_the_newer_one() {
     let place = place();
     drop(create(&place.path));
     let mut old = [0; 512];
-    writable(&place.path)
-        .read_exact_at(&mut old, COPY_OFFSETS[1])
-        .unwrap();
+    writable(&place.path).read_exact_at(&mut old, COPY_OFFSETS[1]).unwrap();
     let (region, _) = open(&place.path).unwrap();
     region.close().unwrap();
-    writable(&place.path)
-        .write_all_at(&old, COPY_OFFSETS[1])
-        .unwrap();
+    writable(&place.path).write_all_at(&old, COPY_OFFSETS[1]).unwrap();
     // The old copy says open, the newer one clean.
-    assert_eq!(
-        open(&place.path).unwrap().1,
-        Opened {
-            clean: true,
-            repaired: None
-        }
-    );
+    assert_eq!(open(&place.path).unwrap().1, Opened { clean: true, repaired: None });
 }
 
 #[test]
 fn what_the_guest_writes_over_its_copy_is_never_believed() {
     let place = place();
     create(&place.path).close().unwrap();
-    writable(&place.path)
-        .write_all_at(&[0xff; 4096], HOST_HEAD_LEN)
-        .unwrap();
-    assert_eq!(
-        open(&place.path).unwrap().1,
-        Opened {
-            clean: true,
-            repaired: None
-        }
-    );
+    writable(&place.path).write_all_at(&[0xff; 4096], HOST_HEAD_LEN).unwrap();
+    assert_eq!(open(&place.path).unwrap().1, Opened { clean: true, repaired: None });
 }
 
 #[test]
@@ -277,22 +214,10 @@ fn each_wrong_expectation_has_its_error() {
         Err(RegionError::Size { have: SIZE, .. })
     ));
     assert!(matches!(
-        expecting(Expect {
-            buffer_size: Some(4096),
-            ..EXPECT
-        }),
-        Err(RegionError::BufferSize {
-            have: 2048,
-            want: 4096,
-            ..
-        })
+        expecting(Expect { buffer_size: Some(4096), ..EXPECT }),
+        Err(RegionError::BufferSize { have: 2048, want: 4096, .. })
     ));
-    let all = Expect {
-        uuid: Some(UUID),
-        size: Some(SIZE),
-        buffer_size: Some(2048),
-        guest: "web1",
-    };
+    let all = Expect { uuid: Some(UUID), size: Some(SIZE), buffer_size: Some(2048), guest: "web1" };
     expecting(all).unwrap();
 }
 
@@ -321,10 +246,7 @@ fn files_that_were_cut_or_grown_are_refused() {
     file.set_len(SIZE).unwrap();
     assert!(matches!(
         open(&place.path),
-        Err(RegionError::Superblock {
-            error: SuperblockError::Absent,
-            ..
-        })
+        Err(RegionError::Superblock { error: SuperblockError::Absent, .. })
     ));
 }
 
@@ -332,15 +254,9 @@ fn files_that_were_cut_or_grown_are_refused() {
 fn what_is_no_region_is_refused_without_waiting() {
     let place = place();
     let dir = place.path.parent().unwrap();
-    assert!(matches!(
-        open(&dir.join("absent")),
-        Err(RegionError::NotFound { .. })
-    ));
+    assert!(matches!(open(&dir.join("absent")), Err(RegionError::NotFound { .. })));
     assert!(matches!(open(dir), Err(RegionError::NotAFile { .. })));
-    assert!(matches!(
-        open(Path::new("/dev/null")),
-        Err(RegionError::NotAFile { .. })
-    ));
+    assert!(matches!(open(Path::new("/dev/null")), Err(RegionError::NotAFile { .. })));
     let fifo = dir.join("fifo");
     rustix::fs::mknodat(
         rustix::fs::CWD,
@@ -389,13 +305,9 @@ fn huge_pages_are_there_or_their_lack_is_said() {
 #[test]
 fn two_mappings_of_one_region_show_the_same_bytes() {
     let region = memory(SIZE);
-    let guest = Mapping::from_fd(
-        region.fd(),
-        region.guest_offset(),
-        region.guest_len() as usize,
-        true,
-    )
-    .unwrap();
+    let guest =
+        Mapping::from_fd(region.fd(), region.guest_offset(), region.guest_len() as usize, true)
+            .unwrap();
     let at = region.geometry().buffers().offset as usize + 3 * 2048 + 130;
     assert!(guest.write_at(at, b"GET / HTTP/1.1"));
     let mut request = [0; 14];
@@ -410,15 +322,9 @@ fn mappings_are_judged_against_the_file() {
     let map = |offset, len| Mapping::from_fd(file.as_fd(), offset, len, true);
     assert!(matches!(map(0, 0), Err(MapError::Empty)));
     assert!(matches!(map(1, 4096), Err(MapError::Unaligned { .. })));
-    assert!(matches!(
-        map(0, 8193),
-        Err(MapError::TooShort { have: 8192, .. })
-    ));
+    assert!(matches!(map(0, 8193), Err(MapError::TooShort { have: 8192, .. })));
     assert!(matches!(map(8192, 1), Err(MapError::TooShort { .. })));
-    assert!(matches!(
-        map(u64::MAX - 4095, 8192),
-        Err(MapError::TooShort { .. })
-    ));
+    assert!(matches!(map(u64::MAX - 4095, 8192), Err(MapError::TooShort { .. })));
     let mapping = map(4096, 4096).unwrap();
     assert!(mapping.write_at(4095, b"x"));
     assert!(!mapping.write_at(4095, b"xy"));

@@ -405,8 +405,7 @@ fn fill_slots(
             _ => false,
         };
         if carries_buffer {
-            let moved =
-                mem.pool_mut().transfer(slot.buf_idx, Owner::Stack, Owner::Guest(channel));
+            let moved = mem.pool_mut().transfer(slot.buf_idx, Owner::Stack, Owner::Guest(channel));
             assert!(moved.is_ok(), "the stack delivered buffer {}, not its own", slot.buf_idx);
         }
         slot.write(record);

@@ -58,31 +58,16 @@ fn buffer_size_for(mtu: u16) -> u32 {
 pub(super) fn between(guests: &[Draft], findings: &mut Findings) {
     unique(guests, findings, |guest| {
         let name = guest.name.as_ref()?;
-        Some((
-            name,
-            name.value.clone(),
-            "name",
-            "give every guest a name of its own",
-        ))
+        Some((name, name.value.clone(), "name", "give every guest a name of its own"))
     });
     unique(guests, findings, |guest| {
         let socket = guest.socket.as_ref()?;
         let path = socket.value.path.clone();
-        Some((
-            socket,
-            path,
-            "socket",
-            "give every guest a socket of its own",
-        ))
+        Some((socket, path, "socket", "give every guest a socket of its own"))
     });
     unique(guests, findings, |guest| {
         let mac = guest.mac.as_ref()?;
-        Some((
-            mac,
-            mac.value,
-            "mac",
-            "give every guest an address of its own",
-        ))
+        Some((mac, mac.value, "mac", "give every guest an address of its own"))
     });
     unique(guests, findings, |guest| {
         let region = guest.region.as_ref()?;
@@ -94,17 +79,8 @@ pub(super) fn between(guests: &[Draft], findings: &mut Findings) {
     unique(guests, findings, |guest| {
         let address = guest.address.as_ref()?;
         let port = &guest.port.as_ref()?.value;
-        let key = (
-            port.kind().prefix,
-            port.device().to_owned(),
-            address.value.address(),
-        );
-        Some((
-            address,
-            key,
-            "address",
-            "guests on one port need addresses of their own",
-        ))
+        let key = (port.kind().prefix, port.device().to_owned(), address.value.address());
+        Some((address, key, "address", "guests on one port need addresses of their own"))
     });
     shared_devices(guests, findings);
 }

@@ -20,10 +20,7 @@ pub struct ConfigError {
 
 impl ConfigError {
     pub(super) fn unreadable(source: std::io::Error) -> ConfigError {
-        ConfigError {
-            place: None,
-            message: format!("cannot be read: {source}"),
-        }
+        ConfigError { place: None, message: format!("cannot be read: {source}") }
     }
 
     pub(super) fn too_long() -> ConfigError {
@@ -31,17 +28,11 @@ impl ConfigError {
             "is longer than {FILE_LEN_MAX} bytes: name a configuration of at most \
              {GUESTS_MAX} guests"
         );
-        ConfigError {
-            place: None,
-            message,
-        }
+        ConfigError { place: None, message }
     }
 
     pub(super) fn not_utf8(line: usize) -> ConfigError {
-        ConfigError {
-            place: Some((line, 1)),
-            message: "is not UTF-8: save it as UTF-8".into(),
-        }
+        ConfigError { place: Some((line, 1)), message: "is not UTF-8: save it as UTF-8".into() }
     }
 }
 
@@ -56,11 +47,7 @@ pub struct ConfigErrors {
 
 impl ConfigErrors {
     pub(super) fn new(file: &str, errors: Vec<ConfigError>) -> ConfigErrors {
-        ConfigErrors {
-            file: file.to_owned(),
-            errors,
-            more: 0,
-        }
+        ConfigErrors { file: file.to_owned(), errors, more: 0 }
     }
 
     /// The errors, in the order of the file.
@@ -114,16 +101,9 @@ impl Findings {
         let errors = self
             .found
             .into_iter()
-            .map(|(at, message)| ConfigError {
-                place: Some(place(text, at.start)),
-                message,
-            })
+            .map(|(at, message)| ConfigError { place: Some(place(text, at.start)), message })
             .collect();
-        ConfigErrors {
-            file: file.to_owned(),
-            errors,
-            more,
-        }
+        ConfigErrors { file: file.to_owned(), errors, more }
     }
 }
 
@@ -131,8 +111,5 @@ impl Findings {
 pub(super) fn place(text: &str, at: usize) -> (usize, usize) {
     let before = &text[..text.floor_char_boundary(at)];
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    (
-        1 + before.matches('\n').count(),
-        1 + before[line_start..].chars().count(),
-    )
+    (1 + before.matches('\n').count(), 1 + before[line_start..].chars().count())
 }

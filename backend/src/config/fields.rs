@@ -57,10 +57,7 @@ impl<'t, 'i> Fields<'t, 'i> {
         let value = self.get(key);
         if value.is_none() {
             let who = &self.who;
-            findings.add(
-                self.at.clone(),
-                format!("{who}{key} is missing: write {example}"),
-            );
+            findings.add(self.at.clone(), format!("{who}{key} is missing: write {example}"));
         }
         value
     }
@@ -74,10 +71,7 @@ impl<'t, 'i> Fields<'t, 'i> {
         f: &mut Findings,
     ) {
         let (who, found) = (&self.who, article(value.get_ref().type_str()));
-        f.add(
-            value.span(),
-            format!("{who}{key} is {found}: write {example}"),
-        );
+        f.add(value.span(), format!("{who}{key} is {found}: write {example}"));
     }
 
     /// Reports what is wrong with a value.
@@ -102,10 +96,7 @@ impl<'t, 'i> Fields<'t, 'i> {
             self.wrong_type(key, value, example, findings);
             return None;
         };
-        Some(At {
-            at: value.span(),
-            value: text,
-        })
+        Some(At { at: value.span(), value: text })
     }
 
     /// A string that must be there.
@@ -128,10 +119,7 @@ impl<'t, 'i> Fields<'t, 'i> {
         findings: &mut Findings,
     ) -> Option<At<u32>> {
         let Some(value) = self.get(key) else {
-            return Some(At {
-                at: self.at.clone(),
-                value: default,
-            });
+            return Some(At { at: self.at.clone(), value: default });
         };
         let Some(integer) = value.get_ref().as_integer() else {
             self.wrong_type(key, value, &format!("{key} = {default}"), findings);
@@ -146,10 +134,7 @@ impl<'t, 'i> Fields<'t, 'i> {
                 format!("{key} {integer} is not possible: use a number from {min} to {max}");
             self.wrong(&value.span(), message, findings);
         }
-        number.map(|number| At {
-            at: value.span(),
-            value: number,
-        })
+        number.map(|number| At { at: value.span(), value: number })
     }
 
     /// One of a few words, or the default.
@@ -162,10 +147,7 @@ impl<'t, 'i> Fields<'t, 'i> {
         let Some(value) = self.get(key) else {
             return Some(T::default());
         };
-        let names = words
-            .iter()
-            .map(|(word, _)| format!("\"{word}\""))
-            .collect::<Vec<_>>();
+        let names = words.iter().map(|(word, _)| format!("\"{word}\"")).collect::<Vec<_>>();
         let names = names.join(" or ");
         let text = self.text(key, value, &format!("{key} = {names}"), findings)?;
         let found = words.iter().find(|(word, _)| *word == text.value);
@@ -179,11 +161,7 @@ impl<'t, 'i> Fields<'t, 'i> {
 
 /// The type of a value, as a message has it.
 fn article(type_str: &str) -> String {
-    let article = if type_str.starts_with(['a', 'i']) {
-        "an"
-    } else {
-        "a"
-    };
+    let article = if type_str.starts_with(['a', 'i']) { "an" } else { "a" };
     format!("{article} {type_str}")
 }
 

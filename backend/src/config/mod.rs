@@ -159,11 +159,7 @@ pub struct RegionSpec {
 
 impl Default for RegionSpec {
     fn default() -> RegionSpec {
-        RegionSpec {
-            size: REGION_SIZE_DEFAULT,
-            path: None,
-            buffer_size: BUFFER_SIZE_MIN,
-        }
+        RegionSpec { size: REGION_SIZE_DEFAULT, path: None, buffer_size: BUFFER_SIZE_MIN }
     }
 }
 
@@ -192,10 +188,7 @@ impl Config {
             Ok(text) => Config::parse(&file, &text),
             Err(error) => {
                 let valid = error.utf8_error().valid_up_to();
-                let line = 1 + error.as_bytes()[..valid]
-                    .iter()
-                    .filter(|&&b| b == b'\n')
-                    .count();
+                let line = 1 + error.as_bytes()[..valid].iter().filter(|&&b| b == b'\n').count();
                 Err(ConfigErrors::new(&file, vec![ConfigError::not_utf8(line)]))
             }
         }

@@ -42,39 +42,22 @@ pub(super) struct Draft {
 pub(super) fn config(text: &str, findings: &mut Findings) -> Option<Config> {
     let (document, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
-        findings.add(
-            error.span().unwrap_or(0..0),
-            error.message().trim().replace('\n', ", "),
-        );
+        findings.add(error.span().unwrap_or(0..0), error.message().trim().replace('\n', ", "));
     }
     if !errors.is_empty() {
         return None;
     }
-    let fields = Fields::new(
-        document.get_ref(),
-        0..0,
-        String::new(),
-        &["log", "stats", "guest"],
-        findings,
-    );
+    let fields =
+        Fields::new(document.get_ref(), 0..0, String::new(), &["log", "stats", "guest"], findings);
     let log = read_log(&fields, findings);
-    let stats = read_path(
-        &fields,
-        "stats",
-        "stats = \"/run/pasted/stats.json\"",
-        findings,
-    );
+    let stats = read_path(&fields, "stats", "stats = \"/run/pasted/stats.json\"", findings);
     let drafts = read_guests(&fields, findings)?;
     for draft in &drafts {
         check::within(draft, findings);
     }
     check::between(&drafts, findings);
     let guests = drafts.into_iter().map(finish).collect::<Option<Vec<_>>>()?;
-    Some(Config {
-        log: log?,
-        stats: stats?,
-        guests,
-    })
+    Some(Config { log: log?, stats: stats?, guests })
 }
 
 fn read_log(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<Log> {
@@ -85,13 +68,7 @@ fn read_log(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<Log> {
         fields.wrong_type("log", value, "[log]", findings);
         return None;
     };
-    let log = Fields::new(
-        table,
-        value.span(),
-        "log: ".to_owned(),
-        &["level", "format"],
-        findings,
-    );
+    let log = Fields::new(table, value.span(), "log: ".to_owned(), &["level", "format"], findings);
     let level = log.word(
         "level",
         &[
@@ -103,15 +80,9 @@ fn read_log(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<Log> {
         ],
         findings,
     );
-    let format = log.word(
-        "format",
-        &[("text", LogFormat::Text), ("json", LogFormat::Json)],
-        findings,
-    );
-    Some(Log {
-        level: level?,
-        format: format?,
-    })
+    let format =
+        log.word("format", &[("text", LogFormat::Text), ("json", LogFormat::Json)], findings);
+    Some(Log { level: level?, format: format? })
 }
 
 fn read_guests(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<Vec<Draft>> {
@@ -122,11 +93,7 @@ fn read_guests(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<Vec<D
         return None;
     };
     if array.is_empty() {
-        fields.wrong(
-            &value.span(),
-            format!("there is no guest: write {EXAMPLE}"),
-            findings,
-        );
+        fields.wrong(&value.span(), format!("there is no guest: write {EXAMPLE}"), findings);
     }
     if array.len() > GUESTS_MAX {
         let message = format!(
@@ -196,12 +163,7 @@ fn read_guest(
         spoof_check,
         flows_max: flows_max.map(|n| n.value),
         // Within its bounds, it fits.
-        mtu: mtu.and_then(|n| {
-            Some(At {
-                at: n.at,
-                value: u16::try_from(n.value).ok()?,
-            })
-        }),
+        mtu: mtu.and_then(|n| Some(At { at: n.at, value: u16::try_from(n.value).ok()? })),
     }
 }
 
@@ -220,10 +182,7 @@ fn read_name(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<Stri
         fields.wrong(&name.at, message, findings);
         return None;
     }
-    Some(At {
-        at: name.at,
-        value: name.value.to_owned(),
-    })
+    Some(At { at: name.at, value: name.value.to_owned() })
 }
 
 fn read_socket(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<Socket>> {
@@ -234,24 +193,14 @@ fn read_socket(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<So
             let who = format!("{}socket: ", fields.who);
             let inner = Fields::new(table, value.span(), who, &["path", "mode"], findings);
             let path = inner.required_text("path", "path = \"/run/pasted/web1.sock\"", findings);
-            let modes = [
-                ("server", SocketMode::Server),
-                ("client", SocketMode::Client),
-            ];
+            let modes = [("server", SocketMode::Server), ("client", SocketMode::Client)];
             (path, inner.word("mode", &modes, findings))
         }
-        None => (
-            fields.text("socket", value, EXAMPLE, findings),
-            Some(SocketMode::Server),
-        ),
+        None => (fields.text("socket", value, EXAMPLE, findings), Some(SocketMode::Server)),
     };
     let (path, mode) = (path?, mode?);
     if path.value.is_empty() || path.value.contains('\0') {
-        fields.wrong(
-            &path.at,
-            format!("socket has no path: write {EXAMPLE}"),
-            findings,
-        );
+        fields.wrong(&path.at, format!("socket has no path: write {EXAMPLE}"), findings);
         return None;
     }
     if path.value.len() > SOCKET_PATH_LEN_MAX {
@@ -262,23 +211,14 @@ fn read_socket(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<So
         fields.wrong(&path.at, message, findings);
         return None;
     }
-    let socket = Socket {
-        path: PathBuf::from(path.value),
-        mode,
-    };
-    Some(At {
-        at: path.at,
-        value: socket,
-    })
+    let socket = Socket { path: PathBuf::from(path.value), mode };
+    Some(At { at: path.at, value: socket })
 }
 
 fn read_mac(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<Mac>> {
     let text = fields.required_text("mac", "mac = \"52:54:00:00:00:01\"", findings)?;
     match text.value.parse() {
-        Ok(mac) => Some(At {
-            at: text.at,
-            value: mac,
-        }),
+        Ok(mac) => Some(At { at: text.at, value: mac }),
         Err(error) => {
             fields.wrong(&text.at, format!("mac {error}"), findings);
             None
@@ -300,10 +240,7 @@ fn read_address(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<P
             continue;
         };
         match text.value.parse::<Prefix>() {
-            Ok(prefix) => addresses.push(At {
-                at: text.at,
-                value: prefix,
-            }),
+            Ok(prefix) => addresses.push(At { at: text.at, value: prefix }),
             Err(error) => fields.wrong(&text.at, format!("address {error}"), findings),
         }
     }
@@ -323,15 +260,9 @@ fn read_gateway(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<I
     let value = fields.get("gateway")?;
     let text = fields.text("gateway", value, EXAMPLE, findings)?;
     match text.value.parse() {
-        Ok(gateway) => Some(At {
-            at: text.at,
-            value: gateway,
-        }),
+        Ok(gateway) => Some(At { at: text.at, value: gateway }),
         Err(_) => {
-            let message = format!(
-                "gateway \"{}\" is no IPv4 address: write {EXAMPLE}",
-                text.value
-            );
+            let message = format!("gateway \"{}\" is no IPv4 address: write {EXAMPLE}", text.value);
             fields.wrong(&text.at, message, findings);
             None
         }
@@ -341,10 +272,7 @@ fn read_gateway(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<I
 fn read_port(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<PortSpec>> {
     let text = fields.required_text("port", "port = \"tap:tap0\"", findings)?;
     match PortSpec::parse(text.value) {
-        Ok(port) => Some(At {
-            at: text.at,
-            value: port,
-        }),
+        Ok(port) => Some(At { at: text.at, value: port }),
         Err(error) => {
             fields.wrong(&text.at, format!("port: {error}"), findings);
             None
@@ -355,10 +283,7 @@ fn read_port(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<Port
 fn read_region(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<RegionSpec>> {
     const EXAMPLE: &str = "region = { size = \"64MiB\" } or region = \"memory\"";
     let Some(value) = fields.get("region") else {
-        return Some(At {
-            at: fields.at.clone(),
-            value: RegionSpec::default(),
-        });
+        return Some(At { at: fields.at.clone(), value: RegionSpec::default() });
     };
     let Some(table) = value.get_ref().as_table() else {
         let text = fields.text("region", value, EXAMPLE, findings)?;
@@ -367,10 +292,7 @@ fn read_region(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<Re
             fields.wrong(&text.at, message, findings);
             return None;
         }
-        return Some(At {
-            at: text.at,
-            value: RegionSpec::default(),
-        });
+        return Some(At { at: text.at, value: RegionSpec::default() });
     };
     let who = format!("{}region: ", fields.who);
     let keys = ["size", "path", "buffer_size"];
@@ -388,15 +310,8 @@ fn read_region(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<Re
         inner.wrong(&buffer_size.at, message, findings);
         return None;
     }
-    let region = RegionSpec {
-        size: size?,
-        path: path?,
-        buffer_size: buffer_size.value,
-    };
-    Some(At {
-        at: value.span(),
-        value: region,
-    })
+    let region = RegionSpec { size: size?, path: path?, buffer_size: buffer_size.value };
+    Some(At { at: value.span(), value: region })
 }
 
 /// A file's path that need not be there. `None` if it is wrong.
@@ -411,11 +326,7 @@ fn read_path(
     };
     let text = fields.text(key, value, example, findings)?;
     if text.value.is_empty() || text.value.contains('\0') {
-        fields.wrong(
-            &text.at,
-            format!("{key} names no file: write {example}"),
-            findings,
-        );
+        fields.wrong(&text.at, format!("{key} names no file: write {example}"), findings);
         return None;
     }
     Some(Some(PathBuf::from(text.value)))
@@ -467,12 +378,7 @@ fn read_spoof_check(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<
     };
     let check = value.get_ref().as_bool();
     if check.is_none() {
-        fields.wrong_type(
-            "spoof_check",
-            value,
-            "spoof_check = true or false",
-            findings,
-        );
+        fields.wrong_type("spoof_check", value, "spoof_check = true or false", findings);
     }
     check
 }

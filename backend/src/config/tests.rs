@@ -43,27 +43,15 @@ fn refused(text: &str, lines: &[&str]) {
 fn the_least_that_a_guest_needs() {
     let config = parse(&guest(&[])).unwrap();
     assert_eq!((config.log, config.stats.clone()), (Log::default(), None));
-    let [guest] = config.guests.as_slice() else {
-        panic!("{config:?}")
-    };
+    let [guest] = config.guests.as_slice() else { panic!("{config:?}") };
     assert_eq!(guest.name, "web1");
-    let socket = Socket {
-        path: "/run/web1.sock".into(),
-        mode: SocketMode::Server,
-    };
+    let socket = Socket { path: "/run/web1.sock".into(), mode: SocketMode::Server };
     assert_eq!(guest.socket, socket);
     assert_eq!(guest.mac.octets(), [0x52, 0x54, 0, 0, 0, 1]);
     assert_eq!(guest.address.to_string(), "10.7.0.2/24");
     assert_eq!(guest.gateway, Some([10, 7, 0, 1].into()));
     assert_eq!(guest.port.to_string(), "tap:tap0");
-    assert_eq!(
-        guest.region,
-        RegionSpec {
-            size: 64 << 20,
-            path: None,
-            buffer_size: 2048
-        }
-    );
+    assert_eq!(guest.region, RegionSpec { size: 64 << 20, path: None, buffer_size: 2048 });
     assert_eq!(guest.poll, Poll::For(Duration::from_micros(50)));
     assert!(guest.spoof_check);
     assert_eq!((guest.flows_max, guest.mtu), (16384, 1500));
@@ -83,25 +71,12 @@ fn everything_that_can_be_said() {
         ])
     );
     let config = parse(&text).unwrap();
-    assert_eq!(
-        config.log,
-        Log {
-            level: LogLevel::Debug,
-            format: LogFormat::Json
-        }
-    );
+    assert_eq!(config.log, Log { level: LogLevel::Debug, format: LogFormat::Json });
     assert_eq!(config.stats, Some("/run/stats.json".into()));
     let guest = &config.guests[0];
     assert_eq!(guest.socket.mode, SocketMode::Client);
     let path = Some("/dev/shm/web1".into());
-    assert_eq!(
-        guest.region,
-        RegionSpec {
-            size: 1 << 30,
-            path,
-            buffer_size: 16384
-        }
-    );
+    assert_eq!(guest.region, RegionSpec { size: 1 << 30, path, buffer_size: 16384 });
     assert_eq!(guest.poll, Poll::Always);
     assert!(!guest.spoof_check);
     assert_eq!((guest.flows_max, guest.mtu), (1000, 9000));
@@ -114,10 +89,7 @@ fn one_wrong_value_is_named_with_its_place() {
             "name = \"Web 1\"",
             "2:8: guest 1: name \"Web 1\" is not possible: use 1 to 63 of a-z, 0-9 and -",
         ),
-        (
-            "name = 7",
-            "2:8: guest 1: name is an integer: write name = \"web1\"",
-        ),
+        ("name = 7", "2:8: guest 1: name is an integer: write name = \"web1\""),
         (
             "socket = \"\"",
             "3:10: guest \"web1\": socket has no path: write socket = \"/run/pasted/web1.sock\"",
@@ -202,10 +174,7 @@ fn one_wrong_value_is_named_with_its_place() {
             "region = \"disk\"",
             "8:10: guest \"web1\": region \"disk\" is unknown: write region = { size = \"64MiB\" } or region = \"memory\"",
         ),
-        (
-            "region = {}",
-            "8:10: guest \"web1\": region: size is missing: write size = \"64MiB\"",
-        ),
+        ("region = {}", "8:10: guest \"web1\": region: size is missing: write size = \"64MiB\""),
         (
             "region = { size = 64 }",
             "8:19: guest \"web1\": region: size is an integer: write size = \"64MiB\"",
@@ -288,30 +257,15 @@ fn every_missing_key_is_named() {
 #[test]
 fn the_top_level_is_judged() {
     for (text, message) in [
-        (
-            "",
-            "1:1: guest is missing: write a [[guest]] table for each guest",
-        ),
-        (
-            "guest = []",
-            "1:9: there is no guest: write a [[guest]] table for each guest",
-        ),
-        (
-            "[guest]",
-            "1:1: guest is a table: write a [[guest]] table for each guest",
-        ),
-        (
-            "guest = [7]",
-            "1:10: guest is an integer: write a [[guest]] table for each guest",
-        ),
+        ("", "1:1: guest is missing: write a [[guest]] table for each guest"),
+        ("guest = []", "1:9: there is no guest: write a [[guest]] table for each guest"),
+        ("[guest]", "1:1: guest is a table: write a [[guest]] table for each guest"),
+        ("guest = [7]", "1:10: guest is an integer: write a [[guest]] table for each guest"),
     ] {
         refused(text, &[&format!("web.toml:{message}")]);
     }
     let with = |head: &str| format!("{head}\n{}", guest(&[]));
-    refused(
-        &with("[logs]"),
-        &["web.toml:1:2: unknown key \"logs\": did you mean \"log\"?"],
-    );
+    refused(&with("[logs]"), &["web.toml:1:2: unknown key \"logs\": did you mean \"log\"?"]);
     refused(
         &with("[log]\nlevel = \"loud\""),
         &[
@@ -348,17 +302,12 @@ fn guests_that_collide_are_named_both() {
 
 #[test]
 fn a_name_twice_is_told_by_number() {
-    let other = [
-        "socket = \"/run/web2.sock\"",
-        "mac = \"52:54:00:00:00:02\"",
-        "port = \"tap:tap1\"",
-    ];
+    let other =
+        ["socket = \"/run/web2.sock\"", "mac = \"52:54:00:00:00:02\"", "port = \"tap:tap1\""];
     refused(
         &(guest(&[]) + &guest(&other)),
-        &[
-            "web.toml:9:8: guest \"web1\": name is that of guest 1 too: give every guest a name of \
-           its own",
-        ],
+        &["web.toml:9:8: guest \"web1\": name is that of guest 1 too: give every guest a name of \
+           its own"],
     );
 }
 
@@ -377,10 +326,8 @@ fn a_wire_has_two_ends() {
     }
     refused(
         &text,
-        &[
-            "web.toml:18:8: guest \"web3\": port pipe:wire0 serves 2 guests only: name another \
-           device",
-        ],
+        &["web.toml:18:8: guest \"web3\": port pipe:wire0 serves 2 guests only: name another \
+           device"],
     );
     let two = &text[..text.rfind("[[guest]]").unwrap()];
     assert_eq!(parse(two).unwrap().guests.len(), 2);
@@ -410,10 +357,7 @@ fn many_errors_are_cut_short() {
     let keys: String = (0..40).map(|n| format!("zzzzzzzz{n} = 1\n")).collect();
     let errors = parse(&(guest(&[]) + &keys)).unwrap_err();
     assert_eq!(errors.errors().len(), 32);
-    assert!(
-        errors.to_string().ends_with("\nweb.toml: and 8 more"),
-        "{errors}"
-    );
+    assert!(errors.to_string().ends_with("\nweb.toml: and 8 more"), "{errors}");
 }
 
 #[test]
@@ -442,10 +386,7 @@ fn files_that_cannot_be_read() {
     let message = format!("{place}: cannot be read: No such file or directory (os error 2)");
     assert_eq!(said(&path), message);
     std::fs::write(&path, b"log = 1\n# \xff\n").unwrap();
-    assert_eq!(
-        said(&path),
-        format!("{place}:2:1: is not UTF-8: save it as UTF-8")
-    );
+    assert_eq!(said(&path), format!("{place}:2:1: is not UTF-8: save it as UTF-8"));
     std::fs::write(&path, vec![b'#'; FILE_LEN_MAX as usize + 1]).unwrap();
     assert!(said(&path).contains("is longer than 1048576 bytes"));
     std::fs::write(&path, guest(&[])).unwrap();

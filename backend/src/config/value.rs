@@ -156,11 +156,7 @@ impl FromStr for Prefix {
         if !len.bytes().all(|b| b.is_ascii_digit()) {
             return Err(form());
         }
-        let len = len
-            .parse()
-            .ok()
-            .filter(|len| (1..=32).contains(len))
-            .ok_or_else(form)?;
+        let len = len.parse().ok().filter(|len| (1..=32).contains(len)).ok_or_else(form)?;
         if !is_unicast(address) {
             return Err(PrefixError::NotUnicast(address));
         }
@@ -196,13 +192,8 @@ pub(super) fn size(text: &str) -> Option<u64> {
 /// A size as it would be written, in the largest unit that is exact.
 pub(super) fn show_size(bytes: u64) -> String {
     let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
-    let exact = units
-        .iter()
-        .find(|(shift, _)| bytes != 0 && bytes.is_multiple_of(1 << shift));
-    exact.map_or_else(
-        || bytes.to_string(),
-        |(shift, unit)| format!("{}{unit}", bytes >> shift),
-    )
+    let exact = units.iter().find(|(shift, _)| bytes != 0 && bytes.is_multiple_of(1 << shift));
+    exact.map_or_else(|| bytes.to_string(), |(shift, unit)| format!("{}{unit}", bytes >> shift))
 }
 
 /// A polling time: "always", "0", "50us", "1ms". `None` if it is none, or too

@@ -199,10 +199,7 @@ impl Client {
     /// Connections that have been lost and served again since
     /// [`Client::expect_loss`].
     pub fn healed(&self) -> usize {
-        self.connections
-            .iter()
-            .filter(|c| c.loss == Loss::Healed)
-            .count()
+        self.connections.iter().filter(|c| c.loss == Loss::Healed).count()
     }
 
     /// From now on every loss is an error again.
@@ -224,10 +221,7 @@ impl Client {
         loop {
             let now = clock::monotonic_ns();
             self.tick(now)?;
-            let busy = self
-                .connections
-                .iter()
-                .any(|c| matches!(c.state, State::Asked { .. }));
+            let busy = self.connections.iter().any(|c| matches!(c.state, State::Asked { .. }));
             if !busy || now >= end {
                 return Ok(());
             }
@@ -261,11 +255,7 @@ impl Client {
         self.events.clear();
         self.events.extend_from_slice(ready);
         for at in 0..self.events.len() {
-            let Ready {
-                token,
-                readable,
-                writable,
-            } = self.events[at];
+            let Ready { token, readable, writable } = self.events[at];
             let index = token as usize;
             match self.connections[index].state {
                 State::Connecting { .. } if writable => self.connected(index),
@@ -316,11 +306,7 @@ impl Client {
                 }
             }
             Ok(Err(errno)) | Err(errno) => {
-                self.lose(
-                    index,
-                    &format!("cannot connect: {errno}"),
-                    clock::monotonic_ns(),
-                );
+                self.lose(index, &format!("cannot connect: {errno}"), clock::monotonic_ns());
             }
         }
     }
@@ -328,9 +314,7 @@ impl Client {
     fn ask(&mut self, index: usize) {
         let connection = &mut self.connections[index];
         connection.sent = 0;
-        connection.state = State::Asked {
-            since: clock::monotonic_ns(),
-        };
+        connection.state = State::Asked { since: clock::monotonic_ns() };
         self.write(index);
     }
 
@@ -431,10 +415,8 @@ impl Client {
     /// A connection has ended without a response having been wrong.
     fn lose(&mut self, index: usize, what: &str, now: u64) {
         let connection = &mut self.connections[index];
-        let connecting = matches!(
-            connection.state,
-            State::Connecting { .. } | State::Closed { .. }
-        );
+        let connecting =
+            matches!(connection.state, State::Connecting { .. } | State::Closed { .. });
         match (connection.loss, connecting) {
             (Loss::Due, false) => {
                 connection.loss = Loss::Suffered;
@@ -457,9 +439,7 @@ impl Client {
         let connection = &mut self.connections[index];
         connection.socket = None;
         connection.partial.clear();
-        connection.state = State::Closed {
-            retry_at: now + RETRY_NS,
-        };
+        connection.state = State::Closed { retry_at: now + RETRY_NS };
     }
 
     fn note(&mut self, index: usize, what: &str) {
@@ -491,9 +471,7 @@ mod tests {
 
     /// A server in a thread, which answers with `body`.
     fn start(listener: TcpListener, body: &[u8]) -> Server {
-        let SocketAddr::V4(address) = listener.local_addr().unwrap() else {
-            panic!("IPv4")
-        };
+        let SocketAddr::V4(address) = listener.local_addr().unwrap() else { panic!("IPv4") };
         let stop = Arc::new(AtomicBool::new(false));
         let response = response(body);
         let thread = std::thread::spawn({
@@ -502,18 +480,12 @@ mod tests {
                 let mut server = EpollServer::new(response, Duration::from_micros(50)).unwrap();
                 server.listen(listener).unwrap();
                 while !stop.load(Ordering::Relaxed) {
-                    server
-                        .turn(Duration::from_millis(10), &mut |_| Ok(()))
-                        .unwrap();
+                    server.turn(Duration::from_millis(10), &mut |_| Ok(())).unwrap();
                 }
                 server.served().next().unwrap()
             }
         });
-        Server {
-            address,
-            stop,
-            thread,
-        }
+        Server { address, stop, thread }
     }
 
     impl Server {
@@ -561,9 +533,7 @@ mod tests {
         let server = start(listener(), &body);
         let mut client = client(server.address, 2);
         assert!(client.connect(Duration::from_secs(10)).unwrap());
-        let sample = client
-            .run(LONG, &mut |_, s| Ok(s.errors.wrong < 4))
-            .unwrap();
+        let sample = client.run(LONG, &mut |_, s| Ok(s.errors.wrong < 4)).unwrap();
         assert_eq!(sample.requests, 0);
         assert!(sample.errors.wrong >= 4);
         assert!(client.first_fault().unwrap().contains("Body"));
@@ -591,11 +561,7 @@ mod tests {
                         server = Some(start(listener.try_clone().unwrap(), BODY));
                         return Ok(true);
                     }
-                    Ok(if expected {
-                        !client.has_healed()
-                    } else {
-                        sample.errors.broken < 8
-                    })
+                    Ok(if expected { !client.has_healed() } else { sample.errors.broken < 8 })
                 })
                 .unwrap();
             if expected {

@@ -84,8 +84,7 @@ impl Requests {
     fn take(&mut self, bytes: &[u8]) -> Result<Found, Malformed> {
         if self.partial.is_empty() {
             let rest = self.walk(bytes)?;
-            self.partial
-                .extend_from_slice(&bytes[bytes.len() - rest.1..]);
+            self.partial.extend_from_slice(&bytes[bytes.len() - rest.1..]);
             return Ok(rest.0);
         }
         let mut joined = std::mem::take(&mut self.partial);
@@ -173,8 +172,7 @@ impl EpollServer {
     /// Serves one more listener.
     pub fn listen(&mut self, listener: TcpListener) -> io::Result<()> {
         listener.set_nonblocking(true)?;
-        self.poller
-            .add_readable(&listener, LISTENER_FIRST + self.listeners.len() as u64)?;
+        self.poller.add_readable(&listener, LISTENER_FIRST + self.listeners.len() as u64)?;
         self.listeners.push((listener, Served::default()));
         Ok(())
     }
@@ -182,8 +180,7 @@ impl EpollServer {
     /// Waits for something else's descriptor as well: `foreign` of
     /// [`EpollServer::turn`] is told `number` whenever it can be read.
     pub fn watch(&self, fd: impl AsFd, number: u32) -> io::Result<()> {
-        self.poller
-            .add_readable(fd, FOREIGN_FIRST + u64::from(number))
+        self.poller.add_readable(fd, FOREIGN_FIRST + u64::from(number))
     }
 
     /// What each listener's connections have seen, in the order of the calls of
@@ -205,11 +202,7 @@ impl EpollServer {
             served.requests_before = served.requests;
         }
         for at in 0..self.events.len() {
-            let Ready {
-                token,
-                readable,
-                writable,
-            } = self.events[at];
+            let Ready { token, readable, writable } = self.events[at];
             if token >= FOREIGN_FIRST {
                 foreign((token - FOREIGN_FIRST) as u32)?;
             } else if token >= LISTENER_FIRST {
@@ -363,10 +356,8 @@ mod tests {
             GET / HTTP/1.1\r\n\r\nPOST /x HTTP/1.1\r\ncontent-length: 0\r\n\r\n";
         for cut in 1..stream.len() {
             let mut requests = Requests::default();
-            let total: u64 = stream
-                .chunks(cut)
-                .map(|piece| requests.take(piece).unwrap().requests)
-                .sum();
+            let total: u64 =
+                stream.chunks(cut).map(|piece| requests.take(piece).unwrap().requests).sum();
             assert_eq!(total, 3, "cut every {cut} bytes");
             assert!(requests.partial.is_empty() && requests.body_left.is_none());
         }
@@ -377,24 +368,15 @@ mod tests {
         let take = |text: &str| Requests::default().take(text.as_bytes());
         assert_eq!(take("GET / HTTP/1.1\r\n\r\n"), found(1, false));
         assert_eq!(take("GET / HTTP/1.0\r\n\r\n"), found(1, true));
-        assert_eq!(
-            take("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"),
-            found(1, false)
-        );
-        assert_eq!(
-            take("GET / HTTP/1.1\r\nConnection: close\r\n\r\n"),
-            found(1, true)
-        );
+        assert_eq!(take("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"), found(1, false));
+        assert_eq!(take("GET / HTTP/1.1\r\nConnection: close\r\n\r\n"), found(1, true));
     }
 
     #[test]
     fn what_is_not_http_ends_the_connection() {
         let take = |text: &str| Requests::default().take(text.as_bytes());
         assert_eq!(take("\0\0\0"), Err(Malformed));
-        assert_eq!(
-            take("GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n"),
-            Err(Malformed)
-        );
+        assert_eq!(take("GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n"), Err(Malformed));
         let chunked = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
         assert_eq!(take(chunked), Err(Malformed));
         let endless = format!("GET / HTTP/1.1\r\nX: {}", "y".repeat(HEAD_LEN_MAX));
@@ -404,9 +386,7 @@ mod tests {
     /// Runs the server until `done`.
     fn serve_until(server: &mut EpollServer, mut done: impl FnMut(&EpollServer) -> bool) {
         while !done(server) {
-            server
-                .turn(Duration::from_millis(100), &mut |_| Ok(()))
-                .unwrap();
+            server.turn(Duration::from_millis(100), &mut |_| Ok(())).unwrap();
         }
     }
 

@@ -61,16 +61,10 @@ pub fn run(args: &GuestArgs) -> Result<(), GuestError> {
         ..Options::default()
     };
     let mut channel = Channel::open(&Endpoint::vhost_user(&args.socket), options)?;
-    let server = ServerOptions {
-        port: SERVER_PORT,
-        ..ServerOptions::default()
-    };
+    let server = ServerOptions { port: SERVER_PORT, ..ServerOptions::default() };
     Server::new(&channel, &server)?.run(&mut channel, &stop)?;
     let stats = channel.stats();
-    let report = GuestReport {
-        mean_batch: stats.mean_batch(),
-        bytes_copied: stats.bytes_copied,
-    };
+    let report = GuestReport { mean_batch: stats.mean_batch(), bytes_copied: stats.bytes_copied };
     let line = serde_json::to_string(&report).map_err(io::Error::from)?;
     Ok(writeln!(io::stdout().lock(), "{line}")?)
 }

@@ -21,9 +21,8 @@ pub fn request(len: usize, host: std::net::SocketAddrV4) -> Vec<u8> {
     };
     // The number of digits depends on the body's length, and that on the number
     // of digits: where one digit more leaves a byte over, zeros stand in front.
-    let digits = (1..=5)
-        .find(|&d| len - (head(0).len() - 1 + d) < 10usize.pow(d as u32))
-        .unwrap_or(5);
+    let digits =
+        (1..=5).find(|&d| len - (head(0).len() - 1 + d) < 10usize.pow(d as u32)).unwrap_or(5);
     let body = len - (head(0).len() - 1 + digits);
     let mut bytes =
         format!("POST /demo HTTP/1.1\r\nHost: {host}\r\nContent-Length: {body:0digits$}\r\n\r\n")
@@ -107,11 +106,7 @@ fn content_length(head: &[u8]) -> Option<usize> {
         if line.len() < NAME.len() || !line[..NAME.len()].eq_ignore_ascii_case(NAME) {
             continue;
         }
-        let value = std::str::from_utf8(&line[NAME.len()..])
-            .ok()?
-            .trim()
-            .parse()
-            .ok()?;
+        let value = std::str::from_utf8(&line[NAME.len()..]).ok()?.trim().parse().ok()?;
         if found.replace(value).is_some() {
             return None;
         }
@@ -146,11 +141,7 @@ mod tests {
         let mut parsed = httparse::Request::new(&mut headers);
         let head = parsed.parse(&bytes).unwrap().unwrap();
         assert_eq!((parsed.method, parsed.path), (Some("POST"), Some("/demo")));
-        let length = parsed
-            .headers
-            .iter()
-            .find(|h| h.name == "Content-Length")
-            .unwrap();
+        let length = parsed.headers.iter().find(|h| h.name == "Content-Length").unwrap();
         let length: usize = std::str::from_utf8(length.value).unwrap().parse().unwrap();
         assert_eq!(head + length, 1400);
     }
@@ -159,11 +150,7 @@ mod tests {
     fn the_right_response_is_right_and_its_beginnings_are_unfinished() {
         let whole = response(BODY);
         for end in 0..whole.len() {
-            assert_eq!(
-                judge(&whole[..end], BODY),
-                Judgement::Unfinished,
-                "first {end} bytes"
-            );
+            assert_eq!(judge(&whole[..end], BODY), Judgement::Unfinished, "first {end} bytes");
         }
         assert_eq!(judge(&whole, BODY), Judgement::Right(whole.len()));
         let two = [whole.clone(), whole.clone()].concat();
@@ -177,11 +164,7 @@ mod tests {
             for flip in [1u8, 0x20, 0x80, 0xff] {
                 let mut wrong = right.clone();
                 wrong[at] ^= flip;
-                assert_eq!(
-                    judge(&wrong, BODY),
-                    Judgement::Wrong(Fault::Body),
-                    "byte {at}"
-                );
+                assert_eq!(judge(&wrong, BODY), Judgement::Wrong(Fault::Body), "byte {at}");
             }
         }
     }
@@ -194,22 +177,10 @@ mod tests {
             ("HTTP/1.0 200 OK", Fault::Status),
             ("x", Fault::Status),
             ("HTTP/1.1 200 OK\r\n\r\n", Fault::Head),
-            (
-                "HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n",
-                Fault::Head,
-            ),
-            (
-                "HTTP/1.1 200 OK\r\nContent-Length: 64\r\nContent-Length: 64\r\n\r\n",
-                Fault::Head,
-            ),
-            (
-                "HTTP/1.1 200 OK\r\nContent-Length: 63\r\n\r\n",
-                Fault::Length,
-            ),
-            (
-                "HTTP/1.1 200 OK\r\nContent-Length: 65\r\n\r\n",
-                Fault::Length,
-            ),
+            ("HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n", Fault::Head),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 64\r\nContent-Length: 64\r\n\r\n", Fault::Head),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 63\r\n\r\n", Fault::Length),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 65\r\n\r\n", Fault::Length),
         ] {
             assert_eq!(judge_text(text), Judgement::Wrong(fault), "{text:?}");
         }

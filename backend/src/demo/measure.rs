@@ -73,12 +73,7 @@ impl Side {
             request: request(request_len, server),
             body: BODY.to_vec(),
         })?;
-        Ok(Side {
-            name,
-            client,
-            rounds: Vec::new(),
-            total: Sample::default(),
-        })
+        Ok(Side { name, client, rounds: Vec::new(), total: Sample::default() })
     }
 
     /// One round of `duration`, served by the processes `servers`.
@@ -99,12 +94,7 @@ impl Side {
         let spent = |(after, before): (u64, u64)| after.saturating_sub(before);
         let server_ns = times()?.into_iter().zip(before).map(spent).collect();
         self.total.merge(&sample);
-        self.rounds.push(Round {
-            sample,
-            busy_ns,
-            client_ns,
-            server_ns,
-        });
+        self.rounds.push(Round { sample, busy_ns, client_ns, server_ns });
         Ok(())
     }
 
@@ -127,11 +117,8 @@ impl Side {
             all.merge(&round.sample);
         }
         let each = |ns: &dyn Fn(&Round) -> u64| {
-            let per_round: Vec<f64> = self
-                .rounds
-                .iter()
-                .map(|r| per(ns(r) as f64 / 1e3, r.sample.requests))
-                .collect();
+            let per_round: Vec<f64> =
+                self.rounds.iter().map(|r| per(ns(r) as f64 / 1e3, r.sample.requests)).collect();
             median(&per_round)
         };
         let servers = self.rounds.first().map_or(0, |r| r.server_ns.len());
@@ -171,11 +158,7 @@ mod tests {
     #[test]
     fn figures_are_medians_over_the_rounds() {
         let mut side = Side::new("x", Link::Pasted, 1, 1400).unwrap();
-        side.rounds = vec![
-            round(100, 100, 1_000),
-            round(100, 50, 9_000),
-            round(100, 100, 2_000),
-        ];
+        side.rounds = vec![round(100, 100, 1_000), round(100, 50, 9_000), round(100, 100, 2_000)];
         for round in &side.rounds {
             side.total.merge(&round.sample);
         }

@@ -68,11 +68,7 @@ pub fn run(args: &Args) -> ExitCode {
             if args.json {
                 println!("{}", report.json());
             }
-            if report.is_good() {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            }
+            if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(error) => failed("demo", &error),
     }

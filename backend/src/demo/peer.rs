@@ -84,22 +84,14 @@ fn serve(
     let our_tap = Tap::open(tap.server_device())?;
     theirs.add_pair(veth.client_device(), veth.server_device())?;
 
-    theirs.set_up(
-        tap.client_device(),
-        Some(CLIENT_TAP_MAC),
-        tap.client(),
-        PREFIX,
-    )?;
+    theirs.set_up(tap.client_device(), Some(CLIENT_TAP_MAC), tap.client(), PREFIX)?;
     ours.set_up(tap.server_device(), None, tap.server(), PREFIX)?;
     theirs.set_up(veth.client_device(), None, veth.client(), PREFIX)?;
     ours.set_up(veth.server_device(), None, veth.server(), PREFIX)?;
 
     let mut server = EpollServer::new(response(BODY), Duration::from_micros(poll_us))?;
     for link in [tap, veth] {
-        server.listen(TcpListener::bind(SocketAddrV4::new(
-            link.server(),
-            SERVER_PORT,
-        ))?)?;
+        server.listen(TcpListener::bind(SocketAddrV4::new(link.server(), SERVER_PORT))?)?;
     }
     let mut relay = Relay::new([their_tap, our_tap]);
     for (number, end) in relay.ends().iter().enumerate() {
@@ -111,11 +103,7 @@ fn serve(
     }
     let mut served = server.served();
     let mut next = || served.next().unwrap_or_default();
-    Ok(PeerReport {
-        tap: next(),
-        veth: next(),
-        relay: relay.carried(),
-    })
+    Ok(PeerReport { tap: next(), veth: next(), relay: relay.carried() })
 }
 
 /// Prints a line to whoever started the process, who may have gone.
@@ -163,8 +151,7 @@ mod tests {
                 let connected = side.client.connect(Duration::from_secs(10)).unwrap();
                 assert!(connected, "{link:?}: {:?}", side.client.first_fault());
                 let enough = &mut |_: &mut Client, s: &Sample| Ok(s.requests < 500);
-                side.measure(Duration::from_secs(3600), &[std::process::id()], enough)
-                    .unwrap();
+                side.measure(Duration::from_secs(3600), &[std::process::id()], enough).unwrap();
                 let figures = side.figures();
                 assert_eq!(figures.errors, 0, "{:?}", side.client.first_fault());
                 requests.push(figures.requests);

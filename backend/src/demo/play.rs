@@ -43,11 +43,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 const POLL_US: u64 = 50;
 
 /// The sides, in the order of their turns.
-const SIDES: [(&str, Link); 3] = [
-    ("pasted", Link::Pasted),
-    ("epoll, TAP", Link::EpollTap),
-    ("epoll, veth", Link::EpollVeth),
-];
+const SIDES: [(&str, Link); 3] =
+    [("pasted", Link::Pasted), ("epoll, TAP", Link::EpollTap), ("epoll, veth", Link::EpollVeth)];
 
 /// Who runs where.
 #[derive(Clone, Copy, Debug)]
@@ -63,16 +60,10 @@ impl Cores {
     fn choose() -> io::Result<Cores> {
         let cores = children::cores()?;
         Ok(match cores[..] {
-            [client, server, ..] => Cores {
-                count: cores.len(),
-                client: Some(client),
-                server: Some(server),
-            },
-            _ => Cores {
-                count: cores.len(),
-                client: None,
-                server: None,
-            },
+            [client, server, ..] => {
+                Cores { count: cores.len(), client: Some(client), server: Some(server) }
+            }
+            _ => Cores { count: cores.len(), client: None, server: None },
         })
     }
 }
@@ -89,18 +80,12 @@ struct Cast {
 /// Plays it all.
 pub fn play(args: &Args) -> Result<Report, SceneError> {
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [
-        signal_hook::consts::SIGINT,
-        signal_hook::consts::SIGTERM,
-        signal_hook::consts::SIGHUP,
-    ] {
+    for signal in
+        [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP]
+    {
         signal_hook::flag::register(signal, stop.clone()).map_err(SceneError::Client)?;
     }
-    let mut stage = Stage {
-        start: Instant::now(),
-        stop,
-        told: Instant::now(),
-    };
+    let mut stage = Stage { start: Instant::now(), stop, told: Instant::now() };
     let isolation = scene::enter()?;
     let cores = Cores::choose().map_err(SceneError::Client)?;
     if let Some(core) = cores.client {
@@ -120,24 +105,13 @@ pub fn play(args: &Args) -> Result<Report, SceneError> {
         let connections = args.connections as usize;
         let mut side =
             Side::new(name, link, connections, REQUEST_LEN).map_err(SceneError::Client)?;
-        if !side
-            .client
-            .connect(START_TIME)
-            .map_err(SceneError::Client)?
-        {
+        if !side.client.connect(START_TIME).map_err(SceneError::Client)? {
             cast.check()?;
-            let server = if link == Link::Pasted {
-                &cast.guest
-            } else {
-                &cast.peer
-            };
+            let server = if link == Link::Pasted { &cast.guest } else { &cast.peer };
             let why = side.client.first_fault().unwrap_or_default();
             return Err(server.failed(&format!("does not serve all connections ({why})")));
         }
-        stage.say(&format!(
-            "{name}: {connections} connections to {}",
-            link.server()
-        ));
+        stage.say(&format!("{name}: {connections} connections to {}", link.server()));
         sides.push(side);
     }
 
@@ -145,10 +119,7 @@ pub fn play(args: &Args) -> Result<Report, SceneError> {
     let counted = cast.dismiss()?;
     let mut report = report(args, isolation, cores, &sides, &kill, &counted);
     if stage.stopped() {
-        report.notes.insert(
-            0,
-            "stopped early by a signal: not everything was measured".to_owned(),
-        );
+        report.notes.insert(0, "stopped early by a signal: not everything was measured".to_owned());
     }
     Ok(report)
 }
@@ -171,12 +142,7 @@ fn perform(
 ) -> Result<Kill, SceneError> {
     let mut kill = Kill::default();
     for side in sides.iter_mut() {
-        drive(
-            stage,
-            cast,
-            |watch| side.exercise(WARM_UP, watch),
-            "warm-up",
-        )?;
+        drive(stage, cast, |watch| side.exercise(WARM_UP, watch), "warm-up")?;
     }
     let duration = Duration::from_secs(args.seconds) / ROUNDS;
     for round in 0..ROUNDS {
@@ -186,12 +152,7 @@ fn perform(
             }
             let pids = cast.servers(index == 0);
             let what = format!("{}, round {} of {ROUNDS}", side.name, round + 1);
-            drive(
-                stage,
-                cast,
-                |watch| side.measure(duration, &pids, watch),
-                &what,
-            )?;
+            drive(stage, cast, |watch| side.measure(duration, &pids, watch), &what)?;
             if index == 0 && round == KILL_ROUND && !stage.stopped() {
                 kill = kill_guest(stage, cast, side)?;
             }
@@ -265,10 +226,7 @@ fn kill_guest(stage: &mut Stage, cast: &mut Cast, side: &mut Side) -> Result<Kil
     });
     outcome.map_err(SceneError::Client)?;
     if kill.restarts == 0 && !stage.stopped() {
-        stage.say(&format!(
-            "only {} connections were served again in time",
-            side.client.healed()
-        ));
+        stage.say(&format!("only {} connections were served again in time", side.client.healed()));
     }
     side.client.expect_no_loss();
     fault.map_or(Ok(kill), Err)
@@ -300,10 +258,7 @@ impl Stage {
         let (requests, elapsed_ns) = (sample.requests - last.0, sample.elapsed_ns - last.1);
         *last = (sample.requests, sample.elapsed_ns);
         let rps = per(requests as f64 * 1e9, elapsed_ns);
-        self.say(&format!(
-            "{what}: {rps:.0} requests/s, {} errors",
-            sample.errors.total()
-        ));
+        self.say(&format!("{what}: {rps:.0} requests/s, {} errors", sample.errors.total()));
     }
 }
 
@@ -356,10 +311,8 @@ impl Cast {
     fn assemble(cores: Cores) -> Result<Cast, SceneError> {
         let directory = Directory::new()?;
         let file = directory.path().join("demo.toml");
-        fs::write(&file, configuration(&directory)?).map_err(|source| SceneError::Directory {
-            path: file.clone(),
-            source,
-        })?;
+        fs::write(&file, configuration(&directory)?)
+            .map_err(|source| SceneError::Directory { path: file.clone(), source })?;
         let (poll, parent) = (POLL_US.to_string(), std::process::id().to_string());
         let args = [
             "demo-peer",
@@ -372,24 +325,14 @@ impl Cast {
         ];
         // Asked to stop, and not killed, should we die: it then tidies up. So it
         // is the first.
-        let mut peer = Process::start(
-            "peer",
-            &args,
-            cores.server,
-            DeathSignal::Terminate,
-            &directory,
-        )?;
+        let mut peer =
+            Process::start("peer", &args, cores.server, DeathSignal::Terminate, &directory)?;
         if peer.line()? != READY {
             return Err(peer.failed("is not ready"));
         }
         let args = ["run", "--config", text(&file)?];
-        let mut backend = Process::start(
-            "backend",
-            &args,
-            cores.server,
-            DeathSignal::Kill,
-            &directory,
-        )?;
+        let mut backend =
+            Process::start("backend", &args, cores.server, DeathSignal::Kill, &directory)?;
         let (socket, end) = (socket_path(&directory), Instant::now() + START_TIME);
         while !socket.exists() {
             backend.check()?;
@@ -399,13 +342,7 @@ impl Cast {
             std::thread::sleep(Duration::from_millis(5));
         }
         let guest = start_guest(&directory, cores)?;
-        Ok(Cast {
-            guest,
-            peer,
-            backend,
-            cores,
-            directory,
-        })
+        Ok(Cast { guest, peer, backend, cores, directory })
     }
 
     /// An error if anybody has ended.
@@ -417,33 +354,19 @@ impl Cast {
 
     /// Who serves.
     fn servers(&self, pasted: bool) -> Vec<u32> {
-        if pasted {
-            vec![self.backend.id(), self.guest.id()]
-        } else {
-            vec![self.peer.id()]
-        }
+        if pasted { vec![self.backend.id(), self.guest.id()] } else { vec![self.peer.id()] }
     }
 
     /// Stops everybody in good order, and reads what they counted.
     fn dismiss(self) -> Result<Counted, SceneError> {
-        let Cast {
-            guest,
-            peer,
-            backend,
-            directory,
-            ..
-        } = self;
+        let Cast { guest, peer, backend, directory, .. } = self;
         let guest = read(&guest.stop()?, "guest")?;
         let peer = read(&peer.stop()?, "peer")?;
         backend.stop()?;
         let stats = fs::read_to_string(stats_path(&directory)).unwrap_or_default();
         let snapshot: Snapshot = read(&stats, "backend")?;
         let backend = snapshot.guests.into_iter().next().unwrap_or_default();
-        Ok(Counted {
-            backend,
-            guest,
-            peer,
-        })
+        Ok(Counted { backend, guest, peer })
     }
 }
 
@@ -467,47 +390,24 @@ fn report(
         guest_restarts: kill.restarts,
         recovery_ms: kill.recovery_ms,
         killed_connections: sides.iter().map(|s| s.total.killed).sum(),
-        first_fault: sides
-            .iter()
-            .find_map(|s| s.client.first_fault())
-            .map(str::to_owned),
+        first_fault: sides.iter().find_map(|s| s.client.first_fault()).map(str::to_owned),
         ..Report::default()
     };
     for (column, side) in report.columns.iter_mut().zip(sides) {
-        *column = Column {
-            name: side.name,
-            figures: side.figures(),
-            ..Column::default()
-        };
+        *column = Column { name: side.name, figures: side.figures(), ..Column::default() };
     }
     let [pasted, tap, veth] = &mut report.columns;
 
-    let Counted {
-        backend,
-        guest,
-        peer,
-    } = counted;
+    let Counted { backend, guest, peer } = counted;
     let requests = pasted.figures.requests;
     let since_kill = requests - kill.requests_before;
     let sum = |names: [&str; 2]| names.map(|name| backend.get(name)).iter().sum::<u64>() as f64;
     pasted.servers = vec!["backend", "guest"];
     pasted.batch_mean = guest.mean_batch;
     pasted.copies = vec![
-        (
-            Part::Port,
-            per(
-                sum(["port.rx_bytes_copied", "port.tx_bytes_copied"]),
-                requests,
-            ),
-        ),
-        (
-            Part::Stack,
-            per(backend.get("stack.bytes_copied") as f64, requests),
-        ),
-        (
-            Part::Ring,
-            per(backend.get("worker.bytes_copied") as f64, requests),
-        ),
+        (Part::Port, per(sum(["port.rx_bytes_copied", "port.tx_bytes_copied"]), requests)),
+        (Part::Stack, per(backend.get("stack.bytes_copied") as f64, requests)),
+        (Part::Ring, per(backend.get("worker.bytes_copied") as f64, requests)),
         (Part::Guest, per(guest.bytes_copied as f64, since_kill)),
     ];
     for (column, served) in [(&mut *tap, peer.tap), (&mut *veth, peer.veth)] {
@@ -525,10 +425,7 @@ fn report(
         ("cores", json!(cores.count)),
         ("client_core", json!(cores.client)),
         ("server_core", json!(cores.server)),
-        (
-            "user_namespace",
-            json!(isolation == Isolation::UserNamespace),
-        ),
+        ("user_namespace", json!(isolation == Isolation::UserNamespace)),
         ("connections", json!(args.connections)),
         ("request_bytes", json!(REQUEST_LEN)),
         ("response_body_bytes", json!(super::http::BODY.len())),

@@ -35,11 +35,7 @@ pub struct Relay {
 impl Relay {
     /// A relay between two devices.
     pub fn new(ends: [Tap; 2]) -> Relay {
-        Relay {
-            ends,
-            frame: vec![0; FRAME_LEN_MAX].into(),
-            carried: Carried::default(),
-        }
+        Relay { ends, frame: vec![0; FRAME_LEN_MAX].into(), carried: Carried::default() }
     }
 
     /// The two devices, to be watched.

@@ -89,9 +89,7 @@ const COLUMN_WIDTH: usize = 17;
 impl Report {
     /// Whether every response was right and the guest came back.
     pub fn is_good(&self) -> bool {
-        self.columns
-            .iter()
-            .all(|c| c.figures.errors == 0 && c.figures.requests > 0)
+        self.columns.iter().all(|c| c.figures.errors == 0 && c.figures.requests > 0)
             && self.guest_restarts > 0
     }
 
@@ -108,12 +106,8 @@ impl Report {
             let (least, most) = range(&c.figures.rps);
             format!("{least:.0}-{most:.0}")
         });
-        self.row(&mut text, "latency p50, us", |c| {
-            format!("{:.0}", c.figures.p50_us)
-        });
-        self.row(&mut text, "latency p99, us", |c| {
-            format!("{:.0}", c.figures.p99_us)
-        });
+        self.row(&mut text, "latency p50, us", |c| format!("{:.0}", c.figures.p50_us));
+        self.row(&mut text, "latency p99, us", |c| format!("{:.0}", c.figures.p99_us));
         self.row(&mut text, "mean batch", |c| format!("{:.1}", c.batch_mean));
         self.row(&mut text, "CPU per request, all cores, us", |c| {
             format!("{:.2}", c.figures.cpu_us)
@@ -121,25 +115,18 @@ impl Report {
         self.row(&mut text, "  of it, the client's process", |c| {
             format!("{:.2}", c.figures.client_us)
         });
-        for (name, cells) in self.parts(|c| {
-            c.servers
-                .iter()
-                .copied()
-                .zip(c.figures.server_us.iter().copied())
-                .collect()
-        }) {
+        for (name, cells) in self
+            .parts(|c| c.servers.iter().copied().zip(c.figures.server_us.iter().copied()).collect())
+        {
             put_row(&mut text, &format!("  of it, {name}"), &cells, 2);
         }
         self.row(&mut text, "client's process busy, % of a core", |c| {
             format!("{:.0}", c.figures.client_busy_percent)
         });
         text.push_str("payload bytes copied per request\n");
-        for (name, cells) in self.parts(|c| {
-            c.copies
-                .iter()
-                .map(|(part, n)| (part.label(), *n))
-                .collect()
-        }) {
+        for (name, cells) in
+            self.parts(|c| c.copies.iter().map(|(part, n)| (part.label(), *n)).collect())
+        {
             put_row(&mut text, &format!("  {name}"), &cells, 0);
         }
         let _ = writeln!(
@@ -170,13 +157,10 @@ impl Report {
         let mut rows: Vec<(&'static str, Vec<Option<f64>>)> = Vec::new();
         for (index, column) in self.columns.iter().enumerate() {
             for (name, value) in of(column) {
-                let at = rows
-                    .iter()
-                    .position(|(n, _)| *n == name)
-                    .unwrap_or_else(|| {
-                        rows.push((name, vec![None; self.columns.len()]));
-                        rows.len() - 1
-                    });
+                let at = rows.iter().position(|(n, _)| *n == name).unwrap_or_else(|| {
+                    rows.push((name, vec![None; self.columns.len()]));
+                    rows.len() - 1
+                });
                 rows[at].1[index] = Some(value);
             }
         }
@@ -187,34 +171,18 @@ impl Report {
     pub fn json(&self) -> Value {
         let [pasted, tap, veth] = &self.columns;
         let named = |parts: &[(&'static str, f64)]| -> Value {
-            parts
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), round(*value)))
-                .collect()
+            parts.iter().map(|(name, value)| ((*name).to_owned(), round(*value))).collect()
         };
         let processes = |c: &Column| {
             let mut parts = vec![("client", c.figures.client_us)];
-            parts.extend(
-                c.servers
-                    .iter()
-                    .copied()
-                    .zip(c.figures.server_us.iter().copied()),
-            );
+            parts.extend(c.servers.iter().copied().zip(c.figures.server_us.iter().copied()));
             named(&parts)
         };
         let copies = |c: &Column| {
-            named(
-                &c.copies
-                    .iter()
-                    .map(|(part, n)| (part.key(), *n))
-                    .collect::<Vec<_>>(),
-            )
+            named(&c.copies.iter().map(|(part, n)| (part.key(), *n)).collect::<Vec<_>>())
         };
-        let conditions: serde_json::Map<String, Value> = self
-            .conditions
-            .iter()
-            .map(|(k, v)| ((*k).to_owned(), v.clone()))
-            .collect();
+        let conditions: serde_json::Map<String, Value> =
+            self.conditions.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
         json!({
             "requests": pasted.figures.requests,
             "errors": self.columns.iter().map(|c| c.figures.errors).sum::<u64>(),
@@ -354,13 +322,8 @@ mod tests {
         let table = report().table();
         let line = |label: &str| table.lines().find(|l| l.starts_with(label)).unwrap();
         let width = LABEL_WIDTH + 3 * COLUMN_WIDTH;
-        for label in [
-            "requests ",
-            "errors",
-            "  least to most",
-            "  of it, backend",
-            "  TAP devices",
-        ] {
+        for label in ["requests ", "errors", "  least to most", "  of it, backend", "  TAP devices"]
+        {
             assert_eq!(line(label).len(), width, "{label}");
         }
         let words: Vec<&str> = line("  of it, guest").split_ascii_whitespace().collect();

@@ -54,13 +54,7 @@ impl Default for Sample {
     fn default() -> Sample {
         let latency_ns = Histogram::new_with_max(LATENCY_MAX_NS, LATENCY_DIGITS)
             .expect("the bounds are constants within the histogram's limits");
-        Sample {
-            requests: 0,
-            errors: Errors::default(),
-            killed: 0,
-            elapsed_ns: 0,
-            latency_ns,
-        }
+        Sample { requests: 0, errors: Errors::default(), killed: 0, elapsed_ns: 0, latency_ns }
     }
 }
 
@@ -77,9 +71,7 @@ impl Sample {
         self.errors.add(&other.errors);
         self.killed += other.killed;
         self.elapsed_ns += other.elapsed_ns;
-        self.latency_ns
-            .add(&other.latency_ns)
-            .expect("all histograms have the same bounds");
+        self.latency_ns.add(&other.latency_ns).expect("all histograms have the same bounds");
     }
 
     /// Right responses per second.
@@ -95,11 +87,7 @@ impl Sample {
 
 /// `amount / count`, and 0 for nothing.
 pub fn per(amount: f64, count: u64) -> f64 {
-    if count == 0 {
-        0.0
-    } else {
-        amount / count as f64
-    }
+    if count == 0 { 0.0 } else { amount / count as f64 }
 }
 
 /// The middle of `values`, or the mean of the two in the middle; 0 for none.
@@ -147,12 +135,7 @@ mod tests {
         a.elapsed_ns = 1_000_000_000;
         b.elapsed_ns = 1_000_000_000;
         a.errors.wrong = 1;
-        b.errors = Errors {
-            wrong: 2,
-            missing: 3,
-            broken: 4,
-            refused: 5,
-        };
+        b.errors = Errors { wrong: 2, missing: 3, broken: 4, refused: 5 };
         b.killed = 64;
         a.merge(&b);
         assert_eq!((a.requests, a.killed, a.errors.total()), (1000, 64, 15));
@@ -164,10 +147,7 @@ mod tests {
     #[test]
     fn nothing_is_no_division_by_zero() {
         let empty = Sample::default();
-        assert_eq!(
-            (empty.rps(), empty.latency_us(99.0), per(1.0, 0)),
-            (0.0, 0.0, 0.0)
-        );
+        assert_eq!((empty.rps(), empty.latency_us(99.0), per(1.0, 0)), (0.0, 0.0, 0.0));
     }
 
     #[test]

@@ -113,17 +113,10 @@ pub enum SceneError {
 pub fn enter() -> Result<Isolation, SceneError> {
     let isolation = netns::enter()?;
     let link = Link::Pasted;
-    Tap::open(link.client_device())
-        .and_then(Tap::keep)
-        .map_err(SceneError::Tap)?;
+    Tap::open(link.client_device()).and_then(Tap::keep).map_err(SceneError::Tap)?;
     Network::open()
         .and_then(|mut network| {
-            network.set_up(
-                link.client_device(),
-                Some(CLIENT_TAP_MAC),
-                link.client(),
-                PREFIX,
-            )
+            network.set_up(link.client_device(), Some(CLIENT_TAP_MAC), link.client(), PREFIX)
         })
         .map_err(SceneError::Network)?;
     Ok(isolation)
@@ -183,27 +176,14 @@ impl Process {
         let error = |source| SceneError::Start { name, source };
         let log = directory.path().join(format!("{name}.log"));
         // Appended to, so that a second one does not hide why the first ended.
-        let file = File::options()
-            .create(true)
-            .append(true)
-            .open(&log)
-            .map_err(error)?;
+        let file = File::options().create(true).append(true).open(&log).map_err(error)?;
         let mut command = Command::new(std::env::current_exe().map_err(error)?);
-        command
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(file);
+        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file);
         let mut child = children::spawn(&mut command, core, at_our_death).map_err(error)?;
         let Some(output) = child.stdout.take() else {
             return Err(error(io::ErrorKind::BrokenPipe.into()));
         };
-        Ok(Process {
-            name,
-            child,
-            output: BufReader::new(output),
-            log,
-        })
+        Ok(Process { name, child, output: BufReader::new(output), log })
     }
 
     /// Its number.
@@ -237,11 +217,7 @@ impl Process {
             .iter()
             .map(|line| format!("\n  {}: {line}", self.name))
             .collect();
-        SceneError::Failed {
-            name: self.name,
-            what: what.to_owned(),
-            log,
-        }
+        SceneError::Failed { name: self.name, what: what.to_owned(), log }
     }
 
     /// Ends it as a crash would: SIGKILL. Waits until it is gone.
@@ -315,10 +291,7 @@ mod tests {
 
         let directory = Directory::new().unwrap();
         let path = directory.path().to_owned();
-        assert_eq!(
-            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o700
-        );
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
         fs::write(path.join("x"), "y").unwrap();
         assert_ne!(Directory::new().unwrap().path(), path);
         drop(directory);

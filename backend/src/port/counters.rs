@@ -59,14 +59,7 @@ impl PortCounters {
             rx_no_buffer,
             tx_full,
             drops:
-                Drops {
-                    rx_oversize,
-                    rx_runt,
-                    rx_segmented,
-                    tx_malformed,
-                    tx_link_down,
-                    tx_refused,
-                },
+                Drops { rx_oversize, rx_runt, rx_segmented, tx_malformed, tx_link_down, tx_refused },
         } = *self;
         for (name, value) in [
             ("rx_frames", rx_frames),

@@ -103,10 +103,7 @@ pub struct RxBatch {
 impl RxBatch {
     /// A batch of at most `capacity` frames.
     pub fn new(capacity: usize) -> RxBatch {
-        RxBatch {
-            frames: Vec::with_capacity(capacity),
-            capacity,
-        }
+        RxBatch { frames: Vec::with_capacity(capacity), capacity }
     }
 
     /// The frames, in order of arrival.
@@ -183,13 +180,10 @@ pub trait Port: Send {
 /// lies in no buffer.
 fn is_malformed(frame: &TxFrame, frame_max: usize, buffers: &Buffers) -> bool {
     let len = frame.len();
-    let csum_fits = frame
-        .csum
-        .is_none_or(|csum| usize::from(csum.start) + usize::from(csum.offset) + 2 <= len);
+    let csum_fits =
+        frame.csum.is_none_or(|csum| usize::from(csum.start) + usize::from(csum.offset) + 2 <= len);
     let payload_fits = frame.payload.is_none_or(|range| {
-        buffers
-            .as_ptr(range.buf, usize::from(range.offset), usize::from(range.len))
-            .is_ok()
+        buffers.as_ptr(range.buf, usize::from(range.offset), usize::from(range.len)).is_ok()
     });
     len < ETHERNET_LEN || len > frame_max || !csum_fits || !payload_fits
 }
@@ -197,10 +191,7 @@ fn is_malformed(frame: &TxFrame, frame_max: usize, buffers: &Buffers) -> bool {
 /// Gives back a buffer that a port took and did not use.
 fn give_back(pool: &mut Pool, buf: u32) {
     let given = pool.give(buf, Owner::Port);
-    debug_assert!(
-        given.is_ok(),
-        "a port kept buffer {buf}, which is not its own"
-    );
+    debug_assert!(given.is_ok(), "a port kept buffer {buf}, which is not its own");
 }
 
 /// Why a port cannot go on.

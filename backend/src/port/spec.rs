@@ -36,22 +36,14 @@ impl PortSpec {
     /// Judges the text of a port.
     pub fn parse(text: &str) -> Result<PortSpec, PortSpecError> {
         let Some((prefix, rest)) = text.split_once(':') else {
-            return Err(PortSpecError::NoPrefix {
-                text: text.to_owned(),
-            });
+            return Err(PortSpecError::NoPrefix { text: text.to_owned() });
         };
         let kind = KINDS
             .iter()
             .find(|kind| kind.prefix == prefix)
-            .ok_or_else(|| PortSpecError::UnknownKind {
-                prefix: prefix.to_owned(),
-            })?;
+            .ok_or_else(|| PortSpecError::UnknownKind { prefix: prefix.to_owned() })?;
         let device = Arc::from((kind.parse)(rest)?);
-        Ok(PortSpec {
-            text: text.to_owned(),
-            kind,
-            device,
-        })
+        Ok(PortSpec { text: text.to_owned(), kind, device })
     }
 
     /// The kind of port.
@@ -170,11 +162,7 @@ pub enum PortSpecError {
 
 /// The forms of all kinds of port, for messages.
 fn forms() -> String {
-    KINDS
-        .iter()
-        .map(|kind| kind.form)
-        .collect::<Vec<_>>()
-        .join(" or ")
+    KINDS.iter().map(|kind| kind.form).collect::<Vec<_>>().join(" or ")
 }
 
 /// Judges a device's name: up to `max` bytes of ASCII letters, digits and
@@ -189,11 +177,7 @@ pub(super) fn check_name(
         return Err(PortSpecError::NoName { form: kind.form });
     }
     let begins_well = name.starts_with(|c: char| c.is_ascii_alphanumeric());
-    if !begins_well
-        || !name
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || allowed.contains(c))
-    {
+    if !begins_well || !name.chars().all(|c| c.is_ascii_alphanumeric() || allowed.contains(c)) {
         return Err(PortSpecError::NameCharacter {
             name: name.to_owned(),
             kind: kind.prefix,
@@ -201,11 +185,7 @@ pub(super) fn check_name(
         });
     }
     if name.len() > max {
-        return Err(PortSpecError::NameTooLong {
-            name: name.to_owned(),
-            kind: kind.prefix,
-            max,
-        });
+        return Err(PortSpecError::NameTooLong { name: name.to_owned(), kind: kind.prefix, max });
     }
     Ok(())
 }
@@ -242,10 +222,7 @@ mod tests {
                  pipe:NAME[?PARAMETER=VALUE&...]",
             ),
             ("tap:", "the device's name is missing: write tap:NAME"),
-            (
-                "pipe:?loss=1",
-                "the device's name is missing: write pipe:NAME[?PARAMETER=VALUE&...]",
-            ),
+            ("pipe:?loss=1", "the device's name is missing: write pipe:NAME[?PARAMETER=VALUE&...]"),
             (
                 "tap:averylongtapname",
                 "\"averylongtapname\" is too long: a tap name has at most 15 bytes",
@@ -265,31 +242,16 @@ mod tests {
                 "\"t%d\" is no tap name: begin with a letter or digit, and use these and any of \
                  -_.",
             ),
-            (
-                "tap:tap0?queues=2",
-                "a tap port takes no parameters: remove \"?queues=2\"",
-            ),
-            (
-                "pipe:w?loss",
-                "parameter \"loss\" has no value: write loss=VALUE",
-            ),
+            ("tap:tap0?queues=2", "a tap port takes no parameters: remove \"?queues=2\""),
+            ("pipe:w?loss", "parameter \"loss\" has no value: write loss=VALUE"),
             (
                 "pipe:w?lost=1",
                 "there is no parameter \"lost\": a pipe port has loss, duplicate, reorder, \
                  corrupt, delay_us, jitter_us, rate_mbps, seed",
             ),
-            (
-                "pipe:w?seed=1&seed=2",
-                "parameter \"seed\" is given twice: give it once",
-            ),
-            (
-                "pipe:w?loss=1.5",
-                "loss=1.5 is not possible: it is a chance from 0 to 1",
-            ),
-            (
-                "pipe:w?loss=NaN",
-                "loss=NaN is not possible: it is a chance from 0 to 1",
-            ),
+            ("pipe:w?seed=1&seed=2", "parameter \"seed\" is given twice: give it once"),
+            ("pipe:w?loss=1.5", "loss=1.5 is not possible: it is a chance from 0 to 1"),
+            ("pipe:w?loss=NaN", "loss=NaN is not possible: it is a chance from 0 to 1"),
             (
                 "pipe:w?delay_us=-1",
                 "delay_us=-1 is not possible: it is a whole number of microseconds up to 10000000",
@@ -298,10 +260,7 @@ mod tests {
                 "pipe:w?rate_mbps=0",
                 "rate_mbps=0 is not possible: it is a whole number of Mbit/s from 1 to 1000000",
             ),
-            (
-                "pipe:w?seed=x",
-                "seed=x is not possible: it is a whole number below 2^64",
-            ),
+            ("pipe:w?seed=x", "seed=x is not possible: it is a whole number below 2^64"),
         ] {
             match PortSpec::parse(text) {
                 Ok(spec) => panic!("{text} was accepted as {spec:?}"),

@@ -33,11 +33,7 @@ pub(super) fn push(
     pool.buffers().write(buf, 131, &frame[head..]).unwrap();
     let tx: &mut TxFrame = batch.push(Origin::Stack).unwrap();
     tx.head_mut(head).copy_from_slice(&frame[..head]);
-    tx.payload = Some(Payload {
-        buf,
-        offset: 131,
-        len: (frame.len() - head) as u16,
-    });
+    tx.payload = Some(Payload { buf, offset: 131, len: (frame.len() - head) as u16 });
     tx.csum = csum;
     buf
 }
@@ -45,8 +41,7 @@ pub(super) fn push(
 /// Sends everything in the batch, and gives the buffers back.
 pub(super) fn send_all(port: &mut dyn Port, now: Now, pool: &mut Pool, batch: &mut TxBatch) {
     let mut sent = Vec::new();
-    port.send(now, pool, batch, &mut |_, buf| sent.push(buf))
-        .unwrap();
+    port.send(now, pool, batch, &mut |_, buf| sent.push(buf)).unwrap();
     assert!(batch.is_empty());
     for buf in sent {
         pool.give(buf, Owner::Stack).unwrap();
@@ -67,9 +62,7 @@ pub(super) fn receive_all(
         let frame = received.frame;
         assert_eq!(pool.owner(frame.buf), Some(Owner::Port));
         let mut bytes = vec![0; usize::from(frame.len)];
-        pool.buffers()
-            .read(frame.buf, usize::from(frame.offset), &mut bytes)
-            .unwrap();
+        pool.buffers().read(frame.buf, usize::from(frame.offset), &mut bytes).unwrap();
         pool.give(frame.buf, Owner::Port).unwrap();
         frames.push((received, bytes));
     }

@@ -162,9 +162,7 @@ impl Lane {
             self.counters.corrupted += 1;
         }
 
-        let arrival_ns = sent_ns
-            .saturating_add(self.faults.delay_ns)
-            .saturating_add(jitter_ns);
+        let arrival_ns = sent_ns.saturating_add(self.faults.delay_ns).saturating_add(jitter_ns);
         let due_ns = if reordered {
             self.counters.reordered += 1;
             arrival_ns.saturating_add(hold_ns)
@@ -232,12 +230,7 @@ impl Lane {
     }
 
     fn enqueue(&mut self, due_ns: u64, slot: u32, len: usize) {
-        let frame = InFlight {
-            due_ns,
-            order: self.order,
-            slot,
-            len: len as u32,
-        };
+        let frame = InFlight { due_ns, order: self.order, slot, len: len as u32 };
         self.order += 1;
         self.in_flight.push(Reverse(frame));
     }
@@ -248,8 +241,7 @@ impl Lane {
             return;
         };
         let from = slot as usize * self.frame_max;
-        self.bytes
-            .copy_within(from..from + len, copy as usize * self.frame_max);
+        self.bytes.copy_within(from..from + len, copy as usize * self.frame_max);
         self.enqueue(due_ns, copy, len);
         self.counters.duplicated += 1;
     }
@@ -341,59 +333,32 @@ mod tests {
     fn a_wire_without_faults_delivers_everything_in_order_at_once() {
         let (got, counters) = run(Faults::default(), 1);
         assert!(got.iter().copied().eq(0..FRAMES));
-        let expected = LaneCounters {
-            pushed: FRAMES,
-            delivered: FRAMES,
-            ..LaneCounters::default()
-        };
+        let expected =
+            LaneCounters { pushed: FRAMES, delivered: FRAMES, ..LaneCounters::default() };
         assert_eq!(counters, expected);
     }
 
     #[test]
     fn faults_happen_as_often_as_asked() {
         let chance = 0.05;
-        let (got, counters) = run(
-            Faults {
-                loss: chance,
-                ..Faults::default()
-            },
-            2,
-        );
+        let (got, counters) = run(Faults { loss: chance, ..Faults::default() }, 2);
         assert!(near(counters.lost, chance), "{counters:?}");
         assert_eq!(got.len() as u64, FRAMES - counters.lost);
         assert!(got.is_sorted());
 
-        let (got, counters) = run(
-            Faults {
-                duplicate: chance,
-                ..Faults::default()
-            },
-            3,
-        );
+        let (got, counters) = run(Faults { duplicate: chance, ..Faults::default() }, 3);
         assert!(near(counters.duplicated, chance), "{counters:?}");
         assert_eq!(got.len() as u64, FRAMES + counters.duplicated);
         assert!(got.is_sorted());
 
-        let (got, counters) = run(
-            Faults {
-                reorder: chance,
-                ..Faults::default()
-            },
-            4,
-        );
+        let (got, counters) = run(Faults { reorder: chance, ..Faults::default() }, 4);
         // More frames than this are held back within REORDER_NS_MAX would
         // overflow the lane; at 1 us apart they do not.
         assert!(near(counters.reordered, chance), "{counters:?}");
         assert_eq!(got.len() as u64, FRAMES);
         assert!(!got.is_sorted());
 
-        let (got, counters) = run(
-            Faults {
-                corrupt: chance,
-                ..Faults::default()
-            },
-            5,
-        );
+        let (got, counters) = run(Faults { corrupt: chance, ..Faults::default() }, 5);
         assert!(near(counters.corrupted, chance), "{counters:?}");
         let wrong = got.iter().zip(0..FRAMES).filter(|&(&frame, n)| frame != n);
         let mut count = 0;
@@ -421,28 +386,14 @@ mod tests {
 
     #[test]
     fn one_fault_leaves_the_pattern_of_the_others_alone() {
-        let loss = Faults {
-            loss: 0.1,
-            ..Faults::default()
-        };
-        let both = Faults {
-            loss: 0.1,
-            corrupt: 0.5,
-            ..Faults::default()
-        };
+        let loss = Faults { loss: 0.1, ..Faults::default() };
+        let both = Faults { loss: 0.1, corrupt: 0.5, ..Faults::default() };
         assert_eq!(run(loss, 9).1.lost, run(both, 9).1.lost);
     }
 
     #[test]
     fn the_two_directions_do_not_fail_in_step() {
-        let mut wire = Wire::new(
-            Faults {
-                loss: 0.5,
-                ..Faults::default()
-            },
-            3,
-            64,
-        );
+        let mut wire = Wire::new(Faults { loss: 0.5, ..Faults::default() }, 3, 64);
         let mut arrived = [Vec::new(), Vec::new()];
         for n in 0..200 {
             for side in [Side::A, Side::B] {
@@ -456,10 +407,7 @@ mod tests {
 
     #[test]
     fn frames_arrive_at_the_other_side_when_they_are_due() {
-        let faults = Faults {
-            delay_ns: 100,
-            ..Faults::default()
-        };
+        let faults = Faults { delay_ns: 100, ..Faults::default() };
         let mut wire = Wire::new(faults, 0, 64);
         let mut out = [0; 64];
         wire.push(1_000, Side::A, b"from a");
@@ -477,11 +425,7 @@ mod tests {
 
     #[test]
     fn jitter_delays_within_its_bound_and_keeps_the_order() {
-        let faults = Faults {
-            delay_ns: 100,
-            jitter_ns: 1_000,
-            ..Faults::default()
-        };
+        let faults = Faults { delay_ns: 100, jitter_ns: 1_000, ..Faults::default() };
         let mut lane = Lane::new(faults, 11, 64);
         for n in 0..500u64 {
             lane.push(0, &n.to_le_bytes());
@@ -499,10 +443,7 @@ mod tests {
 
     #[test]
     fn a_rate_spaces_frames_by_their_length() {
-        let faults = Faults {
-            rate_bps: NonZeroU64::new(8_000_000),
-            ..Faults::default()
-        };
+        let faults = Faults { rate_bps: NonZeroU64::new(8_000_000), ..Faults::default() };
         let mut lane = Lane::new(faults, 0, 1_000);
         // 1 MB/s: a byte takes 1 us.
         lane.push(0, &[0; 1_000]);
@@ -514,11 +455,7 @@ mod tests {
 
     #[test]
     fn a_full_wire_and_a_long_frame_drop() {
-        let faults = Faults {
-            delay_ns: 1,
-            duplicate: 1.0,
-            ..Faults::default()
-        };
+        let faults = Faults { delay_ns: 1, duplicate: 1.0, ..Faults::default() };
         let mut lane = Lane::new(faults, 0, 64);
         for _ in 0..FRAMES_MAX {
             lane.push(0, &[1; 64]);

@@ -53,10 +53,7 @@ pub fn receive(
         room -= taken;
         descriptors.extend(received.take(taken));
     }
-    Ok(Received {
-        bytes: received.bytes,
-        truncated,
-    })
+    Ok(Received { bytes: received.bytes, truncated })
 }
 
 /// Sends bytes and descriptors as far as there is room, and returns how many
@@ -71,10 +68,7 @@ pub fn send(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> 
     if !fits {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            format!(
-                "{} descriptors at once; at most {DESCRIPTORS_MAX}",
-                descriptors.len()
-            ),
+            format!("{} descriptors at once; at most {DESCRIPTORS_MAX}", descriptors.len()),
         ));
     }
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
@@ -124,13 +118,7 @@ mod tests {
         let mut buf = [0; 16];
         let mut fds = Vec::new();
         let received = receive(&b, &mut buf, &mut fds).unwrap();
-        assert_eq!(
-            received,
-            Received {
-                bytes: 5,
-                truncated: false
-            }
-        );
+        assert_eq!(received, Received { bytes: 5, truncated: false });
         assert_eq!(fds.len(), 1);
         rustix::io::write(&fds[0], b"x").unwrap();
         let mut byte = [0; 2];
@@ -154,10 +142,7 @@ mod tests {
     fn too_many_descriptors_are_refused_and_noticed() {
         let (a, b) = UnixStream::pair().unwrap();
         let many = vec![a.as_fd(); DESCRIPTORS_MAX + 1];
-        assert_eq!(
-            send(&a, b"x", &many).unwrap_err().kind(),
-            io::ErrorKind::InvalidInput
-        );
+        assert_eq!(send(&a, b"x", &many).unwrap_err().kind(), io::ErrorKind::InvalidInput);
         // A peer with a larger buffer can send more all the same. Whatever is
         // not taken is closed.
         let (read, write) = rustix::pipe::pipe().unwrap();

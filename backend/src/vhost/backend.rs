@@ -63,12 +63,7 @@ pub struct BackendChannel {
 impl BackendChannel {
     /// The channel on this socket.
     pub fn new(socket: OwnedFd) -> BackendChannel {
-        BackendChannel {
-            socket,
-            mapping: Mapping::Unasked,
-            answer: [0; ANSWER_LEN],
-            got: 0,
-        }
+        BackendChannel { socket, mapping: Mapping::Unasked, answer: [0; ANSWER_LEN], got: 0 }
     }
 
     /// Asks to map the region, unless that was done. With `acked` an answer
@@ -137,11 +132,7 @@ impl BackendChannel {
             && size as usize == ANSWER_LEN - size_of::<Header>()
             && self.mapping == Mapping::Asked;
         if !expected {
-            return Err(BackendError::Unexpected {
-                request,
-                flags,
-                size,
-            });
+            return Err(BackendError::Unexpected { request, flags, size });
         }
         match u64::from_le_bytes(value.try_into().expect("eight bytes")) {
             0 => {

@@ -73,10 +73,7 @@ impl<'m> Walk<'m> {
                 return Ok(None);
             };
             if u32::from(index) >= self.entries {
-                return Err(Fault::DescriptorIndex {
-                    index,
-                    size: self.entries,
-                });
+                return Err(Fault::DescriptorIndex { index, size: self.entries });
             }
             self.left = self.left.checked_sub(1).ok_or(Fault::ChainTooLong)?;
             let desc = self.read(index)?;
@@ -98,15 +95,9 @@ impl<'m> Walk<'m> {
 
     fn read(&self, index: u16) -> Result<Descriptor, Fault> {
         let offset = u64::from(index) * DESCRIPTOR_LEN;
-        let outside = || Fault::Outside {
-            addr: self.table.0,
-            len: DESCRIPTOR_LEN,
-        };
+        let outside = || Fault::Outside { addr: self.table.0, len: DESCRIPTOR_LEN };
         let addr = self.table.checked_add(offset).ok_or_else(outside)?;
-        let desc = self
-            .mem
-            .read_obj::<Descriptor>(addr)
-            .map_err(|_| outside())?;
+        let desc = self.mem.read_obj::<Descriptor>(addr).map_err(|_| outside())?;
         // The guest may write to it now; what was read must not be read again.
         compiler_fence(Ordering::SeqCst);
         Ok(desc)
@@ -131,9 +122,7 @@ impl<'m> Walk<'m> {
         self.table = desc.addr();
         self.entries = entries;
         self.next = Some(0);
-        self.left = u16::try_from(entries)
-            .unwrap_or(u16::MAX)
-            .min(INDIRECT_CHAIN_MAX);
+        self.left = u16::try_from(entries).unwrap_or(u16::MAX).min(INDIRECT_CHAIN_MAX);
         self.in_indirect = true;
         Ok(())
     }

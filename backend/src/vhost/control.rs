@@ -217,25 +217,17 @@ impl Control {
             | protocol::RESET_DEVICE
             | protocol::CONFIGURE_MEM_SLOTS
             | protocol::STATUS
-            | if self.options.region.is_some() {
-                region
-            } else {
-                0
-            }
+            | if self.options.region.is_some() { region } else { 0 }
     }
 
     /// Whether a virtio feature was acknowledged.
     pub fn has(&self, bit: u32) -> bool {
-        self.features
-            .is_some_and(|features| features & feature(bit) != 0)
+        self.features.is_some_and(|features| features & feature(bit) != 0)
     }
 
     /// The index of a ring that the front end named.
     pub fn ring_index(&self, index: u64) -> Result<usize, Refusal> {
-        usize::try_from(index)
-            .ok()
-            .filter(|&i| i < RINGS)
-            .ok_or(Refusal::UnknownRing(index))
+        usize::try_from(index).ok().filter(|&i| i < RINGS).ok_or(Refusal::UnknownRing(index))
     }
 
     /// Tries to put a started ring to use. Until features and memory are there,
@@ -317,12 +309,7 @@ impl Control {
 
     /// Publishes what was used on one ring, and signals the driver if it asked.
     pub fn flush_ring(&mut self, ring: usize) -> Result<(), RingError> {
-        let Control {
-            rings,
-            mem,
-            counters,
-            ..
-        } = self;
+        let Control { rings, mem, counters, .. } = self;
         if !rings[ring].is_ready() {
             return Ok(());
         }

@@ -81,10 +81,7 @@ pub struct Device {
 impl Device {
     /// A device without a front end.
     pub fn new(options: DeviceOptions) -> Device {
-        Device {
-            control: Control::new(options),
-            session: None,
-        }
+        Device { control: Control::new(options), session: None }
     }
 
     /// Starts a session. [`io::ErrorKind::AlreadyExists`] if there is one.
@@ -113,10 +110,7 @@ impl Device {
 
     /// Whether frames can pass both ways.
     pub fn is_running(&self) -> bool {
-        self.control
-            .rings
-            .iter()
-            .all(|ring| ring.is_ready() && ring.enabled)
+        self.control.rings.iter().all(|ring| ring.is_ready() && ring.enabled)
     }
 
     /// Handles what has come from the front end. After an error the session
@@ -132,15 +126,8 @@ impl Device {
 
     /// The descriptors to be watched, for becoming readable.
     pub fn watch(&self) -> impl Iterator<Item = (Watch, BorrowedFd<'_>)> {
-        let session = self
-            .session
-            .as_ref()
-            .map(|session| (Watch::Session, session.as_fd()));
-        let backend = self
-            .control
-            .backend
-            .as_ref()
-            .map(|fd| (Watch::Backend, fd.as_fd()));
+        let session = self.session.as_ref().map(|session| (Watch::Session, session.as_fd()));
+        let backend = self.control.backend.as_ref().map(|fd| (Watch::Backend, fd.as_fd()));
         let kicks = self.control.rings.iter().enumerate();
         let kicks = kicks.filter_map(|(i, ring)| Some((Watch::Kick(i), ring.kick()?)));
         session.into_iter().chain(backend).chain(kicks)
@@ -178,12 +165,7 @@ impl Device {
     /// while the front end has the ring disabled.
     pub fn next_tx(&mut self, out: &mut [u8]) -> Result<Option<usize>, RingError> {
         let header_len = self.header_len();
-        let Control {
-            rings,
-            mem,
-            counters,
-            ..
-        } = &mut self.control;
+        let Control { rings, mem, counters, .. } = &mut self.control;
         let ring = &mut rings[TX];
         if !ring.is_ready() {
             return Ok(None);
@@ -222,12 +204,7 @@ impl Device {
         let mut header = *header;
         header.num_buffers.set(1);
         let header = &header.as_bytes()[..self.header_len()];
-        let Control {
-            rings,
-            mem,
-            counters,
-            ..
-        } = &mut self.control;
+        let Control { rings, mem, counters, .. } = &mut self.control;
         let ring = &mut rings[RX];
         if !ring.is_ready() || !ring.enabled {
             return Ok(false);
@@ -330,10 +307,7 @@ impl Device {
 
     /// Whether the front end has mapped the region into its shared memory.
     pub fn is_region_mapped(&self) -> bool {
-        self.control
-            .backend
-            .as_ref()
-            .is_some_and(|backend| backend.is_mapped())
+        self.control.backend.as_ref().is_some_and(|backend| backend.is_mapped())
     }
 
     /// Totals.
@@ -386,11 +360,7 @@ fn take_frame(
                 len = NET_HDR_LEN;
             }
             let all = len + left;
-            let end = if gap > 0 && len < header_len {
-                all.min(header_len)
-            } else {
-                all
-            };
+            let end = if gap > 0 && len < header_len { all.min(header_len) } else { all };
             match out.get_mut(len..end) {
                 Some(to) => {
                     read(mem, addr, to)?;
@@ -414,10 +384,7 @@ fn take_frame(
 }
 
 fn read(mem: &GuestRam, addr: GuestAddress, to: &mut [u8]) -> Result<(), Fault> {
-    mem.read_slice(to, addr).map_err(|_| Fault::Outside {
-        addr: addr.0,
-        len: to.len() as u64,
-    })?;
+    mem.read_slice(to, addr).map_err(|_| Fault::Outside { addr: addr.0, len: to.len() as u64 })?;
     // The guest may write there now; what was copied must not be read again.
     compiler_fence(Ordering::SeqCst);
     Ok(())
@@ -441,10 +408,7 @@ fn put_frame(
     parts: &[&[u8]],
     mergeable: bool,
 ) -> Result<Put, Fault> {
-    let mut source = Source {
-        current: header,
-        parts: parts.iter(),
-    };
+    let mut source = Source { current: header, parts: parts.iter() };
     let total = header.len() + parts.iter().map(|part| part.len()).sum::<usize>();
     let mut done = 0;
     let mut chains = 0;
@@ -453,11 +417,7 @@ fn put_frame(
         let Some((head, mut chain)) = ring.take(mem)? else {
             ring.rewind(chains, chains);
             // All that the ring can hold is not enough.
-            return Ok(if chains == ring.size() {
-                Put::Unfit
-            } else {
-                Put::NoRoom
-            });
+            return Ok(if chains == ring.size() { Put::Unfit } else { Put::NoRoom });
         };
         let mut written = 0;
         while done < total {
@@ -469,10 +429,8 @@ fn put_frame(
             let mut room = (piece.len as usize).min(total - done);
             while room > 0 {
                 let bytes = source.next(room);
-                mem.write_slice(bytes, addr).map_err(|_| Fault::Outside {
-                    addr: addr.0,
-                    len: bytes.len() as u64,
-                })?;
+                mem.write_slice(bytes, addr)
+                    .map_err(|_| Fault::Outside { addr: addr.0, len: bytes.len() as u64 })?;
                 for (byte, at) in num_buffers.iter_mut().zip(NUM_BUFFERS_AT..) {
                     if (done..done + bytes.len()).contains(&at) {
                         *byte = addr.unchecked_add((at - done) as u64);
@@ -499,10 +457,7 @@ fn put_frame(
     }
     if chains > 1 {
         for (addr, byte) in num_buffers.into_iter().zip(chains.to_le_bytes()) {
-            mem.write_slice(&[byte], addr).map_err(|_| Fault::Outside {
-                addr: addr.0,
-                len: 1,
-            })?;
+            mem.write_slice(&[byte], addr).map_err(|_| Fault::Outside { addr: addr.0, len: 1 })?;
         }
     }
     Ok(Put::Done { chains })

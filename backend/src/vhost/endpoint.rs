@@ -113,10 +113,7 @@ impl Drop for Bound {
 
 fn identity(path: &Path) -> Result<(u64, u64), Errno> {
     let stat = rustix::fs::lstat(path)?;
-    #[allow(
-        clippy::unnecessary_cast,
-        reason = "these types differ between systems"
-    )]
+    #[allow(clippy::unnecessary_cast, reason = "these types differ between systems")]
     Ok((stat.st_dev as u64, stat.st_ino as u64))
 }
 
@@ -126,17 +123,11 @@ fn unix_socket() -> Result<OwnedFd, Errno> {
 }
 
 fn address(path: &Path) -> Result<SocketAddrUnix, EndpointError> {
-    SocketAddrUnix::new(path).map_err(|_| EndpointError::PathTooLong {
-        path: path.to_owned(),
-    })
+    SocketAddrUnix::new(path).map_err(|_| EndpointError::PathTooLong { path: path.to_owned() })
 }
 
 fn system<'a>(path: &'a Path, call: &'static str) -> impl Fn(Errno) -> EndpointError + 'a {
-    move |errno| EndpointError::System {
-        path: path.to_owned(),
-        call,
-        source: errno.into(),
-    }
+    move |errno| EndpointError::System { path: path.to_owned(), call, source: errno.into() }
 }
 
 impl Endpoint {
@@ -153,20 +144,13 @@ impl Endpoint {
             bound => bound.map_err(system(path, "bind"))?,
         }
         let identity = identity(path).map_err(system(path, "stat"))?;
-        let bound = Some(Bound {
-            path: path.to_owned(),
-            identity,
-        });
+        let bound = Some(Bound { path: path.to_owned(), identity });
         // Nobody can connect before `listen`, so the permissions hold from the start.
         rustix::fs::chmod(path, Mode::from_raw_mode(SOCKET_MODE as _))
             .map_err(system(path, "chmod"))?;
         listen(&socket, BACKLOG).map_err(system(path, "listen"))?;
         let listener = UnixListener::from(socket);
-        Ok(Endpoint::of(Kind::Listen {
-            listener,
-            rest_until: None,
-            _bound: bound,
-        }))
+        Ok(Endpoint::of(Kind::Listen { listener, rest_until: None, _bound: bound }))
     }
 
     /// Connects to a path, and again after a front end has gone, at most once
@@ -174,11 +158,7 @@ impl Endpoint {
     pub fn connect(path: &Path, retry: Duration) -> Result<Endpoint, EndpointError> {
         address(path)?;
         let retry_ns = u64::try_from(retry.as_nanos()).unwrap_or(u64::MAX);
-        Ok(Endpoint::of(Kind::Connect {
-            path: path.to_owned(),
-            retry_ns,
-            next_ns: 0,
-        }))
+        Ok(Endpoint::of(Kind::Connect { path: path.to_owned(), retry_ns, next_ns: 0 }))
     }
 
     /// Takes a socket from our parent: one that listens, or one that is
@@ -190,32 +170,22 @@ impl Endpoint {
         if socket_type != SocketType::STREAM {
             return Err(NotUnixStream("it is not of type SOCK_STREAM"));
         }
-        let family = getsockname(&socket)
-            .map_err(|_| NotUnixStream("it has no address"))?
-            .address_family();
+        let family =
+            getsockname(&socket).map_err(|_| NotUnixStream("it has no address"))?.address_family();
         if family != AddressFamily::UNIX {
             return Err(NotUnixStream("it is not of family AF_UNIX"));
         }
         if sockopt::socket_acceptconn(&socket).unwrap_or(false) {
             let listener = UnixListener::from(socket);
-            listener
-                .set_nonblocking(true)
-                .map_err(EndpointError::Accept)?;
-            return Ok(Endpoint::of(Kind::Listen {
-                listener,
-                rest_until: None,
-                _bound: None,
-            }));
+            listener.set_nonblocking(true).map_err(EndpointError::Accept)?;
+            return Ok(Endpoint::of(Kind::Listen { listener, rest_until: None, _bound: None }));
         }
         getpeername(&socket).map_err(|_| EndpointError::NotConnected)?;
         Ok(Endpoint::of(Kind::Once(Some(UnixStream::from(socket)))))
     }
 
     fn of(kind: Kind) -> Endpoint {
-        Endpoint {
-            kind,
-            generation: 0,
-        }
+        Endpoint { kind, generation: 0 }
     }
 
     /// The next front end, if one is there. Never waits. While one is
@@ -227,11 +197,7 @@ impl Endpoint {
         attached: bool,
     ) -> Result<Option<UnixStream>, EndpointError> {
         match &mut self.kind {
-            Kind::Listen {
-                listener,
-                rest_until,
-                ..
-            } => {
+            Kind::Listen { listener, rest_until, .. } => {
                 if rest_until.is_some_and(|until| now_ns < until) {
                     return Ok(None);
                 }
@@ -247,20 +213,12 @@ impl Endpoint {
                     }
                 }
             }
-            Kind::Connect {
-                path,
-                retry_ns,
-                next_ns,
-            } => {
+            Kind::Connect { path, retry_ns, next_ns } => {
                 if now_ns < *next_ns {
                     return Ok(None);
                 }
                 *next_ns = now_ns.saturating_add(*retry_ns);
-                if attached {
-                    Ok(None)
-                } else {
-                    try_connect(path)
-                }
+                if attached { Ok(None) } else { try_connect(path) }
             }
             Kind::Once(stream) => Ok(if attached { None } else { stream.take() }),
         }
@@ -269,11 +227,7 @@ impl Endpoint {
     /// The descriptor to be watched, for becoming readable.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.kind {
-            Kind::Listen {
-                listener,
-                rest_until: None,
-                ..
-            } => Some(listener.as_fd()),
+            Kind::Listen { listener, rest_until: None, .. } => Some(listener.as_fd()),
             Kind::Listen { .. } | Kind::Connect { .. } | Kind::Once(_) => None,
         }
     }
@@ -331,9 +285,7 @@ fn try_connect(path: &Path) -> Result<Option<UnixStream>, EndpointError> {
 fn remove_stale(path: &Path, addr: &SocketAddrUnix) -> Result<(), EndpointError> {
     let stat = rustix::fs::lstat(path).map_err(system(path, "stat"))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
-        return Err(EndpointError::NotASocket {
-            path: path.to_owned(),
-        });
+        return Err(EndpointError::NotASocket { path: path.to_owned() });
     }
     let probe = unix_socket().map_err(system(path, "socket"))?;
     match connect(&probe, addr) {
@@ -341,9 +293,7 @@ fn remove_stale(path: &Path, addr: &SocketAddrUnix) -> Result<(), EndpointError>
             tracing::info!(path = %path.display(), "replacing a socket that nobody listens on");
             rustix::fs::unlink(path).map_err(system(path, "unlink"))
         }
-        Ok(()) | Err(Errno::AGAIN) => Err(EndpointError::InUse {
-            path: path.to_owned(),
-        }),
+        Ok(()) | Err(Errno::AGAIN) => Err(EndpointError::InUse { path: path.to_owned() }),
         Err(errno) => Err(system(path, "connect")(errno)),
     }
 }
@@ -369,10 +319,7 @@ mod tests {
         let dir = dir();
         let path = dir.path().join("s");
         let mut endpoint = Endpoint::bind(&path).unwrap();
-        assert_eq!(
-            path.metadata().unwrap().permissions().mode() & 0o777,
-            SOCKET_MODE
-        );
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, SOCKET_MODE);
         assert!(endpoint.fd().is_some());
         assert!(endpoint.poll(0, false).unwrap().is_none());
         let mut first = UnixStream::connect(&path).unwrap();
@@ -408,10 +355,7 @@ mod tests {
         assert!(matches!(error, EndpointError::NotASocket { .. }), "{error}");
         assert_eq!(std::fs::read(&path).unwrap(), b"precious");
         let long = dir.path().join("x".repeat(200));
-        assert!(matches!(
-            Endpoint::bind(&long),
-            Err(EndpointError::PathTooLong { .. })
-        ));
+        assert!(matches!(Endpoint::bind(&long), Err(EndpointError::PathTooLong { .. })));
     }
 
     #[test]
@@ -465,15 +409,9 @@ mod tests {
         let (pipe, _write) = rustix::pipe::pipe().unwrap();
         assert!(matches!(adopt(pipe), EndpointError::NotUnixStream(_)));
         let (datagram, _other) = std::os::unix::net::UnixDatagram::pair().unwrap();
-        assert!(matches!(
-            adopt(datagram.into()),
-            EndpointError::NotUnixStream(_)
-        ));
+        assert!(matches!(adopt(datagram.into()), EndpointError::NotUnixStream(_)));
         let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         assert!(matches!(adopt(tcp.into()), EndpointError::NotUnixStream(_)));
-        assert!(matches!(
-            adopt(unix_socket().unwrap()),
-            EndpointError::NotConnected
-        ));
+        assert!(matches!(adopt(unix_socket().unwrap()), EndpointError::NotConnected));
     }
 }

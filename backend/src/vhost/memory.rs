@@ -99,10 +99,7 @@ impl RamRegion {
         if len == 0 {
             return Err(MemoryError::Empty { guest });
         }
-        let ends = guest
-            .checked_add(len)
-            .and(user.checked_add(len))
-            .and(offset.checked_add(len));
+        let ends = guest.checked_add(len).and(user.checked_add(len)).and(offset.checked_add(len));
         let (Some(_), Ok(map_len)) = (ends, usize::try_from(len)) else {
             return Err(MemoryError::Overflow { guest, user, len });
         };
@@ -111,11 +108,7 @@ impl RamRegion {
         }
         let mapping = Mapping::from_fd(fd.as_fd(), offset, map_len, true)
             .map_err(|source| MemoryError::Map { guest, source })?;
-        Ok(RamRegion {
-            mapping,
-            guest,
-            user,
-        })
+        Ok(RamRegion { mapping, guest, user })
     }
 
     fn overlaps(&self, other: &RamRegion) -> bool {
@@ -142,11 +135,9 @@ impl GuestMemoryRegion for RamRegion {
         offset: MemoryRegionAddress,
         count: usize,
     ) -> Result<VolatileSlice<'_, ()>, GuestMemoryError> {
-        let inside = usize::try_from(offset.0).ok().filter(|start| {
-            start
-                .checked_add(count)
-                .is_some_and(|end| end <= self.mapping.len())
-        });
+        let inside = usize::try_from(offset.0)
+            .ok()
+            .filter(|start| start.checked_add(count).is_some_and(|end| end <= self.mapping.len()));
         let Some(start) = inside else {
             return Err(GuestMemoryError::InvalidBackendAddress);
         };
@@ -187,26 +178,17 @@ impl GuestRam {
         let region = RamRegion::new(region, fd)?;
         if let Some(other) = self.regions.iter().find(|other| region.overlaps(other)) {
             let RamRegion { guest, user, .. } = region;
-            return Err(MemoryError::Overlap {
-                guest,
-                user,
-                other: other.guest,
-            });
+            return Err(MemoryError::Overlap { guest, user, other: other.guest });
         }
-        let at = self
-            .regions
-            .partition_point(|other| other.guest < region.guest);
+        let at = self.regions.partition_point(|other| other.guest < region.guest);
         self.regions.insert(at, region);
         Ok(())
     }
 
     /// Removes the range with these addresses and this size.
     pub fn remove(&mut self, region: &MemRegion) -> Result<(), MemoryError> {
-        let (guest, user, len) = (
-            region.guest_addr.get(),
-            region.user_addr.get(),
-            region.size.get(),
-        );
+        let (guest, user, len) =
+            (region.guest_addr.get(), region.user_addr.get(), region.size.get());
         let found = self
             .regions
             .iter()
@@ -234,9 +216,7 @@ impl GuestRam {
     /// Whether a file was cut under a mapping: the guest reads zeros there, and
     /// nothing that it says can be believed any more.
     pub fn is_poisoned(&self) -> bool {
-        self.regions
-            .iter()
-            .any(|region| region.mapping.is_poisoned())
+        self.regions.iter().any(|region| region.mapping.is_poisoned())
     }
 }
 
@@ -248,9 +228,7 @@ impl GuestMemoryBackend for GuestRam {
     }
 
     fn find_region(&self, addr: GuestAddress) -> Option<&RamRegion> {
-        let after = self
-            .regions
-            .partition_point(|region| region.guest <= addr.0);
+        let after = self.regions.partition_point(|region| region.guest <= addr.0);
         let region = &self.regions[after.checked_sub(1)?];
         (addr.0 - region.guest < region.len()).then_some(region)
     }
@@ -290,13 +268,9 @@ mod tests {
         let mut ram = GuestRam::default();
         // Added out of order, neighbours in the guest but not in the front end.
         ram.add(&region(0x3000, USER, 0x3000, 0x3000), &fd).unwrap();
-        ram.add(&region(0x1000, USER + 0x10_0000, 0x2000, 0), &fd)
-            .unwrap();
+        ram.add(&region(0x1000, USER + 0x10_0000, 0x2000, 0), &fd).unwrap();
         assert_eq!(ram.guest_address(USER + 8, 16), Some(GuestAddress(0x3008)));
-        assert_eq!(
-            ram.guest_address(USER + 0x10_1fff, 1),
-            Some(GuestAddress(0x2fff))
-        );
+        assert_eq!(ram.guest_address(USER + 0x10_1fff, 1), Some(GuestAddress(0x2fff)));
         assert_eq!(ram.guest_address(USER + 0x10_1fff, 2), None);
         assert_eq!(ram.guest_address(USER - 1, 1), None);
         assert_eq!(ram.guest_address(USER, u64::MAX), None);
@@ -318,10 +292,7 @@ mod tests {
         let fd = file(0x2000);
         let mut ram = GuestRam::default();
         let mut refuse = |r: MemRegion| ram.add(&r, &fd).unwrap_err();
-        assert!(matches!(
-            refuse(region(0, USER, 0, 0)),
-            MemoryError::Empty { .. }
-        ));
+        assert!(matches!(refuse(region(0, USER, 0, 0)), MemoryError::Empty { .. }));
         for overflowing in [
             region(u64::MAX - 0xfff, USER, 0x2000, 0),
             region(0, u64::MAX - 0xfff, 0x2000, 0),
@@ -329,23 +300,11 @@ mod tests {
         ] {
             assert!(matches!(refuse(overflowing), MemoryError::Overflow { .. }));
         }
-        assert!(matches!(
-            refuse(region(1, USER, 0x1000, 0)),
-            MemoryError::Unaligned { .. }
-        ));
-        assert!(matches!(
-            refuse(region(0, USER, 0x1000, 1)),
-            MemoryError::Unaligned { .. }
-        ));
+        assert!(matches!(refuse(region(1, USER, 0x1000, 0)), MemoryError::Unaligned { .. }));
+        assert!(matches!(refuse(region(0, USER, 0x1000, 1)), MemoryError::Unaligned { .. }));
         // The file is smaller than the range.
-        assert!(matches!(
-            refuse(region(0, USER, 0x3000, 0)),
-            MemoryError::Map { .. }
-        ));
-        assert!(matches!(
-            refuse(region(0, USER, 0x2000, 0x1000)),
-            MemoryError::Map { .. }
-        ));
+        assert!(matches!(refuse(region(0, USER, 0x3000, 0)), MemoryError::Map { .. }));
+        assert!(matches!(refuse(region(0, USER, 0x2000, 0x1000)), MemoryError::Map { .. }));
         // Not a file that can be mapped.
         let (pipe, _writer) = rustix::pipe::pipe().unwrap();
         let error = ram.add(&region(0, USER, 0x1000, 0), &pipe).unwrap_err();
@@ -365,13 +324,9 @@ mod tests {
             region(0x8000, USER + 0x1000, 0x1000, 0),
         ] {
             let error = ram.add(&overlapping, &fd).unwrap_err();
-            assert!(
-                matches!(error, MemoryError::Overlap { other: 0x2000, .. }),
-                "{error}"
-            );
+            assert!(matches!(error, MemoryError::Overlap { other: 0x2000, .. }), "{error}");
         }
-        ram.add(&region(0x4000, USER + 0x2000, 0x1000, 0), &fd)
-            .unwrap();
+        ram.add(&region(0x4000, USER + 0x2000, 0x1000, 0), &fd).unwrap();
     }
 
     #[test]
@@ -382,14 +337,8 @@ mod tests {
         for n in 0..MEM_SLOTS_MAX {
             ram.add(&nth(n), &fd).unwrap();
         }
-        assert!(matches!(
-            ram.add(&nth(MEM_SLOTS_MAX), &fd),
-            Err(MemoryError::TooMany)
-        ));
-        assert!(matches!(
-            ram.remove(&nth(MEM_SLOTS_MAX)),
-            Err(MemoryError::Unknown { .. })
-        ));
+        assert!(matches!(ram.add(&nth(MEM_SLOTS_MAX), &fd), Err(MemoryError::TooMany)));
+        assert!(matches!(ram.remove(&nth(MEM_SLOTS_MAX)), Err(MemoryError::Unknown { .. })));
         ram.remove(&nth(3)).unwrap();
         assert!(ram.read_slice(&mut [0; 1], GuestAddress(0x3000)).is_err());
         ram.add(&nth(MEM_SLOTS_MAX), &fd).unwrap();
@@ -398,12 +347,9 @@ mod tests {
     #[test]
     fn a_refused_replacement_changes_nothing() {
         let mut ram = GuestRam::default();
-        ram.replace(&[(region(0, USER, 0x1000, 0), file(0x1000))])
-            .unwrap();
-        let broken = [
-            (region(0x8000, USER, 0x1000, 0), file(0x1000)),
-            (region(0, 0, 0, 0), file(0x1000)),
-        ];
+        ram.replace(&[(region(0, USER, 0x1000, 0), file(0x1000))]).unwrap();
+        let broken =
+            [(region(0x8000, USER, 0x1000, 0), file(0x1000)), (region(0, 0, 0, 0), file(0x1000))];
         assert!(ram.replace(&broken).is_err());
         ram.read_slice(&mut [0; 1], GuestAddress(0)).unwrap();
         ram.replace(&[]).unwrap();

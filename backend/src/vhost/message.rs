@@ -35,10 +35,7 @@ impl Request<'_> {
     pub fn read<T: FromBytes + KnownLayout + Immutable>(&self) -> Result<T, Refusal> {
         T::read_from_prefix(self.payload)
             .map(|(value, _)| value)
-            .map_err(|_| Refusal::Short {
-                have: self.payload.len(),
-                want: size_of::<T>(),
-            })
+            .map_err(|_| Refusal::Short { have: self.payload.len(), want: size_of::<T>() })
     }
 
     /// The payload as a number.
@@ -242,8 +239,5 @@ pub static TABLE: &[Row] = {
 
 /// The row of a request.
 pub fn row_of(id: u32) -> Option<&'static Row> {
-    TABLE
-        .binary_search_by_key(&id, |row| row.id)
-        .ok()
-        .map(|index| &TABLE[index])
+    TABLE.binary_search_by_key(&id, |row| row.id).ok().map(|index| &TABLE[index])
 }

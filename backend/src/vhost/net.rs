@@ -47,11 +47,7 @@ pub fn judge_tx_header(
     }
     let (start, offset) = (header.csum_start.get(), header.csum_offset.get());
     if usize::from(start) + usize::from(offset) + 2 > frame_len {
-        return Err(HeaderError::CsumOutside {
-            start,
-            offset,
-            len: frame_len,
-        });
+        return Err(HeaderError::CsumOutside { start, offset, len: frame_len });
     }
     Ok(Some(TxCsum { start, offset }))
 }
@@ -76,14 +72,8 @@ mod tests {
 
     #[test]
     fn the_checksum_must_lie_within_the_frame() {
-        let fits = TxCsum {
-            start: 34,
-            offset: 16,
-        };
-        assert_eq!(
-            judge_tx_header(&needs_csum(34, 16), 52, true),
-            Ok(Some(fits))
-        );
+        let fits = TxCsum { start: 34, offset: 16 };
+        assert_eq!(judge_tx_header(&needs_csum(34, 16), 52, true), Ok(Some(fits)));
         assert!(judge_tx_header(&needs_csum(34, 16), 51, true).is_err());
         // The sum does not wrap around.
         assert!(judge_tx_header(&needs_csum(u16::MAX, u16::MAX), 60, true).is_err());
@@ -96,10 +86,7 @@ mod tests {
             Err(HeaderError::CsumNotNegotiated)
         );
         for gso_type in [1, 3, 4, 5, 0x80, 0x81] {
-            let header = NetHdr {
-                gso_type,
-                ..NetHdr::default()
-            };
+            let header = NetHdr { gso_type, ..NetHdr::default() };
             assert_eq!(
                 judge_tx_header(&header, 60, true),
                 Err(HeaderError::Segmentation(gso_type))

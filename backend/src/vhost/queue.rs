@@ -239,14 +239,7 @@ impl Ring {
     pub fn reset(&mut self) {
         let Signals { call, err, .. } = std::mem::take(&mut self.signals);
         let fresh = Ring::new(self.queue.max_size());
-        *self = Ring {
-            signals: Signals {
-                kick: None,
-                call,
-                err,
-            },
-            ..fresh
-        };
+        *self = Ring { signals: Signals { kick: None, call, err }, ..fresh };
     }
 
     /// Sets the number of descriptors.
@@ -276,12 +269,7 @@ impl Ring {
     /// not move.
     pub fn set_addresses(&mut self, addresses: VringAddr) -> Result<(), SetupError> {
         let parts = |a: &VringAddr| [a.descriptor, a.available, a.used].map(|part| part.get());
-        if self.started
-            && self
-                .addresses
-                .as_ref()
-                .is_some_and(|a| parts(a) != parts(&addresses))
-        {
+        if self.started && self.addresses.as_ref().is_some_and(|a| parts(a) != parts(&addresses)) {
             return Err(SetupError::Running);
         }
         self.addresses = Some(addresses);
@@ -343,12 +331,7 @@ impl Ring {
         // Virtio 1.2 section 2.7: sizes and alignments of the parts. With
         // EVENT_IDX the driver and the device have one more word each; it is
         // there without it, too.
-        let table = locate(
-            mem,
-            TABLE,
-            addresses.descriptor.get(),
-            DESCRIPTOR_LEN * size,
-        )?;
+        let table = locate(mem, TABLE, addresses.descriptor.get(), DESCRIPTOR_LEN * size)?;
         let avail = locate(mem, AVAILABLE, addresses.available.get(), 6 + 2 * size)?;
         let used = locate(mem, USED, addresses.used.get(), 6 + 8 * size)?;
         for (a, b) in [(&table, &avail), (&table, &used), (&avail, &used)] {
@@ -356,10 +339,7 @@ impl Ring {
                 return Err(SetupError::Overlap(a.name, b.name));
             }
         }
-        let unaligned = |part: &Part| SetupError::Unaligned {
-            part: part.name,
-            addr: part.start,
-        };
+        let unaligned = |part: &Part| SetupError::Unaligned { part: part.name, addr: part.start };
         let queue = &mut self.queue;
         queue
             .try_set_desc_table_address(GuestAddress(table.start))
@@ -367,20 +347,13 @@ impl Ring {
         queue
             .try_set_avail_ring_address(GuestAddress(avail.start))
             .map_err(|_| unaligned(&avail))?;
-        queue
-            .try_set_used_ring_address(GuestAddress(used.start))
-            .map_err(|_| unaligned(&used))?;
+        queue.try_set_used_ring_address(GuestAddress(used.start)).map_err(|_| unaligned(&used))?;
         queue.set_event_idx(features.event_idx);
         self.features = features;
         if !self.resumed {
-            let index =
-                queue
-                    .used_idx(mem, Ordering::Relaxed)
-                    .map_err(|_| SetupError::Unmapped {
-                        part: USED,
-                        user: addresses.used.get(),
-                        len: used.len,
-                    })?;
+            let index = queue.used_idx(mem, Ordering::Relaxed).map_err(|_| {
+                SetupError::Unmapped { part: USED, user: addresses.used.get(), len: used.len }
+            })?;
             queue.set_next_used(index.0);
             self.resumed = true;
         }
@@ -407,28 +380,19 @@ impl Ring {
                 return Err(Fault::AvailableIndex { size });
             }
             Err(_) => {
-                return Err(Fault::Outside {
-                    addr: self.queue.avail_ring(),
-                    len: 2,
-                });
+                return Err(Fault::Outside { addr: self.queue.avail_ring(), len: 2 });
             }
         };
         let Some(head) = head else { return Ok(None) };
         if head >= size {
-            return Err(Fault::DescriptorIndex {
-                index: head,
-                size: u32::from(size),
-            });
+            return Err(Fault::DescriptorIndex { index: head, size: u32::from(size) });
         }
         // What is used and unpublished is still out: with it, the driver has
         // made more available than it has descriptors.
         if self.pending == size {
             return Err(Fault::AvailableIndex { size });
         }
-        Ok(Some((
-            head,
-            Walk::new(mem, table, size, head, self.features.indirect),
-        )))
+        Ok(Some((head, Walk::new(mem, table, size, head, self.features.indirect))))
     }
 
     /// Marks a chain as used with `len` bytes written to it; the driver sees it
@@ -439,11 +403,7 @@ impl Ring {
         element[..4].copy_from_slice(&u32::from(head).to_le_bytes());
         element[4..].copy_from_slice(&len.to_le_bytes());
         let addr = self.used_at(4 + 8 * u64::from(slot))?;
-        mem.write_slice(&element, addr)
-            .map_err(|_| Fault::Outside {
-                addr: addr.0,
-                len: 8,
-            })?;
+        mem.write_slice(&element, addr).map_err(|_| Fault::Outside { addr: addr.0, len: 8 })?;
         self.pending += 1;
         Ok(())
     }
@@ -451,18 +411,13 @@ impl Ring {
     /// Gives back the last `chains` taken and, of the used entries, the last
     /// `used`: nothing of them was published.
     pub fn rewind(&mut self, chains: u16, used: u16) {
-        self.queue
-            .set_next_avail(self.queue.next_avail().wrapping_sub(chains));
+        self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(chains));
         self.pending -= used;
     }
 
     /// Remembers that what is available now was not enough.
     pub fn starve(&mut self, mem: &GuestRam) {
-        self.starved_at = self
-            .queue
-            .avail_idx(mem, Ordering::Relaxed)
-            .ok()
-            .map(|index| index.0);
+        self.starved_at = self.queue.avail_idx(mem, Ordering::Relaxed).ok().map(|index| index.0);
     }
 
     /// Forgets [`Ring::starve`].
@@ -485,10 +440,7 @@ impl Ring {
         let new = old.wrapping_add(self.pending);
         let addr = self.used_at(2)?;
         mem.store(new.to_le(), addr, Ordering::Release)
-            .map_err(|_| Fault::Outside {
-                addr: addr.0,
-                len: 2,
-            })?;
+            .map_err(|_| Fault::Outside { addr: addr.0, len: 2 })?;
         self.queue.set_next_used(new);
         self.pending = 0;
         // The driver publishes its wish and then looks at the index; the index
@@ -512,10 +464,7 @@ impl Ring {
         let more = self.queue.enable_notification(mem);
         self.queue.set_next_avail(next);
         self.armed = true;
-        more.map_err(|_| Fault::Outside {
-            addr: self.queue.used_ring(),
-            len: 2,
-        })
+        more.map_err(|_| Fault::Outside { addr: self.queue.used_ring(), len: 2 })
     }
 
     /// Whether the last frame found too little room.
@@ -534,22 +483,13 @@ impl Ring {
 
     fn used_at(&self, offset: u64) -> Result<GuestAddress, Fault> {
         let addr = self.queue.used_ring();
-        GuestAddress(addr)
-            .checked_add(offset)
-            .ok_or(Fault::Outside { addr, len: offset })
+        GuestAddress(addr).checked_add(offset).ok_or(Fault::Outside { addr, len: offset })
     }
 
     fn read_avail(&self, mem: &GuestRam, offset: u64) -> Result<u16, Fault> {
-        let outside = Fault::Outside {
-            addr: self.queue.avail_ring(),
-            len: offset + 2,
-        };
-        let addr = GuestAddress(self.queue.avail_ring())
-            .checked_add(offset)
-            .ok_or(outside)?;
-        mem.load(addr, Ordering::Relaxed)
-            .map(u16::from_le)
-            .map_err(|_| outside)
+        let outside = Fault::Outside { addr: self.queue.avail_ring(), len: offset + 2 };
+        let addr = GuestAddress(self.queue.avail_ring()).checked_add(offset).ok_or(outside)?;
+        mem.load(addr, Ordering::Relaxed).map(u16::from_le).map_err(|_| outside)
     }
 
     /// The kick descriptor, to be watched.
@@ -566,14 +506,7 @@ struct Part {
 }
 
 fn locate(mem: &GuestRam, name: &'static str, user: u64, len: u64) -> Result<Part, SetupError> {
-    let start = mem.guest_address(user, len).ok_or(SetupError::Unmapped {
-        part: name,
-        user,
-        len,
-    })?;
-    Ok(Part {
-        name,
-        start: start.0,
-        len,
-    })
+    let start =
+        mem.guest_address(user, len).ok_or(SetupError::Unmapped { part: name, user, len })?;
+    Ok(Part { name, start: start.0, len })
 }

@@ -204,24 +204,13 @@ impl Session {
         };
         let name = Name(id);
         if let Some(want) = row.payload.expected_instead(payload) {
-            return Err(SessionError::PayloadSize {
-                name,
-                have: payload.len(),
-                want,
-            });
+            return Err(SessionError::PayloadSize { name, have: payload.len(), want });
         }
         let have = descriptors.len();
         if let Some(want) = row.descriptors.expected_instead(payload, have) {
             return Err(SessionError::DescriptorCount { name, have, want });
         }
-        let answer = handle(
-            row,
-            Request {
-                payload,
-                descriptors,
-            },
-            control,
-        );
+        let answer = handle(row, Request { payload, descriptors }, control);
         // Asked after the handler: the ack of REPLY_ACK itself counts.
         let ack = ack_asked && control.protocol & protocol::REPLY_ACK != 0;
         match answer {

@@ -148,9 +148,10 @@ impl Worker {
             if timeout != Some(Duration::ZERO) {
                 self.counters.sleeps += 1;
             }
-            let control = events.wait(timeout)?.iter().fold(false, |control, &token| {
-                control | self.dispatch_light(token)
-            });
+            let control = events
+                .wait(timeout)?
+                .iter()
+                .fold(false, |control, &token| control | self.dispatch_light(token));
             if control {
                 self.control(now);
             }
@@ -285,6 +286,7 @@ impl Worker {
     /// all others for the port.
     fn take_from_guest(&mut self, now: Now) -> Result<usize, RingError> {
         let Parts { engine, memory, device, channels, .. } = &mut self.parts;
+        let csum_allowed = engine.caps().tx_csum && device.sends_partial_csum();
         let mut taken = 0;
         while taken < TX_BUDGET {
             let Some(len) = device.next_tx(&mut self.scratch)? else { break };
@@ -295,7 +297,7 @@ impl Worker {
                 continue;
             }
             let Ok(header) = NetHdr::read_from_bytes(header) else { continue };
-            match judge_tx_header(&header, bytes.len(), engine.caps().tx_csum) {
+            match judge_tx_header(&header, bytes.len(), csum_allowed) {
                 Ok(csum) if bytes.len() <= plain::frame_max(&engine.caps()) => {
                     if engine.send_plain(memory, bytes, csum) {
                         self.counters.plain_out += 1;

@@ -87,9 +87,9 @@ mod tests {
         header.csum_offset.set(6);
         complete_csum(&header, &mut bytes);
         // Summing everything, pseudo-header included, now gives all ones.
-        let words = bytes[34..].chunks(2).map(|p| {
-            u32::from(u16::from_be_bytes([p[0], p.get(1).copied().unwrap_or(0)]))
-        });
+        let words = bytes[34..]
+            .chunks(2)
+            .map(|p| u32::from(u16::from_be_bytes([p[0], p.get(1).copied().unwrap_or(0)])));
         let mut sum = pseudo + words.sum::<u32>();
         while sum > 0xffff {
             sum = (sum >> 16) + (sum & 0xffff);

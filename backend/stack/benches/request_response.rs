@@ -86,10 +86,7 @@ fn write_frame(mem: &mut Region, buf: u32, peer: &Peer, flags: u8, payload: usiz
     frame[16..18].copy_from_slice(&total.to_be_bytes());
     frame[22..24].copy_from_slice(&[64, 6]);
     frame[26..34].copy_from_slice(&[10, 0, 0, 2, 10, 0, 0, 1]);
-    let sum: u32 = frame[14..34]
-        .chunks(2)
-        .map(|p| u32::from(p[0]) << 8 | u32::from(p[1]))
-        .sum();
+    let sum: u32 = frame[14..34].chunks(2).map(|p| u32::from(p[0]) << 8 | u32::from(p[1])).sum();
     let sum = (sum & 0xffff) + (sum >> 16);
     frame[24..26].copy_from_slice(&(!(sum as u16)).to_be_bytes());
     frame[34..36].copy_from_slice(&peer.port.to_be_bytes());
@@ -112,13 +109,7 @@ impl World {
     fn input(&mut self, peer: &Peer, flags: u8, payload: usize) -> Outcome {
         let buf = self.mem.take().expect("a free buffer");
         let len = write_frame(&mut self.mem, buf, peer, flags, payload);
-        let frame = RxFrame {
-            buf,
-            offset: RX_OFFSET,
-            len,
-            csum: RxCsum::Valid,
-            time: self.now,
-        };
+        let frame = RxFrame { buf, offset: RX_OFFSET, len, csum: RxCsum::Valid, time: self.now };
         let outcome = self.stack.input(&mut self.mem, self.now, &frame);
         if outcome == Outcome::Consumed {
             self.mem.give(buf);
@@ -161,18 +152,11 @@ fn run(flows: u32, offload: bool) {
         out: TxBatch::new(BATCH),
         now: 1_000_000_000,
     };
-    world
-        .stack
-        .listen(0, 80, u16::MAX)
-        .expect("the port is free");
+    world.stack.listen(0, 80, u16::MAX).expect("the port is free");
     let mut slots = [Slot::default(); BATCH];
     let mut peers: Vec<Peer> = Vec::new();
     for i in 0..flows {
-        let mut peer = Peer {
-            port: 1024 + i as u16,
-            seq: i,
-            ack: 0,
-        };
+        let mut peer = Peer { port: 1024 + i as u16, seq: i, ack: 0 };
         world.input(&peer, 0x02, 0);
         peer.ack = world.transmit().wrapping_add(1);
         peer.seq += 1;
@@ -195,17 +179,9 @@ fn run(flows: u32, offload: bool) {
             }
             let count = world.stack.poll_slots(&mut world.mem, 0, &mut slots);
             for slot in &slots[..count] {
-                let tx = Tx {
-                    buf: slot.buf_idx,
-                    offset: 128,
-                    len: RESPONSE,
-                    ..Tx::default()
-                };
+                let tx = Tx { buf: slot.buf_idx, offset: 128, len: RESPONSE, ..Tx::default() };
                 let flow: Flow = slot.flow;
-                world
-                    .stack
-                    .send(&mut world.mem, world.now, 0, flow, &tx)
-                    .expect("room");
+                world.stack.send(&mut world.mem, world.now, 0, flow, &tx).expect("room");
                 exchanges += 1;
             }
             world.stack.advance(&mut world.mem, world.now);

@@ -96,11 +96,7 @@ pub(crate) enum Route {
 impl Stack {
     /// The address on our link through which `remote` is reached.
     pub(crate) fn next_hop(&self, remote: Ipv4Addr) -> Option<Ipv4Addr> {
-        if self.on_link(remote) {
-            Some(remote)
-        } else {
-            self.config.gateway
-        }
+        if self.on_link(remote) { Some(remote) } else { self.config.gateway }
     }
 
     pub(crate) fn on_link(&self, address: Ipv4Addr) -> bool {
@@ -170,8 +166,7 @@ impl Stack {
         }
         entry.tries += 1;
         entry.ask_at = now.saturating_add(self.config.timers.arp_interval);
-        self.wheel
-            .set_earlier(self.config.flows_max + index, entry.ask_at);
+        self.wheel.set_earlier(self.config.flows_max + index, entry.ask_at);
         // A known address is asked again directly (RFC 1122 section 2.3.2.1).
         let to = entry.mac.unwrap_or(ethernet::BROADCAST);
         let target = entry.address;
@@ -185,8 +180,7 @@ impl Stack {
             return;
         }
         if entry.ask_at > now {
-            self.wheel
-                .set_earlier(self.config.flows_max + index, entry.ask_at);
+            self.wheel.set_earlier(self.config.flows_max + index, entry.ask_at);
             return;
         }
         if entry.tries < self.config.timers.arp_tries {
@@ -228,10 +222,7 @@ impl Stack {
         }
         let learned = self.learn(now, message.sender, message.sender_mac);
         if ours && message.op == arp::REQUEST {
-            self.queue_control(Control::ArpReply {
-                to: message.sender_mac,
-                ip: message.sender,
-            });
+            self.queue_control(Control::ArpReply { to: message.sender_mac, ip: message.sender });
         } else if ours && !learned {
             self.counters.drop_arp += 1;
         }

@@ -70,10 +70,7 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    pub(crate) const EMPTY: Queue = Queue {
-        head: NIL,
-        tail: NIL,
-    };
+    pub(crate) const EMPTY: Queue = Queue { head: NIL, tail: NIL };
 
     #[inline]
     pub(crate) const fn is_empty(&self) -> bool {
@@ -104,9 +101,7 @@ impl Bufs {
             keep: false,
             reason: Reason::Ok,
         };
-        Bufs {
-            metas: vec![meta; count as usize].into_boxed_slice(),
-        }
+        Bufs { metas: vec![meta; count as usize].into_boxed_slice() }
     }
 
     #[inline]
@@ -139,11 +134,7 @@ impl Bufs {
 
     /// Inserts `buf` after `prev`, or at the front when `prev` is [`NIL`].
     pub(crate) fn insert_after(&mut self, queue: &mut Queue, prev: u32, buf: u32) {
-        let next = if prev == NIL {
-            queue.head
-        } else {
-            self.get(prev).next
-        };
+        let next = if prev == NIL { queue.head } else { self.get(prev).next };
         self.get_mut(buf).next = next;
         if prev == NIL {
             queue.head = buf;

@@ -51,10 +51,7 @@ mod tests {
 
     #[test]
     fn sums_the_example_of_rfc_1071_section_3() {
-        assert_eq!(
-            sum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]),
-            0xddf2
-        );
+        assert_eq!(sum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), 0xddf2);
     }
 
     #[test]
@@ -66,10 +63,7 @@ mod tests {
     fn subtraction_undoes_addition_up_to_the_two_zeros() {
         for (a, b) in [(0x1234, 0xfedc), (0xffff, 1), (7, 0xffff)] {
             let back = sub(add(a, b), b);
-            assert!(
-                back == a || (back % 0xffff == a % 0xffff),
-                "{a:x} {b:x} {back:x}"
-            );
+            assert!(back == a || (back % 0xffff == a % 0xffff), "{a:x} {b:x} {back:x}");
         }
     }
 }

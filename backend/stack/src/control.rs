@@ -55,10 +55,7 @@ pub(crate) struct Limit {
 
 impl Limit {
     pub(crate) fn per_second(rate: u32) -> Limit {
-        Limit {
-            interval: SEC.checked_div(u64::from(rate)).unwrap_or(u64::MAX),
-            next: 0,
-        }
+        Limit { interval: SEC.checked_div(u64::from(rate)).unwrap_or(u64::MAX), next: 0 }
     }
 
     /// Whether it may be done now, and if so counts it.
@@ -106,12 +103,7 @@ impl Stack {
                     self.counters.arp_replies_out += 1;
                 }
                 Control::Reset { to, key, seq, ack } => self.send_reset(out, &to, key, seq, ack),
-                Control::EchoReply {
-                    to,
-                    ip,
-                    header,
-                    data,
-                } => {
+                Control::EchoReply { to, ip, header, data } => {
                     self.send_echo(mem, out, &to, ip, &header, data);
                 }
             }
@@ -135,23 +127,13 @@ impl Stack {
         let head = frame.head_mut(ethernet::LEN + ipv4::LEN + tcp::LEN);
         ethernet::write(head, to, &self.config.mac, ethernet::IPV4);
         let ours = self.config.address;
-        ipv4::write(
-            &mut head[ethernet::LEN..],
-            ours,
-            key.remote,
-            ipv4::TCP,
-            tcp::LEN,
-        );
+        ipv4::write(&mut head[ethernet::LEN..], ours, key.remote, ipv4::TCP, tcp::LEN);
         let header = tcp::Header {
             src_port: key.local_port,
             dst_port: key.remote_port,
             seq,
             ack: ack.unwrap_or(Seq(0)),
-            flags: if ack.is_some() {
-                flag::RST | flag::ACK
-            } else {
-                flag::RST
-            },
+            flags: if ack.is_some() { flag::RST | flag::ACK } else { flag::RST },
             window: 0,
             options: tcp::Options::default(),
         };
@@ -181,13 +163,7 @@ impl Stack {
         let head = frame.head_mut(ethernet::LEN + ipv4::LEN + icmp::LEN);
         ethernet::write(head, to, &self.config.mac, ethernet::IPV4);
         let len = icmp::LEN + usize::from(data.len);
-        ipv4::write(
-            &mut head[ethernet::LEN..],
-            self.config.address,
-            ip,
-            ipv4::ICMP,
-            len,
-        );
+        ipv4::write(&mut head[ethernet::LEN..], self.config.address, ip, ipv4::ICMP, len);
         head[ethernet::LEN + ipv4::LEN..].copy_from_slice(header);
         self.counters.echo_replies_out += 1;
         if data.len == 0 {

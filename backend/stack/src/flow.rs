@@ -38,10 +38,7 @@ impl State {
     /// Whether the guest may still queue payload.
     #[inline]
     pub(crate) fn may_send(self) -> bool {
-        matches!(
-            self,
-            State::SynSent | State::SynReceived | State::Established | State::CloseWait
-        )
+        matches!(self, State::SynSent | State::SynReceived | State::Established | State::CloseWait)
     }
 
     /// Whether payload may still arrive.
@@ -116,18 +113,11 @@ pub(crate) struct List {
 }
 
 impl List {
-    pub(crate) const EMPTY: List = List {
-        head: NIL,
-        tail: NIL,
-    };
+    pub(crate) const EMPTY: List = List { head: NIL, tail: NIL };
 
     #[inline]
     pub(crate) const fn head(&self) -> Option<u32> {
-        if self.head == NIL {
-            None
-        } else {
-            Some(self.head)
-        }
+        if self.head == NIL { None } else { Some(self.head) }
     }
 
     #[inline]
@@ -248,11 +238,7 @@ pub(crate) struct FlowState {
 impl FlowState {
     fn new() -> FlowState {
         FlowState {
-            key: Key {
-                remote: Ipv4Addr::UNSPECIFIED,
-                remote_port: 0,
-                local_port: 0,
-            },
+            key: Key { remote: Ipv4Addr::UNSPECIFIED, remote_port: 0, local_port: 0 },
             hash: 0,
             generation: 0,
             state: State::Closed,
@@ -318,10 +304,7 @@ impl FlowState {
             reason: Reason::Ok,
             listener: None,
             cookie: 0,
-            links: [Link {
-                next: UNLINKED,
-                prev: NIL,
-            }; LINKS],
+            links: [Link { next: UNLINKED, prev: NIL }; LINKS],
         }
     }
 
@@ -452,10 +435,7 @@ impl Flows {
     #[inline]
     pub(crate) fn push_back(&mut self, list: &mut List, kind: Links, index: u32) {
         let kind = kind as usize;
-        self.slab[index as usize].links[kind] = Link {
-            next: NIL,
-            prev: list.tail,
-        };
+        self.slab[index as usize].links[kind] = Link { next: NIL, prev: list.tail };
         if list.tail == NIL {
             list.head = index;
         } else {

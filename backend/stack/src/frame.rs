@@ -125,11 +125,7 @@ pub struct TxBatch {
 impl TxBatch {
     /// A batch of at most `capacity` frames.
     pub fn new(capacity: usize) -> TxBatch {
-        TxBatch {
-            frames: vec![TxFrame::EMPTY; capacity].into_boxed_slice(),
-            start: 0,
-            end: 0,
-        }
+        TxBatch { frames: vec![TxFrame::EMPTY; capacity].into_boxed_slice(), start: 0, end: 0 }
     }
 
     /// The frames that wait, in order.

@@ -159,17 +159,8 @@ impl Stack {
         let old = u16::from_be_bytes([header[2], header[3]]);
         let new = !checksum::sub(!old, u16::from(icmp::ECHO) << 8);
         header[2..4].copy_from_slice(&new.to_be_bytes());
-        let data = Payload {
-            buf: frame.buf,
-            offset: offset as u16,
-            len: len as u16,
-        };
-        if !self.queue_control(Control::EchoReply {
-            to: *from,
-            ip: ip.src,
-            header,
-            data,
-        }) {
+        let data = Payload { buf: frame.buf, offset: offset as u16, len: len as u16 };
+        if !self.queue_control(Control::EchoReply { to: *from, ip: ip.src, header, data }) {
             return Outcome::Consumed;
         }
         let meta = self.bufs.get_mut(frame.buf);
@@ -212,11 +203,7 @@ impl Stack {
     fn path_mtu(&mut self, index: u32, mtu: u16) {
         let mtu = mtu.max(PATH_MTU_MIN);
         let flow = &mut self.flows[index];
-        let options = if flow.timestamps {
-            tcp::TIMESTAMPS_LEN
-        } else {
-            0
-        };
+        let options = if flow.timestamps { tcp::TIMESTAMPS_LEN } else { 0 };
         let mss = mtu - (ipv4::LEN + tcp::LEN + options) as u16;
         if mss >= flow.mss {
             return;

@@ -125,10 +125,7 @@ impl Stack {
             return Err(Reason::PortInUse);
         }
         let index = listeners.free;
-        let entry = listeners
-            .entries
-            .get_mut(usize::from(index))
-            .ok_or(Reason::NoRoom)?;
+        let entry = listeners.entries.get_mut(usize::from(index)).ok_or(Reason::NoRoom)?;
         listeners.free = entry.next_free;
         entry.port = port;
         entry.channel = channel;
@@ -179,19 +176,13 @@ impl Stack {
         if self.next_hop(address).is_none() {
             return Err(Reason::Unreachable);
         }
-        let mut key = Key {
-            remote: address,
-            remote_port: remote.port(),
-            local_port,
-        };
+        let mut key = Key { remote: address, remote_port: remote.port(), local_port };
         let hash = if local_port == 0 {
             self.choose_port(&mut key).ok_or(Reason::NoRoom)?
         } else {
             self.unused(&key).ok_or(Reason::PortInUse)?
         };
-        let index = self
-            .open_flow(now, key, hash, channel as u8)
-            .ok_or(Reason::NoRoom)?;
+        let index = self.open_flow(now, key, hash, channel as u8).ok_or(Reason::NoRoom)?;
         let flow = &mut self.flows[index];
         flow.state = State::SynSent;
         flow.syn_due = true;

@@ -18,9 +18,7 @@ use crate::stack::{Stack, Tx};
 impl Stack {
     /// Whether [`Stack::poll_slots`] may have something for `channel`.
     pub fn has_slots(&self, channel: u16) -> bool {
-        self.channels
-            .get(usize::from(channel))
-            .is_some_and(|c| !c.ready.is_empty())
+        self.channels.get(usize::from(channel)).is_some_and(|c| !c.ready.is_empty())
     }
 
     /// Moves what `channel` is to be told into `out`, in order for each flow,
@@ -260,18 +258,10 @@ impl Stack {
         let state = &mut self.flows[index];
         match option {
             Opt::UserTimeout => {
-                state.user_timeout = if value == 0 {
-                    default
-                } else {
-                    value.saturating_mul(MS)
-                };
+                state.user_timeout = if value == 0 { default } else { value.saturating_mul(MS) };
             }
             Opt::KeepAlive => {
-                state.keepalive = if value == 0 {
-                    NEVER
-                } else {
-                    value.saturating_mul(SEC)
-                };
+                state.keepalive = if value == 0 { NEVER } else { value.saturating_mul(SEC) };
                 let takes_timer = matches!(state.state, State::TimeWait | State::FinWait2);
                 if state.state != State::Closed && !takes_timer {
                     state.idle_at = now.saturating_add(state.keepalive);

@@ -109,9 +109,7 @@ impl Stack {
         config.mtu = config.mtu.max(128);
         let neighbours = Neighbours::new(config.neighbours_max);
         // The smallest shift that lets the largest window be expressed.
-        let rcv_scale = (0..14)
-            .find(|s| config.recv_window_max >> s <= 0xffff)
-            .unwrap_or(14);
+        let rcv_scale = (0..14).find(|s| config.recv_window_max >> s <= 0xffff).unwrap_or(14);
         Stack {
             counters: Counters::default(),
             flows: Flows::new(config.flows_max),
@@ -121,10 +119,7 @@ impl Stack {
             neighbours,
             listeners: Listeners::new(config.listeners_max),
             control: VecDeque::with_capacity(CONTROL_MAX),
-            channels: [Channel {
-                flows: List::EMPTY,
-                ready: List::EMPTY,
-            }; CHANNELS_MAX as usize],
+            channels: [Channel { flows: List::EMPTY, ready: List::EMPTY }; CHANNELS_MAX as usize],
             sending: List::EMPTY,
             time_wait: List::EMPTY,
             time_wait_len: 0,
@@ -132,9 +127,7 @@ impl Stack {
             promised: 0,
             rst_limit: Limit::per_second(config.rst_per_second),
             echo_limit: Limit::per_second(config.echo_per_second),
-            netmask: u32::MAX
-                .checked_shl(32 - u32::from(config.prefix_len))
-                .unwrap_or(0),
+            netmask: u32::MAX.checked_shl(32 - u32::from(config.prefix_len)).unwrap_or(0),
             mss: config.mtu - (ipv4::LEN + tcp::LEN) as u16,
             rcv_scale,
             next_port: 0,
@@ -226,8 +219,7 @@ impl Stack {
     pub(crate) fn kick(&mut self, index: u32) {
         // A flow that waits for a neighbour is in that one's list.
         if !self.flows.linked(Links::Sending, index) {
-            self.flows
-                .push_back(&mut self.sending, Links::Sending, index);
+            self.flows.push_back(&mut self.sending, Links::Sending, index);
         }
     }
 
@@ -236,8 +228,7 @@ impl Stack {
     pub(crate) fn mark_ready(&mut self, index: u32) {
         if !self.flows.linked(Links::Ready, index) && !self.flows[index].detached {
             let channel = usize::from(self.flows[index].channel);
-            self.flows
-                .push_back(&mut self.channels[channel].ready, Links::Ready, index);
+            self.flows.push_back(&mut self.channels[channel].ready, Links::Ready, index);
         }
     }
 
@@ -296,8 +287,7 @@ impl Stack {
         self.drop_held(mem, index);
         self.drop_sending(mem, index, reason.unwrap_or(Reason::Ok));
         if self.flows[index].state == State::TimeWait {
-            self.flows
-                .remove(&mut self.time_wait, Links::TimeWait, index);
+            self.flows.remove(&mut self.time_wait, Links::TimeWait, index);
             self.time_wait_len -= 1;
         } else {
             self.open -= 1;
@@ -383,8 +373,7 @@ impl Stack {
     /// Ends a TIME-WAIT, in which no buffers are left but what the guest is
     /// still to be told of.
     pub(crate) fn end_time_wait(&mut self, index: u32) {
-        self.flows
-            .remove(&mut self.time_wait, Links::TimeWait, index);
+        self.flows.remove(&mut self.time_wait, Links::TimeWait, index);
         self.time_wait_len -= 1;
         self.wheel.cancel(index);
         let flow = &mut self.flows[index];

@@ -26,14 +26,7 @@ impl Table {
     pub(crate) fn new(capacity: u32) -> Table {
         let size = (capacity as usize * 2).next_power_of_two().max(8);
         Table {
-            entries: vec![
-                Entry {
-                    hash: 0,
-                    index: EMPTY
-                };
-                size
-            ]
-            .into_boxed_slice(),
+            entries: vec![Entry { hash: 0, index: EMPTY }; size].into_boxed_slice(),
             mask: size - 1,
         }
     }

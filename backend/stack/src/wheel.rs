@@ -43,12 +43,7 @@ pub(crate) struct Wheel {
 impl Wheel {
     /// A wheel for ids below `ids`.
     pub(crate) fn new(ids: u32) -> Wheel {
-        let idle = Node {
-            next: NIL,
-            prev: NIL,
-            tick: 0,
-            slot: IDLE,
-        };
+        let idle = Node { next: NIL, prev: NIL, tick: 0, slot: IDLE };
         Wheel {
             nodes: vec![idle; ids as usize].into_boxed_slice(),
             heads: [NIL; SLOTS * LEVELS],
@@ -86,9 +81,7 @@ impl Wheel {
 
     /// Stops the timer of `id`, if it is set.
     pub(crate) fn cancel(&mut self, id: u32) {
-        let Node {
-            next, prev, slot, ..
-        } = self.nodes[id as usize];
+        let Node { next, prev, slot, .. } = self.nodes[id as usize];
         if slot == IDLE {
             return;
         }
@@ -114,12 +107,7 @@ impl Wheel {
         let digit = (tick >> (SLOT_BITS * level)) as usize % SLOTS;
         let slot = level as usize * SLOTS + digit;
         let head = self.heads[slot];
-        self.nodes[id as usize] = Node {
-            next: head,
-            prev: NIL,
-            tick,
-            slot: slot as u16,
-        };
+        self.nodes[id as usize] = Node { next: head, prev: NIL, tick, slot: slot as u16 };
         if head != NIL {
             self.nodes[head as usize].prev = id;
         }

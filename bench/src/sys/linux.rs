@@ -22,12 +22,7 @@ const SIOCSIFTXQLEN: libc::Ioctl = 0x8943;
 /// forward at once. In the network namespace of the calling thread; the bridge
 /// goes with it.
 pub fn bridge(name: &str, ports: &[&str], queue_len: i32) -> io::Result<()> {
-    let control = socket_with(
-        AddressFamily::INET,
-        SocketType::DGRAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
+    let control = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     let bridge = request(name)?;
     // SAFETY: SIOCBRADDBR reads a name of IFNAMSIZ bytes, and `ifr_name` is one.
     check(unsafe { libc::ioctl(control.as_raw_fd(), SIOCBRADDBR, bridge.ifr_name.as_ptr()) })?;
@@ -72,11 +67,7 @@ fn interface(control: &OwnedFd, code: libc::Ioctl, request: &mut ifreq) -> io::R
 }
 
 fn check(result: c_int) -> io::Result<()> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Settings of a network, below /proc/sys/net: devices that are made from now on
@@ -150,16 +141,9 @@ pub fn stolen() -> io::Result<Stolen> {
 /// machines of our own are in user already.
 fn parse_stolen(stat: &str) -> Option<Stolen> {
     let fields = stat.lines().next()?.strip_prefix("cpu ")?;
-    let ticks: Vec<u64> = fields
-        .split_ascii_whitespace()
-        .take(8)
-        .map(str::parse)
-        .collect::<Result<_, _>>()
-        .ok()?;
-    Some(Stolen {
-        steal: *ticks.get(7)?,
-        all: ticks.iter().sum(),
-    })
+    let ticks: Vec<u64> =
+        fields.split_ascii_whitespace().take(8).map(str::parse).collect::<Result<_, _>>().ok()?;
+    Some(Stolen { steal: *ticks.get(7)?, all: ticks.iter().sum() })
 }
 
 /// What describes the machine.
@@ -206,10 +190,7 @@ mod tests {
         let all = 10 + 20 + 30 + 4000 + 500 + 6 + 7 + 80;
         assert_eq!(parse_stolen(stat), Some(Stolen { steal: 80, all }));
         assert_eq!(parse_stolen("cpu 1 2 3"), None);
-        let later = Stolen {
-            steal: 90,
-            all: all + 40,
-        };
+        let later = Stolen { steal: 90, all: all + 40 };
         assert_eq!(later.percent_since(Stolen { steal: 80, all }), 25.0);
         assert_eq!(later.percent_since(later), 0.0);
         assert!(stolen().unwrap().all > 0);

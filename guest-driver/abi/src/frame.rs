@@ -178,9 +178,7 @@ impl Header {
 impl<'a> Frame<'a> {
     /// Parses a frame from the bytes after the virtio-net header.
     pub fn parse(bytes: &'a [u8]) -> Result<Frame<'a>, FrameError> {
-        let (head, rest) = bytes
-            .split_first_chunk::<HEADER_LEN>()
-            .ok_or(FrameError::Short)?;
+        let (head, rest) = bytes.split_first_chunk::<HEADER_LEN>().ok_or(FrameError::Short)?;
         if !is_paste(head) {
             return Err(FrameError::NotPaste);
         }
@@ -198,10 +196,7 @@ impl<'a> Frame<'a> {
         let count = u16::from_le_bytes([head[18], head[19]]);
         let present = rest.len() / RECORD_LEN;
         let Some(body) = rest.get(..usize::from(count) * RECORD_LEN) else {
-            return Err(FrameError::Count {
-                announced: count,
-                present,
-            });
+            return Err(FrameError::Count { announced: count, present });
         };
         let header = Header {
             dst: [head[0], head[1], head[2], head[3], head[4], head[5]],
@@ -233,10 +228,7 @@ pub const fn credit(next_seq: u32, limit: u32) -> u32 {
 /// [`crate::NO_BUFFER`] fillers.
 pub fn indices(record: &[u8; RECORD_LEN]) -> impl Iterator<Item = u32> + '_ {
     let (words, _) = record.as_chunks::<4>();
-    words
-        .iter()
-        .map(|w| u32::from_le_bytes(*w))
-        .filter(|&index| index != crate::NO_BUFFER)
+    words.iter().map(|w| u32::from_le_bytes(*w)).filter(|&index| index != crate::NO_BUFFER)
 }
 
 /// Writes up to eight buffer indices as one record, filled up with
@@ -244,10 +236,6 @@ pub fn indices(record: &[u8; RECORD_LEN]) -> impl Iterator<Item = u32> + '_ {
 pub fn write_indices(indices: &[u32], record: &mut [u8; RECORD_LEN]) {
     let (words, _) = record.as_chunks_mut::<4>();
     for (i, word) in words.iter_mut().enumerate() {
-        *word = indices
-            .get(i)
-            .copied()
-            .unwrap_or(crate::NO_BUFFER)
-            .to_le_bytes();
+        *word = indices.get(i).copied().unwrap_or(crate::NO_BUFFER).to_le_bytes();
     }
 }

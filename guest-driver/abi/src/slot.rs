@@ -326,20 +326,12 @@ impl Slot {
 
     /// A slot of this kind about `flow`, with no buffer.
     pub fn event(event: Event, flow: Flow) -> Slot {
-        Slot {
-            kind: event as u8,
-            flow,
-            ..Slot::default()
-        }
+        Slot { kind: event as u8, flow, ..Slot::default() }
     }
 
     /// A request of this kind about `flow`, with no buffer.
     pub fn request(request: Request, flow: Flow) -> Slot {
-        Slot {
-            kind: request as u8,
-            flow,
-            ..Slot::default()
-        }
+        Slot { kind: request as u8, flow, ..Slot::default() }
     }
 
     /// The event, if the number is one.
@@ -433,7 +425,6 @@ impl Slot {
     fn address(&self) -> IpAddr {
         let word = u128::from(self.cookie) | (u128::from(self.time) << 64);
         let v6 = Ipv6Addr::from(word.to_le_bytes());
-        v6.to_ipv4_mapped()
-            .map_or(IpAddr::V6(v6), |v4: Ipv4Addr| IpAddr::V4(v4))
+        v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), |v4: Ipv4Addr| IpAddr::V4(v4))
     }
 }

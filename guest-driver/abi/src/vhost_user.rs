@@ -60,7 +60,7 @@ pub mod request {
     pub const SET_OWNER: u32 = 3;
     /// Deprecated; disables all rings.
     pub const RESET_OWNER: u32 = 4;
-    /// [`super::MemTable`] with a descriptor per region.
+    /// [`super::MemTableHeader`] and regions, with a descriptor per region.
     pub const SET_MEM_TABLE: u32 = 5;
     /// [`super::VringState`]: number of descriptors.
     pub const SET_VRING_NUM: u32 = 8;

@@ -31,59 +31,34 @@ const TIME: u64 = 1_700_000_000_123_456_789;
 
 fn unhex(text: &str) -> Vec<u8> {
     let digits: Vec<u32> = text.chars().filter_map(|c| c.to_digit(16)).collect();
-    digits
-        .chunks(2)
-        .map(|pair| (pair[0] * 16 + pair[1]) as u8)
-        .collect()
+    digits.chunks(2).map(|pair| (pair[0] * 16 + pair[1]) as u8).collect()
 }
 
 /// Sixteen bytes a line, as in the document.
 fn hex(bytes: &[u8]) -> String {
-    let line = |line: &[u8]| {
-        line.iter()
-            .map(|b| format!("{b:02x}"))
-            .collect::<Vec<_>>()
-            .join(" ")
-    };
+    let line = |line: &[u8]| line.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(" ");
     bytes.chunks(16).map(line).collect::<Vec<_>>().join("\n")
 }
 
 fn from_guest(kind: Kind, seq: u32, limit: u32) -> Header {
-    Header {
-        dst: HOST,
-        src: DEVICE,
-        kind,
-        channel: 0,
-        count: 0,
-        seq,
-        limit,
-    }
+    Header { dst: HOST, src: DEVICE, kind, channel: 0, count: 0, seq, limit }
 }
 
 fn from_host(kind: Kind, seq: u32, limit: u32) -> Header {
-    Header {
-        dst: DEVICE,
-        ..from_guest(kind, seq, limit)
-    }
+    Header { dst: DEVICE, ..from_guest(kind, seq, limit) }
 }
 
 /// A frame of these records.
 fn frame(header: Header, body: &[u8]) -> Vec<u8> {
     assert!(body.len().is_multiple_of(RECORD_LEN));
-    let header = Header {
-        count: (body.len() / RECORD_LEN) as u16,
-        ..header
-    };
+    let header = Header { count: (body.len() / RECORD_LEN) as u16, ..header };
     let mut head = [0xee; HEADER_LEN];
     header.write(&mut head);
     [&head, body].concat()
 }
 
 fn slots(header: Header, slots: &[Slot]) -> Vec<u8> {
-    frame(
-        header,
-        slots.iter().map(record).collect::<Vec<_>>().as_flattened(),
-    )
+    frame(header, slots.iter().map(record).collect::<Vec<_>>().as_flattened())
 }
 
 fn record(slot: &Slot) -> [u8; RECORD_LEN] {
@@ -185,35 +160,13 @@ fn response() -> Slot {
 
 /// The conversation of the document's example, in order.
 fn conversation() -> Vec<(&'static str, Vec<u8>)> {
-    let reply = Slot {
-        len: Reason::Ok as u16,
-        cookie: 7,
-        ..Slot::event(Event::Reply, LISTENER)
-    };
-    let acked = Slot {
-        cookie: 9,
-        ..Slot::event(Event::Acked, FLOW)
-    };
+    let reply = Slot { len: Reason::Ok as u16, cookie: 7, ..Slot::event(Event::Reply, LISTENER) };
+    let acked = Slot { cookie: 9, ..Slot::event(Event::Acked, FLOW) };
     vec![
-        (
-            "hello",
-            frame(from_guest(Kind::Hello, 0, 64), hello().as_bytes()),
-        ),
-        (
-            "welcome",
-            frame(from_host(Kind::Welcome, 0, 64), welcome().as_bytes()),
-        ),
-        (
-            "grant",
-            frame(
-                from_host(Kind::Grant, 0, 64),
-                &index_record(&[100, 101, 102, 103]),
-            ),
-        ),
-        (
-            "listen",
-            slots(from_guest(Kind::Slots, 0, 65), &[Slot::listen(80, 128, 7)]),
-        ),
+        ("hello", frame(from_guest(Kind::Hello, 0, 64), hello().as_bytes())),
+        ("welcome", frame(from_host(Kind::Welcome, 0, 64), welcome().as_bytes())),
+        ("grant", frame(from_host(Kind::Grant, 0, 64), &index_record(&[100, 101, 102, 103]))),
+        ("listen", slots(from_guest(Kind::Slots, 0, 65), &[Slot::listen(80, 128, 7)])),
         ("reply", slots(from_host(Kind::Slots, 1, 65), &[reply])),
         (
             "request",
@@ -229,29 +182,16 @@ fn conversation() -> Vec<(&'static str, Vec<u8>)> {
                 &[response(), Slot::request(Request::Close, FLOW)],
             ),
         ),
-        (
-            "return",
-            frame(from_guest(Kind::Return, 2, 67), &index_record(&[4711])),
-        ),
+        ("return", frame(from_guest(Kind::Return, 2, 67), &index_record(&[4711]))),
         (
             "closed",
             slots(
                 from_host(Kind::Slots, 3, 67),
-                &[
-                    Slot::event(Event::Fin, FLOW),
-                    acked,
-                    Slot::event(Event::Closed, FLOW),
-                ],
+                &[Slot::event(Event::Fin, FLOW), acked, Slot::event(Event::Closed, FLOW)],
             ),
         ),
         ("credit", frame(from_guest(Kind::Credit, 3, 68), &[])),
-        (
-            "bye",
-            frame(
-                from_guest(Kind::Bye, 3, 68),
-                bye(Reason::Shutdown).as_bytes(),
-            ),
-        ),
+        ("bye", frame(from_guest(Kind::Bye, 3, 68), bye(Reason::Shutdown).as_bytes())),
     ]
 }
 
@@ -401,11 +341,7 @@ fn every_kind_of_frame_is_read_back() {
     }
     kinds.sort_unstable();
     kinds.dedup();
-    assert_eq!(
-        kinds,
-        [1, 2, 3, 4, 5, 6, 7],
-        "every kind is in the conversation"
-    );
+    assert_eq!(kinds, [1, 2, 3, 4, 5, 6, 7], "every kind is in the conversation");
 }
 
 /// Every constructor of slots, and every event and request, with its record.
@@ -525,39 +461,20 @@ const SLOTS: &[(&str, &str)] = &[
 fn every_slot() -> Vec<(&'static str, Slot)> {
     let v6: SocketAddr = "[2001:db8::7]:443".parse().unwrap();
     let cookie = |cookie: u64, slot: Slot| Slot { cookie, ..slot };
-    let reason = |reason: Reason, slot: Slot| Slot {
-        len: reason as u16,
-        ..slot
-    };
+    let reason = |reason: Reason, slot: Slot| Slot { len: reason as u16, ..slot };
     let acked = cookie(9, Slot::event(Event::Acked, FLOW));
-    let refused = Slot {
-        kind: Event::Refused as u8,
-        ..response()
-    };
+    let refused = Slot { kind: Event::Refused as u8, ..response() };
     let no_reply = cookie(7, Slot::event(Event::Reply, Flow::default()));
     let keep_alive = cookie(60, Slot::request(Request::SetOpt, FLOW));
     vec![
         ("data to the guest", received()),
         ("accepted, IPv4", Slot::accepted(FLOW, LISTENER, peer(), 80)),
         ("accepted, IPv6", Slot::accepted(FLOW, LISTENER, v6, 8080)),
-        (
-            "connected",
-            cookie(0xdead_beef, Slot::event(Event::Connected, FLOW)),
-        ),
+        ("connected", cookie(0xdead_beef, Slot::event(Event::Connected, FLOW))),
         ("fin", Slot::event(Event::Fin, FLOW)),
-        (
-            "reset",
-            reason(Reason::PeerReset, Slot::event(Event::Reset, FLOW)),
-        ),
+        ("reset", reason(Reason::PeerReset, Slot::event(Event::Reset, FLOW))),
         ("acked", acked),
-        (
-            "acked, kept",
-            Slot {
-                buf_idx: 100,
-                modifiers: KEEP,
-                ..acked
-            },
-        ),
+        ("acked, kept", Slot { buf_idx: 100, modifiers: KEEP, ..acked }),
         ("writable", Slot::event(Event::Writable, FLOW)),
         ("reply", cookie(7, Slot::event(Event::Reply, LISTENER))),
         ("reply, no listener", reason(Reason::PortInUse, no_reply)),
@@ -567,26 +484,11 @@ fn every_slot() -> Vec<(&'static str, Slot)> {
         ("close", Slot::request(Request::Close, FLOW)),
         ("abort", Slot::request(Request::Abort, FLOW)),
         ("listen", Slot::listen(80, 128, 7)),
-        (
-            "unlisten",
-            cookie(8, Slot::request(Request::Unlisten, LISTENER)),
-        ),
+        ("unlisten", cookie(8, Slot::request(Request::Unlisten, LISTENER))),
         ("connect, IPv4", Slot::connect(peer(), 0, 0xdead_beef)),
         ("connect, IPv6", Slot::connect(v6, 1234, 1)),
-        (
-            "setopt",
-            Slot {
-                len: Opt::KeepAlive as u16,
-                ..keep_alive
-            },
-        ),
-        (
-            "want",
-            Slot {
-                len: 64,
-                ..Slot::request(Request::Want, Flow::default())
-            },
-        ),
+        ("setopt", Slot { len: Opt::KeepAlive as u16, ..keep_alive }),
+        ("want", Slot { len: 64, ..Slot::request(Request::Want, Flow::default()) }),
     ]
 }
 
@@ -608,10 +510,7 @@ fn every_slot_is_written_and_read_as_recorded() {
 
 #[test]
 fn kinds_have_their_numbers_and_others_have_none() {
-    let slot = |kind: u8| Slot {
-        kind,
-        ..Slot::default()
-    };
+    let slot = |kind: u8| Slot { kind, ..Slot::default() };
     for kind in 0..=u8::MAX {
         let event = slot(kind).as_event().map(|event| event as u8);
         assert_eq!(event, (kind <= 9).then_some(kind));
@@ -633,10 +532,7 @@ fn the_views_of_a_slot_show_what_went_in() {
     let v6: SocketAddr = "[2001:db8::7]:443".parse().unwrap();
     for address in [peer(), v6] {
         let slot = Slot::accepted(FLOW, LISTENER, address, 80);
-        assert_eq!(
-            (slot.listener(), slot.peer(), slot.offset),
-            (LISTENER, address, 80)
-        );
+        assert_eq!((slot.listener(), slot.peer(), slot.offset), (LISTENER, address, 80));
         assert_eq!(Slot::connect(address, 0, 1).peer(), address);
     }
     assert_eq!((FLOW.index(), FLOW.generation()), (5, 3));
@@ -644,10 +540,7 @@ fn the_views_of_a_slot_show_what_went_in() {
 
 /// A region of 64 MiB.
 fn superblock() -> Superblock {
-    let extent = |offset: u64, len: u64| Extent {
-        offset: offset.into(),
-        len: len.into(),
-    };
+    let extent = |offset: u64, len: u64| Extent { offset: offset.into(), len: len.into() };
     let mut guest = [0; 64];
     guest[..4].copy_from_slice(b"web1");
     Superblock {
@@ -708,23 +601,14 @@ fn each_way_of_not_being_a_frame_has_its_error() {
         bytes[at] = byte;
         Frame::parse(&bytes).map(|_| ()).unwrap_err()
     };
-    assert_eq!(
-        Frame::parse(&good[..31]).map(|_| ()),
-        Err(FrameError::Short)
-    );
+    assert_eq!(Frame::parse(&good[..31]).map(|_| ()), Err(FrameError::Short));
     assert_eq!(with(12, 0x08), FrameError::NotPaste);
     assert_eq!(with(14, 2), FrameError::Version(2));
     assert_eq!(with(15, 0), FrameError::Kind(0));
     assert_eq!(with(15, 8), FrameError::Kind(8));
     assert_eq!(with(16, 16), FrameError::Channel(CHANNELS_MAX));
     assert_eq!(with(28, 1), FrameError::Reserved);
-    assert_eq!(
-        with(18, 2),
-        FrameError::Count {
-            announced: 2,
-            present: 1
-        }
-    );
+    assert_eq!(with(18, 2), FrameError::Count { announced: 2, present: 1 });
     // Padding after the last record is not part of the frame.
     let padded = [&good[..], &[0xaa; 31]].concat();
     assert_eq!(Frame::parse(&padded).unwrap().body, &good[HEADER_LEN..]);
@@ -810,9 +694,7 @@ fn document_blocks() -> BTreeMap<&'static str, Vec<u8>> {
             let (name, rest) = block.split_once('\n').unwrap();
             let (body, _) = rest.split_once("```").unwrap();
             // What stands behind a bar explains the line.
-            let bytes = body
-                .lines()
-                .flat_map(|line| unhex(line.split('|').next().unwrap()));
+            let bytes = body.lines().flat_map(|line| unhex(line.split('|').next().unwrap()));
             (name.trim(), bytes.collect())
         })
         .collect()
@@ -822,11 +704,7 @@ fn document_blocks() -> BTreeMap<&'static str, Vec<u8>> {
 fn the_document_shows_the_same_bytes() {
     let blocks = document_blocks();
     let want: BTreeMap<_, _> = conversation().into_iter().collect();
-    assert!(
-        blocks.keys().eq(want.keys()),
-        "the document has {:?}",
-        blocks.keys()
-    );
+    assert!(blocks.keys().eq(want.keys()), "the document has {:?}", blocks.keys());
     for (name, bytes) in want {
         assert_eq!(hex(&blocks[name]), hex(&bytes), "{name}");
         assert!(Frame::parse(&blocks[name]).is_ok(), "{name}");

@@ -20,9 +20,7 @@ impl Arguments {
         let mut found = HashMap::new();
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
-            let name = word
-                .strip_prefix("--")
-                .ok_or(format!("{word}: not an option"))?;
+            let name = word.strip_prefix("--").ok_or(format!("{word}: not an option"))?;
             let common = ["socket", "channel", "poll-us", "yield"];
             if !common.contains(&name) && !known.contains(&name) {
                 return Err(format!("{word}: unknown; known are {common:?} and {known:?}").into());

@@ -52,10 +52,7 @@ enum Link {
         wait: Duration,
     },
     /// The transport has failed; the next attempt is due then.
-    Down {
-        retry_at: Duration,
-        backoff: Duration,
-    },
+    Down { retry_at: Duration, backoff: Duration },
     /// Lost, and not to be opened anew.
     Closed(LostCause),
 }
@@ -128,10 +125,7 @@ impl Channel {
             memory: None,
             geometry: None,
             options,
-            link: Link::Up {
-                hello_due: Duration::ZERO,
-                wait: HELLO_WAIT_FIRST,
-            },
+            link: Link::Up { hello_due: Duration::ZERO, wait: HELLO_WAIT_FIRST },
             frame,
             unread: 0..0,
             frames_left: 0,
@@ -222,10 +216,7 @@ impl Channel {
             Some(due) => timeout.at_most(due),
             None => timeout,
         };
-        let mut batch = Batch {
-            frames_out: self.flush()?,
-            frames_in: 0,
-        };
+        let mut batch = Batch { frames_out: self.flush()?, frames_in: 0 };
         if !matches!(self.link, Link::Up { .. }) {
             // `tend` has bounded the time-out by the next attempt.
             if let Timeout::After(limit) = timeout {
@@ -265,16 +256,12 @@ impl Channel {
                 }
                 if self.transport.reconnect().is_err() {
                     let backoff = (backoff * 2).min(BACKOFF_LAST);
-                    self.link = Link::Down {
-                        retry_at: now + backoff,
-                        backoff,
-                    };
+                    self.link = Link::Down { retry_at: now + backoff, backoff };
                     return Ok(Some(backoff));
                 }
                 let transport = &self.transport;
                 let frame_size = transport.frame_size();
-                self.conversation
-                    .rewire(transport.mac(), frame_size, transport.capacity());
+                self.conversation.rewire(transport.mac(), frame_size, transport.capacity());
                 self.hello(HELLO_WAIT_FIRST)?;
                 Ok(Some(HELLO_WAIT_FIRST))
             }
@@ -304,13 +291,10 @@ impl Channel {
     fn hello(&mut self, wait: Duration) -> Result<(), TransportError> {
         let nonce = sys::random_u64();
         self.epoch = EPOCH.fetch_add(1, Ordering::Relaxed);
-        self.link = Link::Up {
-            hello_due: sys::monotonic() + wait,
-            wait: (wait * 2).min(HELLO_WAIT_LAST),
-        };
+        self.link =
+            Link::Up { hello_due: sys::monotonic() + wait, wait: (wait * 2).min(HELLO_WAIT_LAST) };
         let conversation = &mut self.conversation;
-        self.transport
-            .send(&mut |out| conversation.hello(nonce, out))?;
+        self.transport.send(&mut |out| conversation.hello(nonce, out))?;
         self.stats.frames_out += 1;
         Ok(())
     }
@@ -414,9 +398,7 @@ impl Channel {
         self.memory = Memory::new(mapping, &geometry, self.epoch);
         self.geometry = Some(geometry);
         if self.memory.is_none() {
-            return Err(TransportError::Protocol(
-                "the buffers do not lie in the region",
-            ));
+            return Err(TransportError::Protocol("the buffers do not lie in the region"));
         }
         Ok(())
     }
@@ -442,10 +424,7 @@ impl Channel {
         self.lost(LostCause::Transport);
         if self.options.reopen {
             let retry_at = sys::monotonic() + BACKOFF_FIRST;
-            self.link = Link::Down {
-                retry_at,
-                backoff: BACKOFF_FIRST,
-            };
+            self.link = Link::Down { retry_at, backoff: BACKOFF_FIRST };
         }
     }
 
@@ -460,10 +439,7 @@ impl Channel {
             self.stats.lost += 1;
         }
         self.link = if self.options.reopen {
-            Link::Up {
-                hello_due: sys::monotonic() + BACKOFF_FIRST,
-                wait: HELLO_WAIT_FIRST,
-            }
+            Link::Up { hello_due: sys::monotonic() + BACKOFF_FIRST, wait: HELLO_WAIT_FIRST }
         } else {
             Link::Closed(cause)
         };
@@ -482,11 +458,7 @@ impl Channel {
     pub fn shutdown(mut self) -> Result<(), TransportError> {
         if self.conversation.is_open() {
             self.flush()?;
-            self.say_bye(Broken {
-                reason: Reason::Shutdown,
-                expected: 0,
-                got: 0,
-            })?;
+            self.say_bye(Broken { reason: Reason::Shutdown, expected: 0, got: 0 })?;
             self.transport.drain(DRAIN_TIME)?;
         }
         Ok(())

@@ -108,10 +108,6 @@ pub struct Stats {
 impl Stats {
     /// Slots received per batch, on average.
     pub fn mean_batch(&self) -> f64 {
-        if self.batches == 0 {
-            0.0
-        } else {
-            self.slots_in as f64 / self.batches as f64
-        }
+        if self.batches == 0 { 0.0 } else { self.slots_in as f64 / self.batches as f64 }
     }
 }

@@ -22,11 +22,7 @@ impl Channel {
         }
         // A transport that fails here fails again in the next poll, which says so.
         let moved = self.conversation.is_open() && self.flush().is_ok_and(|frames| frames > 0);
-        if moved && self.conversation.push(slot) {
-            Ok(())
-        } else {
-            Err(Busy)
-        }
+        if moved && self.conversation.push(slot) { Ok(()) } else { Err(Busy) }
     }
 
     fn cookie(&mut self) -> u32 {
@@ -53,10 +49,7 @@ impl Channel {
             while self.kept.len() < KEPT_MAX {
                 match self.read_event() {
                     None => break,
-                    Some(Event::Reply {
-                        cookie: answered,
-                        result,
-                    }) if answered == cookie => {
+                    Some(Event::Reply { cookie: answered, result }) if answered == cookie => {
                         return result.map_err(ListenError::Refused);
                     }
                     Some(Event::Lost { cause }) => {
@@ -81,10 +74,7 @@ impl Channel {
     /// when that is done. Flows already accepted go on.
     pub fn unlisten(&mut self, listener: Flow) -> Result<u64, Busy> {
         let cookie = u64::from(self.cookie());
-        self.queue(&Slot {
-            cookie,
-            ..Slot::request(Request::Unlisten, listener)
-        })?;
+        self.queue(&Slot { cookie, ..Slot::request(Request::Unlisten, listener) })?;
         Ok(cookie)
     }
 
@@ -106,16 +96,10 @@ impl Channel {
         options: SendOptions,
     ) -> Result<(), SendError> {
         if !self.conversation.ledger().knows(&buffer) {
-            return Err(SendError {
-                cause: SendCause::Stale,
-                buffer,
-            });
+            return Err(SendError { cause: SendCause::Stale, buffer });
         }
         if buffer.is_empty() || buffer.offset < self.conversation.headroom() {
-            return Err(SendError {
-                cause: SendCause::Range,
-                buffer,
-            });
+            return Err(SendError { cause: SendCause::Range, buffer });
         }
         let notify = if options.notify { NOTIFY } else { 0 };
         let keep = if options.keep { KEEP | NOTIFY } else { 0 };
@@ -128,10 +112,7 @@ impl Channel {
             ..Slot::request(Request::Data, flow)
         };
         if let Err(busy) = self.queue(&slot) {
-            return Err(SendError {
-                cause: busy.into(),
-                buffer,
-            });
+            return Err(SendError { cause: busy.into(), buffer });
         }
         self.conversation.ledger().sent(&buffer);
         Ok(())
@@ -150,18 +131,12 @@ impl Channel {
     /// Sets an option of `flow`; [`Opt`] tells what `value` means.
     pub fn set_option(&mut self, flow: Flow, option: Opt, value: u64) -> Result<(), Busy> {
         let len = option as u16;
-        self.queue(&Slot {
-            len,
-            cookie: value,
-            ..Slot::request(Request::SetOpt, flow)
-        })
+        self.queue(&Slot { len, cookie: value, ..Slot::request(Request::SetOpt, flow) })
     }
 
     /// The bytes of the buffer's range; none if the buffer's name is stale.
     pub fn bytes<'a>(&'a self, buffer: &'a Buffer) -> &'a [u8] {
-        self.memory
-            .as_ref()
-            .map_or(&[], |memory| memory.bytes(buffer))
+        self.memory.as_ref().map_or(&[], |memory| memory.bytes(buffer))
     }
 
     /// A range of the whole buffer, in bytes from its start, to write to. None
@@ -198,10 +173,7 @@ impl Channel {
     /// channel keeps by itself.
     pub fn want(&mut self, count: u32) -> Result<(), Busy> {
         let len = count.min(u32::from(u16::MAX)) as u16;
-        self.queue(&Slot {
-            len,
-            ..Slot::request(Request::Want, Flow::default())
-        })
+        self.queue(&Slot { len, ..Slot::request(Request::Want, Flow::default()) })
     }
 
     /// What the channel has counted.

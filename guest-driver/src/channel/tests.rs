@@ -6,12 +6,7 @@ use paste_abi::{Event as SlotEvent, Flow, Request, Slot};
 const FLOW: Flow = Flow::new(1, 3);
 
 fn options() -> Options {
-    Options {
-        reserve: 8,
-        queue: 16,
-        answer_timeout: Duration::from_secs(60),
-        ..Options::default()
-    }
+    Options { reserve: 8, queue: 16, answer_timeout: Duration::from_secs(60), ..Options::default() }
 }
 
 fn open() -> (Channel, Handle) {
@@ -36,35 +31,16 @@ fn receive(channel: &mut Channel, host: &Handle, payload: &[u8]) -> crate::Buffe
 fn payload_is_read_and_sent_where_it_lies() {
     let (mut channel, host) = open();
     let mut data = receive(&mut channel, &host, b"hello");
-    assert_eq!(
-        (channel.bytes(&data), data.offset()),
-        (&b"hello"[..], RX_PAYLOAD.into())
-    );
+    assert_eq!((channel.bytes(&data), data.offset()), (&b"hello"[..], RX_PAYLOAD.into()));
     assert_eq!(channel.stats().held, 1);
     let index = data.index();
     channel.bytes_mut(&mut data, 130..131)[0] = b'J';
-    channel
-        .send(
-            FLOW,
-            data,
-            SendOptions {
-                cookie: 7,
-                notify: true,
-                keep: false,
-            },
-        )
-        .unwrap();
-    assert!(
-        host.lock().requests.is_empty(),
-        "nothing is published before a poll"
-    );
+    channel.send(FLOW, data, SendOptions { cookie: 7, notify: true, keep: false }).unwrap();
+    assert!(host.lock().requests.is_empty(), "nothing is published before a poll");
     poll(&mut channel);
     let mut host = host.lock();
     let slot = host.requests[0];
-    assert_eq!(
-        (slot.buf_idx, slot.offset, slot.len, slot.cookie),
-        (index, RX_PAYLOAD, 5, 7)
-    );
+    assert_eq!((slot.buf_idx, slot.offset, slot.len, slot.cookie), (index, RX_PAYLOAD, 5, 7));
     assert_eq!(slot.modifiers, paste_abi::slot::NOTIFY);
     assert_eq!(host.sent(FLOW), b"Jello");
     assert_eq!((channel.stats().held, channel.stats().bytes_copied), (0, 0));
@@ -75,34 +51,20 @@ fn a_bad_range_or_a_stale_name_is_refused_with_the_buffer() {
     let (mut channel, host) = open();
     poll(&mut channel);
     let empty = channel.take_buffer().unwrap();
-    let error = channel
-        .send(FLOW, empty, SendOptions::default())
-        .unwrap_err();
+    let error = channel.send(FLOW, empty, SendOptions::default()).unwrap_err();
     assert_eq!(error.cause, SendCause::Range);
     let mut early = error.buffer;
     early.set_range(127..130);
-    let error = channel
-        .send(FLOW, early, SendOptions::default())
-        .unwrap_err();
+    let error = channel.send(FLOW, early, SendOptions::default()).unwrap_err();
     assert_eq!(error.cause, SendCause::Range);
     channel.give_back(error.buffer);
 
     let data = receive(&mut channel, &host, b"old");
     host.lock().bye(Reason::SequenceGap);
     let events = poll(&mut channel);
-    assert!(matches!(
-        events[..],
-        [Event::Lost {
-            cause: LostCause::Host(Reason::SequenceGap)
-        }]
-    ));
-    assert!(
-        channel.bytes(&data).is_empty(),
-        "the host may write to it now"
-    );
-    let error = channel
-        .send(FLOW, data, SendOptions::default())
-        .unwrap_err();
+    assert!(matches!(events[..], [Event::Lost { cause: LostCause::Host(Reason::SequenceGap) }]));
+    assert!(channel.bytes(&data).is_empty(), "the host may write to it now");
+    let error = channel.send(FLOW, data, SendOptions::default()).unwrap_err();
     assert_eq!(error.cause, SendCause::Stale);
     channel.give_back(error.buffer);
 
@@ -111,9 +73,7 @@ fn a_bad_range_or_a_stale_name_is_refused_with_the_buffer() {
     let foreign = receive(&mut other, &host, b"x");
     let (mut channel, _host) = open();
     assert!(channel.bytes(&foreign).is_empty());
-    let error = channel
-        .send(FLOW, foreign, SendOptions::default())
-        .unwrap_err();
+    let error = channel.send(FLOW, foreign, SendOptions::default()).unwrap_err();
     assert_eq!(error.cause, SendCause::Stale);
     other.give_back(error.buffer);
 }
@@ -130,9 +90,7 @@ fn without_credit_the_queue_fills_and_says_so_and_nothing_is_lost() {
         assert!(sent < 1000, "there is a limit");
     }
     let held = receive(&mut channel, &host, b"kept");
-    let error = channel
-        .send(FLOW, held, SendOptions::default())
-        .unwrap_err();
+    let error = channel.send(FLOW, held, SendOptions::default()).unwrap_err();
     assert_eq!(error.cause, SendCause::Busy(Busy));
     assert_eq!(channel.bytes(&error.buffer), b"kept");
     channel.give_back(error.buffer);
@@ -157,10 +115,7 @@ fn the_reserve_is_kept_full() {
     assert_eq!(channel.stats().granted, 8);
     for _ in 0..4 {
         let buffer = channel.take_buffer().unwrap();
-        assert_eq!(
-            (buffer.offset(), buffer.len()),
-            (usize::from(loopback::HEADROOM), 0)
-        );
+        assert_eq!((buffer.offset(), buffer.len()), (usize::from(loopback::HEADROOM), 0));
         channel.give_back(buffer);
     }
     poll(&mut channel);
@@ -191,23 +146,11 @@ fn listening_waits_for_its_answer_and_keeps_other_events() {
     host.lock().slots(&[reply(Reason::Ok, Flow(5))]);
     assert_eq!(channel.listen(80, 16), Ok(Flow(5)));
     let request = host.lock().requests[0];
-    assert_eq!(
-        (request.as_request(), request.offset),
-        (Some(Request::Listen), 80)
-    );
-    assert!(matches!(
-        poll(&mut channel)[..],
-        [Event::Accepted { flow: FLOW, .. }]
-    ));
-    let taken = Slot {
-        cookie: cookie + 1,
-        ..reply(Reason::PortInUse, Flow(0))
-    };
+    assert_eq!((request.as_request(), request.offset), (Some(Request::Listen), 80));
+    assert!(matches!(poll(&mut channel)[..], [Event::Accepted { flow: FLOW, .. }]));
+    let taken = Slot { cookie: cookie + 1, ..reply(Reason::PortInUse, Flow(0)) };
     host.lock().slots(&[taken]);
-    assert_eq!(
-        channel.listen(80, 16),
-        Err(ListenError::Refused(Reason::PortInUse))
-    );
+    assert_eq!(channel.listen(80, 16), Err(ListenError::Refused(Reason::PortInUse)));
     host.lock().bye(Reason::Shutdown);
     let lost = LostCause::Host(Reason::Shutdown);
     assert_eq!(channel.listen(80, 16), Err(ListenError::Lost(lost)));
@@ -239,16 +182,8 @@ fn a_backend_that_restarts_is_found_again() {
     let (mut channel, host) = open();
     host.lock().broken = true;
     let event = next(&mut channel);
-    assert!(matches!(
-        event,
-        Event::Lost {
-            cause: LostCause::Transport
-        }
-    ));
-    assert!(matches!(
-        channel.last_error(),
-        Some(TransportError::Disconnected)
-    ));
+    assert!(matches!(event, Event::Lost { cause: LostCause::Transport }));
+    assert!(matches!(channel.last_error(), Some(TransportError::Disconnected)));
     for _ in 0..10 {
         assert!(poll(&mut channel).is_empty());
     }
@@ -262,12 +197,7 @@ fn a_host_that_breaks_the_protocol_is_told() {
     host.lock().seq = 17;
     host.lock().accept(FLOW);
     let event = next(&mut channel);
-    assert!(matches!(
-        event,
-        Event::Lost {
-            cause: LostCause::Protocol(Reason::SequenceGap)
-        }
-    ));
+    assert!(matches!(event, Event::Lost { cause: LostCause::Protocol(Reason::SequenceGap) }));
     assert_eq!(host.lock().byes, [Reason::SequenceGap]);
     assert!(matches!(next(&mut channel), Event::Opened));
     // Half a frame of ours, and an ordinary one, which is none of our business.
@@ -276,25 +206,13 @@ fn a_host_that_breaks_the_protocol_is_told() {
     half[12..14].copy_from_slice(&paste_abi::ETHERTYPE.to_be_bytes());
     host.lock().raw(&half);
     let event = next(&mut channel);
-    assert!(matches!(
-        event,
-        Event::Lost {
-            cause: LostCause::Protocol(Reason::BadFrame)
-        }
-    ));
+    assert!(matches!(event, Event::Lost { cause: LostCause::Protocol(Reason::BadFrame) }));
 }
 
 #[test]
 fn without_reopening_the_channel_ends() {
     let (transport, host) = loopback::pair();
-    let mut channel = Channel::open_on(
-        transport,
-        Options {
-            reopen: false,
-            ..options()
-        },
-    )
-    .unwrap();
+    let mut channel = Channel::open_on(transport, Options { reopen: false, ..options() }).unwrap();
     host.lock().bye(Reason::Shutdown);
     assert!(matches!(poll(&mut channel)[..], [Event::Lost { .. }]));
     let error = channel.poll(Timeout::Never).unwrap_err();
@@ -307,13 +225,7 @@ fn a_host_that_does_not_answer_is_asked_again_until_the_time_is_over() {
     let (transport, host) = loopback::pair();
     host.lock().welcoming = false;
     let answer_timeout = HELLO_WAIT_FIRST * 2;
-    let opened = Channel::open_on(
-        transport,
-        Options {
-            answer_timeout,
-            ..options()
-        },
-    );
+    let opened = Channel::open_on(transport, Options { answer_timeout, ..options() });
     assert!(matches!(opened, Err(OpenError::TimedOut)));
     assert!(host.lock().hellos >= 2);
 }

@@ -183,15 +183,7 @@ impl Conversation {
     fn header(&self, kind: Kind, count: usize, seq: u32, limit: u32) -> Header {
         let channel = self.setup.channel;
         let src = self.setup.mac;
-        Header {
-            dst: HOST_MAC,
-            src,
-            kind,
-            channel,
-            count: count as u16,
-            seq,
-            limit,
-        }
+        Header { dst: HOST_MAC, src, kind, channel, count: count as u16, seq, limit }
     }
 
     /// Writes a HELLO and waits for the WELCOME with the same `nonce`. Returns
@@ -369,9 +361,7 @@ impl Conversation {
         if welcome.version.get() != u16::from(VERSION) {
             return Err(self.broken(Reason::Version, 0));
         }
-        let geometry = self
-            .judge(&welcome)
-            .ok_or(self.broken(Reason::BadFrame, 0))?;
+        let geometry = self.judge(&welcome).ok_or(self.broken(Reason::BadFrame, 0))?;
         self.state = State::Open;
         self.frame_size = usize::from(geometry.frame_size);
         self.headroom = geometry.headroom;
@@ -449,20 +439,14 @@ impl Conversation {
     }
 
     fn broken(&self, reason: Reason, got: u32) -> Broken {
-        Broken {
-            reason,
-            expected: self.expected,
-            got,
-        }
+        Broken { reason, expected: self.expected, got }
     }
 
     /// Reads one slot of a SLOTS frame.
     pub(crate) fn event(&mut self, record: &[u8; RECORD_LEN]) -> Result<Event, Broken> {
         let slot = Slot::read(record);
         let seq = self.expected.wrapping_sub(1);
-        let kind = slot
-            .as_event()
-            .ok_or(self.broken(Reason::BadRequest, seq))?;
+        let kind = slot.as_event().ok_or(self.broken(Reason::BadRequest, seq))?;
         let foreign = self.broken(Reason::ForeignBuffer, seq);
         let reason = || Reason::from_u16(slot.len);
         let flow = slot.flow;
@@ -481,15 +465,11 @@ impl Conversation {
                 peer: slot.peer(),
                 local_port: slot.offset,
             },
-            SlotEvent::Connected => Event::Connected {
-                flow,
-                cookie: slot.cookie,
-            },
+            SlotEvent::Connected => Event::Connected { flow, cookie: slot.cookie },
             SlotEvent::Fin => Event::Fin { flow },
-            SlotEvent::Reset => Event::Reset {
-                flow,
-                reason: reason().unwrap_or(Reason::PeerReset),
-            },
+            SlotEvent::Reset => {
+                Event::Reset { flow, reason: reason().unwrap_or(Reason::PeerReset) }
+            }
             SlotEvent::Closed => Event::Closed { flow },
             SlotEvent::Acked => {
                 let buffer = if slot.modifiers & KEEP != 0 {
@@ -498,11 +478,7 @@ impl Conversation {
                 } else {
                     None
                 };
-                Event::Acked {
-                    flow,
-                    cookie: slot.cookie,
-                    buffer,
-                }
+                Event::Acked { flow, cookie: slot.cookie, buffer }
             }
             SlotEvent::Writable => Event::Writable { flow },
             SlotEvent::Reply => {
@@ -510,19 +486,11 @@ impl Conversation {
                     Some(Reason::Ok) => Ok(flow),
                     other => Err(other.unwrap_or(Reason::BadRequest)),
                 };
-                Event::Reply {
-                    cookie: slot.cookie,
-                    result,
-                }
+                Event::Reply { cookie: slot.cookie, result }
             }
             SlotEvent::Refused => {
                 let reason = reason().unwrap_or(Reason::BadRequest);
-                Event::Refused {
-                    flow,
-                    reason,
-                    cookie: slot.cookie,
-                    buffer: self.refused(&slot),
-                }
+                Event::Refused { flow, reason, cookie: slot.cookie, buffer: self.refused(&slot) }
             }
         })
     }

@@ -13,11 +13,7 @@ pub(crate) struct SlotQueue {
 
 impl SlotQueue {
     pub(crate) fn new(capacity: usize) -> SlotQueue {
-        SlotQueue {
-            records: vec![[0; RECORD_LEN]; capacity].into(),
-            start: 0,
-            len: 0,
-        }
+        SlotQueue { records: vec![[0; RECORD_LEN]; capacity].into(), start: 0, len: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -27,9 +27,7 @@ pub(super) struct OpenFile {
 impl Root {
     pub(super) fn open(path: &Path) -> io::Result<Root> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Root {
-            directory: rustix::fs::open(path, flags, Mode::empty())?,
-        })
+        Ok(Root { directory: rustix::fs::open(path, flags, Mode::empty())? })
     }
 
     /// Opens what a request's target names, if that is a regular file below
@@ -48,12 +46,7 @@ impl Root {
             return None;
         }
         let left = u64::try_from(stat.st_size).ok()?;
-        Some(OpenFile {
-            file,
-            at: 0,
-            left,
-            media_type: media_type(path),
-        })
+        Some(OpenFile { file, at: 0, left, media_type: media_type(path) })
     }
 }
 
@@ -103,9 +96,7 @@ fn decode<'a>(target: &str, space: &'a mut [u8; PATH_MAX]) -> Option<&'a str> {
     }
     if len == 0 || space[len - 1] == b'/' {
         let index = b"index.html";
-        space
-            .get_mut(len..len + index.len())?
-            .copy_from_slice(index);
+        space.get_mut(len..len + index.len())?.copy_from_slice(index);
         len += index.len();
     }
     let path = std::str::from_utf8(&space[..len]).ok()?;
@@ -186,16 +177,10 @@ mod tests {
         std::fs::create_dir(directory.path().join("sub")).unwrap();
         let root = Root::open(directory.path()).unwrap();
         let mut file = root.find("/a.txt").unwrap();
-        assert_eq!(
-            (file.left(), file.media_type),
-            (5, "text/plain; charset=utf-8")
-        );
+        assert_eq!((file.left(), file.media_type), (5, "text/plain; charset=utf-8"));
         let mut out = [0; 3];
         assert_eq!((file.read(&mut out).unwrap(), &out), (3, b"hel"));
-        assert_eq!(
-            (file.read(&mut out).unwrap(), &out[..2], file.left()),
-            (2, &b"lo"[..], 0)
-        );
+        assert_eq!((file.read(&mut out).unwrap(), &out[..2], file.left()), (2, &b"lo"[..], 0));
         assert!(root.find("/sub").is_none());
         assert!(root.find("/sub/").is_none());
         assert!(root.find("/none").is_none());

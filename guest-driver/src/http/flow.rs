@@ -125,12 +125,7 @@ impl Shared {
 
     /// Begins anew with a region of `buffers` buffers.
     pub(super) fn reset(&mut self, buffers: u32) {
-        self.lists = (0..buffers)
-            .map(|_| Waiting {
-                buffer: None,
-                next: NONE,
-            })
-            .collect();
+        self.lists = (0..buffers).map(|_| Waiting { buffer: None, next: NONE }).collect();
         let heads = (self.heads.bytes.len() / HEAD_MAX) as u32;
         self.heads.free.clear();
         self.heads.free.extend((0..heads).rev());
@@ -157,10 +152,7 @@ impl Conn {
     /// Puts a buffer that has arrived at the end of the flow's list.
     pub(super) fn push(&mut self, shared: &mut Shared, buffer: Buffer) {
         let index = buffer.index();
-        shared.lists[index as usize] = Waiting {
-            buffer: Some(buffer),
-            next: NONE,
-        };
+        shared.lists[index as usize] = Waiting { buffer: Some(buffer), next: NONE };
         match self.last {
             NONE => self.first = index,
             last => shared.lists[last as usize].next = index,
@@ -184,9 +176,7 @@ impl Conn {
 
     /// The peer has acknowledged so many slots more.
     pub(super) fn acked(&mut self, slots: u64) {
-        self.unacked = self
-            .unacked
-            .saturating_sub(slots.min(u64::from(u16::MAX)) as u16);
+        self.unacked = self.unacked.saturating_sub(slots.min(u64::from(u16::MAX)) as u16);
     }
 
     /// The flow is gone: gives back all that it has.
@@ -340,11 +330,8 @@ impl Conn {
             }
             Phase::Chunked(mut chunks, response) => {
                 let (used, done) = chunks.feed(channel.bytes(buffer), shared.body_max)?;
-                self.phase = if done {
-                    Phase::Respond(response)
-                } else {
-                    Phase::Chunked(chunks, response)
-                };
+                self.phase =
+                    if done { Phase::Respond(response) } else { Phase::Chunked(chunks, response) };
                 Ok(used)
             }
             _ => Ok(0),
@@ -399,11 +386,7 @@ impl Conn {
 
     /// Makes room for `len` bytes in the buffer that is being filled.
     fn room(&mut self, len: usize, channel: &mut Channel) -> Result<(), Pause> {
-        if self
-            .out
-            .as_ref()
-            .is_some_and(|out| out.offset() + out.len() + len > end_of(out))
-        {
+        if self.out.as_ref().is_some_and(|out| out.offset() + out.len() + len > end_of(out)) {
             self.flush(channel)?;
         }
         if self.out.is_none() {
@@ -439,15 +422,7 @@ impl Conn {
         }
         let notify = self.since_ack + 1 >= SLOTS_PER_ACK;
         let cookie = u64::from(self.since_ack + 1);
-        match channel.send(
-            self.flow,
-            out,
-            SendOptions {
-                cookie,
-                notify,
-                keep: false,
-            },
-        ) {
+        match channel.send(self.flow, out, SendOptions { cookie, notify, keep: false }) {
             Ok(()) => {
                 self.since_ack = if notify { 0 } else { self.since_ack + 1 };
                 self.unacked += 1;
@@ -511,17 +486,11 @@ fn end_of(buffer: &Buffer) -> usize {
 }
 
 fn headroom(channel: &Channel) -> usize {
-    channel
-        .geometry()
-        .map_or(0, |geometry| usize::from(geometry.headroom))
+    channel.geometry().map_or(0, |geometry| usize::from(geometry.headroom))
 }
 
 fn after_response(keep_alive: bool) -> Phase {
-    if keep_alive {
-        Phase::Head
-    } else {
-        Phase::Close
-    }
+    if keep_alive { Phase::Head } else { Phase::Close }
 }
 
 fn after_head(body: Body, response: Response) -> Phase {
@@ -547,20 +516,13 @@ fn decide(
         content: Content::Fixed,
         head_only,
         keep_alive: head.keep_alive,
-        allow: if shared.root.is_some() {
-            "GET, HEAD"
-        } else {
-            "GET, HEAD, POST"
-        },
+        allow: if shared.root.is_some() { "GET, HEAD" } else { "GET, HEAD, POST" },
     };
     match (head.method, &shared.root) {
         (Method::Get | Method::Head, Some(root)) => match root.find(head.target) {
             Some(found) => {
                 let media_type = found.media_type;
-                response.content = Content::File {
-                    len: found.left(),
-                    media_type,
-                };
+                response.content = Content::File { len: found.left(), media_type };
                 *file = (!head_only).then_some(found);
             }
             None => {

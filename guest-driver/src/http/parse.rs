@@ -127,11 +127,7 @@ impl Fields {
             // Anything but one single `chunked` is more than this server knows.
             let chunked = value.trim_ascii().eq_ignore_ascii_case(b"chunked");
             let first = self.encoding == Encoding::None;
-            self.encoding = if chunked && first {
-                Encoding::Chunked
-            } else {
-                Encoding::Other
-            };
+            self.encoding = if chunked && first { Encoding::Chunked } else { Encoding::Other };
         } else if name.eq_ignore_ascii_case("connection") {
             for token in value.split(|&b| b == b',').map(<[u8]>::trim_ascii) {
                 self.close |= token.eq_ignore_ascii_case(b"close");
@@ -187,12 +183,7 @@ pub(super) struct Chunks {
 impl Chunks {
     /// Before the first byte.
     pub(super) const fn start() -> Chunks {
-        Chunks {
-            part: Part::Size,
-            left: 0,
-            count: 0,
-            total: 0,
-        }
+        Chunks { part: Part::Size, left: 0, count: 0, total: 0 }
     }
     /// Bytes of extension to a chunk's size, and of the trailer section.
     const EXTRA_MAX: u32 = 1024;
@@ -222,11 +213,7 @@ impl Chunks {
 
     fn step(&mut self, byte: u8, max: u64) -> Result<Part, Status> {
         let expect = |wanted: u8, next: Part| {
-            if byte == wanted {
-                Ok(next)
-            } else {
-                Err(Status::BadRequest)
-            }
+            if byte == wanted { Ok(next) } else { Err(Status::BadRequest) }
         };
         match self.part {
             Part::Size => match (char::from(byte).to_digit(16), byte) {
@@ -252,14 +239,7 @@ impl Chunks {
                 if self.total > max {
                     return Err(Status::ContentTooLarge);
                 }
-                expect(
-                    b'\n',
-                    if self.left == 0 {
-                        Part::TrailerStart
-                    } else {
-                        Part::Data
-                    },
-                )
+                expect(b'\n', if self.left == 0 { Part::TrailerStart } else { Part::Data })
             }
             Part::DataCr => expect(b'\r', Part::DataLf),
             Part::DataLf => expect(b'\n', Part::Size),
@@ -275,11 +255,7 @@ impl Chunks {
 
     fn extra(&mut self) -> Result<(), Status> {
         self.count += 1;
-        if self.count > Chunks::EXTRA_MAX {
-            Err(Status::HeadTooLarge)
-        } else {
-            Ok(())
-        }
+        if self.count > Chunks::EXTRA_MAX { Err(Status::HeadTooLarge) } else { Ok(()) }
     }
 }
 
@@ -295,10 +271,7 @@ mod tests {
     fn a_plain_request() {
         let text = "GET /x HTTP/1.1\r\nHost: a\r\n\r\nGET";
         let head = parse(text).unwrap().unwrap();
-        assert_eq!(
-            (head.method, head.target, head.len),
-            (Method::Get, "/x", text.len() - 3)
-        );
+        assert_eq!((head.method, head.target, head.len), (Method::Get, "/x", text.len() - 3));
         assert!(head.keep_alive && !head.expects_continue);
         assert_eq!(head.body, Body::Length(0));
     }
@@ -334,24 +307,12 @@ mod tests {
         let endless = "a".repeat(HEAD_MAX);
         for (text, status) in [
             ("GET / HTTP/1.1\r\n\r\n", Status::BadRequest),
-            (
-                "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
-                Status::BadRequest,
-            ),
+            ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", Status::BadRequest),
             ("GET  / HTTP/1.1\r\nHost: a\r\n\r\n", Status::BadRequest),
-            (
-                "GET / HTTP/2.0\r\nHost: a\r\n\r\n",
-                Status::VersionNotSupported,
-            ),
+            ("GET / HTTP/2.0\r\nHost: a\r\n\r\n", Status::VersionNotSupported),
             ("GET / HTTP/1.1\r\nHost : a\r\n\r\n", Status::BadRequest),
-            (
-                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n",
-                Status::BadRequest,
-            ),
-            (
-                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\n",
-                Status::BadRequest,
-            ),
+            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n", Status::BadRequest),
+            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\n", Status::BadRequest),
             (
                 "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n",
                 Status::BadRequest,
@@ -365,26 +326,14 @@ mod tests {
                  Transfer-Encoding: chunked\r\n\r\n",
                 Status::BadRequest,
             ),
-            (
-                "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
-                Status::BadRequest,
-            ),
+            ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", Status::BadRequest),
             (
                 "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
                 Status::NotImplemented,
             ),
-            (
-                "GET / HTTP/1.1\r\nHost: a\r\nExpect: tea\r\n\r\n",
-                Status::ExpectationFailed,
-            ),
-            (
-                &format!("GET /{long} HTTP/1.1\r\nHost: a\r\n\r\n"),
-                Status::TargetTooLong,
-            ),
-            (
-                &format!("GET / HTTP/1.1\r\n{many}\r\n"),
-                Status::HeadTooLarge,
-            ),
+            ("GET / HTTP/1.1\r\nHost: a\r\nExpect: tea\r\n\r\n", Status::ExpectationFailed),
+            (&format!("GET /{long} HTTP/1.1\r\nHost: a\r\n\r\n"), Status::TargetTooLong),
+            (&format!("GET / HTTP/1.1\r\n{many}\r\n"), Status::HeadTooLarge),
             (&format!("GET /{endless}"), Status::HeadTooLarge),
         ] {
             assert_eq!(parse(text), Err(status), "{text}");
@@ -400,11 +349,7 @@ mod tests {
             let (first, done) = chunks.feed(&body[..cut], 100).unwrap();
             assert_eq!((first, done), (cut.min(end), cut >= end), "cut at {cut}");
             if !done {
-                assert_eq!(
-                    chunks.feed(&body[cut..], 100),
-                    Ok((end - cut, true)),
-                    "cut at {cut}"
-                );
+                assert_eq!(chunks.feed(&body[cut..], 100), Ok((end - cut, true)), "cut at {cut}");
             }
         }
         let mut chunks = Chunks::start();
@@ -432,9 +377,6 @@ mod tests {
             assert_eq!(result, Err(Status::BadRequest), "{body:?}");
         }
         let long = format!("5;{}\r\n", "x".repeat(2000));
-        assert_eq!(
-            Chunks::start().feed(long.as_bytes(), 100),
-            Err(Status::HeadTooLarge)
-        );
+        assert_eq!(Chunks::start().feed(long.as_bytes(), 100), Err(Status::HeadTooLarge));
     }
 }

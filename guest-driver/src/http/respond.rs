@@ -115,17 +115,11 @@ impl Response {
                 }
             }
             Content::File { len, media_type } => {
-                write!(
-                    out,
-                    "Content-Type: {media_type}\r\nContent-Length: {len}\r\n\r\n"
-                )?;
+                write!(out, "Content-Type: {media_type}\r\nContent-Length: {len}\r\n\r\n")?;
             }
             Content::Status => {
                 let len = phrase.len() + 5;
-                write!(
-                    out,
-                    "Content-Type: text/plain\r\nContent-Length: {len}\r\n\r\n"
-                )?;
+                write!(out, "Content-Type: text/plain\r\nContent-Length: {len}\r\n\r\n")?;
                 if !self.head_only {
                     writeln!(out, "{status} {phrase}")?;
                 }
@@ -146,9 +140,8 @@ impl Date {
     /// The date of a moment, in seconds since the Unix epoch.
     pub(super) fn new(second: u64) -> Date {
         const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
-        const MONTHS: [&str; 12] = [
-            "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
-        ];
+        const MONTHS: [&str; 12] =
+            ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
         // The largest year with four digits; a clock beyond it is broken.
         let shown = second.min(253_402_300_799);
         let days = shown / 86_400;
@@ -158,10 +151,8 @@ impl Date {
         let mut text = *b"Thu, 01 Jan 1970 00:00:00 GMT";
         let mut out = &mut text[..];
         // Fits exactly: every number has as many digits as the template.
-        let _ = write!(
-            out,
-            "{name}, {day:02} {month} {year:04} {hour:02}:{minute:02}:{rest:02} GMT"
-        );
+        let _ =
+            write!(out, "{name}, {day:02} {month} {year:04} {hour:02}:{minute:02}:{rest:02} GMT");
         Date { second, text }
     }
 
@@ -184,11 +175,7 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 {
-        shifted_month + 3
-    } else {
-        shifted_month - 9
-    };
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
@@ -225,10 +212,7 @@ mod tests {
             Status::Unavailable,
             Status::VersionNotSupported,
         ];
-        let file = Content::File {
-            len: u64::MAX,
-            media_type: "text/javascript; charset=utf-8",
-        };
+        let file = Content::File { len: u64::MAX, media_type: "text/javascript; charset=utf-8" };
         for status in statuses {
             for content in [Content::Fixed, file, Content::Status] {
                 let response = Response {
@@ -244,15 +228,9 @@ mod tests {
                 let text = String::from_utf8(out[..len].to_vec()).unwrap();
                 let (head, body) = text.split_once("\r\n\r\n").unwrap();
                 if content != file {
-                    assert!(
-                        head.ends_with(&format!("Content-Length: {}", body.len())),
-                        "{text}"
-                    );
+                    assert!(head.ends_with(&format!("Content-Length: {}", body.len())), "{text}");
                 }
-                let response = Response {
-                    head_only: true,
-                    ..response
-                };
+                let response = Response { head_only: true, ..response };
                 let len = response.write(&Date::new(0), &mut out);
                 assert_eq!(&out[..len], &text.as_bytes()[..head.len() + 4], "{text}");
             }

@@ -35,13 +35,7 @@ pub struct ServerOptions {
 
 impl Default for ServerOptions {
     fn default() -> ServerOptions {
-        ServerOptions {
-            port: 80,
-            backlog: 1024,
-            root: None,
-            body_max: 1 << 20,
-            heads_max: 1024,
-        }
+        ServerOptions { port: 80, backlog: 1024, root: None, body_max: 1 << 20, heads_max: 1024 }
     }
 }
 
@@ -94,10 +88,7 @@ impl Server {
             None => None,
             Some(path) => {
                 let opened = Root::open(path);
-                Some(opened.map_err(|error| ServeError::Root {
-                    path: path.clone(),
-                    error,
-                })?)
+                Some(opened.map_err(|error| ServeError::Root { path: path.clone(), error })?)
             }
         };
         let mut server = Server {
@@ -149,19 +140,14 @@ impl Server {
             self.listen_cookie = Some(cookie);
         }
         channel.poll(timeout)?;
-        let now = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         self.shared.date.renew(now.as_secs());
         while let Some(event) = channel.next_event() {
             self.handle(channel, event);
         }
         self.resume(channel);
         match self.refused.take() {
-            Some(reason) => Err(ServeError::Listen {
-                port: self.port,
-                reason,
-            }),
+            Some(reason) => Err(ServeError::Listen { port: self.port, reason }),
             None => Ok(()),
         }
     }
@@ -186,11 +172,7 @@ impl Server {
                 // is to do, and not being able to is the host's loss.
                 None => drop(channel.abort(flow)),
             },
-            Event::Acked {
-                flow,
-                cookie,
-                buffer,
-            } => {
+            Event::Acked { flow, cookie, buffer } => {
                 if let Some(buffer) = buffer {
                     channel.give_back(buffer);
                 }
@@ -245,8 +227,7 @@ impl Server {
             conn.waiting = true;
             if self.starved.len() == self.starved.capacity() {
                 // Flows that ended while they waited; each left one entry.
-                self.starved
-                    .retain(|&flow| find(&mut self.conns, flow).is_some());
+                self.starved.retain(|&flow| find(&mut self.conns, flow).is_some());
             }
             self.starved.push_back(flow);
         }
@@ -269,10 +250,7 @@ impl Server {
 
 /// The flow's state, if the name is not stale.
 fn find(conns: &mut [Option<Conn>], flow: Flow) -> Option<&mut Conn> {
-    conns
-        .get_mut(flow.index() as usize)?
-        .as_mut()
-        .filter(|conn| conn.flow == flow)
+    conns.get_mut(flow.index() as usize)?.as_mut().filter(|conn| conn.flow == flow)
 }
 
 #[cfg(test)]

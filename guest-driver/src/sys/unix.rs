@@ -11,10 +11,8 @@ use rustix::io::Errno;
 /// Makes `len` bytes of zeroed shared memory that can neither grow nor shrink,
 /// so that whoever maps it need not fear SIGBUS.
 pub(crate) fn shared_memory(len: usize) -> io::Result<OwnedFd> {
-    let fd = rustix::fs::memfd_create(
-        "paste-rings",
-        MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
-    )?;
+    let fd =
+        rustix::fs::memfd_create("paste-rings", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     rustix::fs::ftruncate(&fd, len as u64)?;
     let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
     rustix::fs::fcntl_add_seals(&fd, seals)?;

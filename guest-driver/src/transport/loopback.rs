@@ -78,13 +78,7 @@ pub(crate) fn pair() -> (Box<Loopback>, Handle) {
         expected: 0,
         peer_limit: 0,
     }));
-    (
-        Box::new(Loopback {
-            host: host.clone(),
-            seen: 0,
-        }),
-        Handle(host),
-    )
+    (Box::new(Loopback { host: host.clone(), seen: 0 }), Handle(host))
 }
 
 impl Handle {
@@ -102,21 +96,9 @@ impl Host {
             assert!(credit > 0, "the host has no credit");
             self.seq += 1;
         }
-        let limit = if self.generous {
-            self.expected + self.window
-        } else {
-            self.window
-        };
+        let limit = if self.generous { self.expected + self.window } else { self.window };
         let count = (records.len() / RECORD_LEN) as u16;
-        let header = Header {
-            dst: MAC,
-            src: [2; 6],
-            kind,
-            channel: 0,
-            count,
-            seq,
-            limit,
-        };
+        let header = Header { dst: MAC, src: [2; 6], kind, channel: 0, count, seq, limit };
         let mut frame = vec![0; HEADER_LEN];
         header.write(frame.first_chunk_mut().unwrap());
         frame.extend_from_slice(records);
@@ -148,12 +130,7 @@ impl Host {
         assert!(self.memory.write_at(at, payload));
         let len = payload.len() as u16;
         let offset = RX_PAYLOAD;
-        self.slots(&[Slot {
-            buf_idx,
-            len,
-            offset,
-            ..Slot::event(Event::Data, flow)
-        }]);
+        self.slots(&[Slot { buf_idx, len, offset, ..Slot::event(Event::Data, flow) }]);
         buf_idx
     }
 
@@ -248,9 +225,7 @@ impl Host {
         self.expected = 0;
         self.requests.clear();
         self.pool = (0..BUFFERS).collect();
-        let address = std::net::Ipv4Addr::new(192, 0, 2, 1)
-            .to_ipv6_mapped()
-            .octets();
+        let address = std::net::Ipv4Addr::new(192, 0, 2, 1).to_ipv6_mapped().octets();
         let welcome = Welcome {
             status: (status as u16).into(),
             version: 1.into(),
@@ -279,11 +254,7 @@ impl Host {
 impl Loopback {
     fn host(&self) -> Result<MutexGuard<'_, Host>, TransportError> {
         let host = self.host.lock().unwrap();
-        if host.broken {
-            Err(TransportError::Disconnected)
-        } else {
-            Ok(host)
-        }
+        if host.broken { Err(TransportError::Disconnected) } else { Ok(host) }
     }
 }
 

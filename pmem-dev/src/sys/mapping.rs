@@ -50,10 +50,7 @@ pub enum MapError {
 }
 
 fn system(call: &'static str) -> impl Fn(Errno) -> MapError {
-    move |errno| MapError::System {
-        call,
-        source: errno.into(),
-    }
+    move |errno| MapError::System { call, source: errno.into() }
 }
 
 /// A shared mapping of a range of a file that others may write, and cut, at
@@ -103,18 +100,11 @@ impl Mapping {
         }
         let small = rustix::param::page_size();
         if !file_offset.is_multiple_of(small as u64) {
-            return Err(MapError::Unaligned {
-                offset: file_offset,
-                page: small,
-            });
+            return Err(MapError::Unaligned { offset: file_offset, page: small });
         }
         let stat = rustix::fs::fstat(fd).map_err(system("fstat"))?;
         let have = u64::try_from(stat.st_size).unwrap_or(0);
-        let too_short = MapError::TooShort {
-            have,
-            offset: file_offset,
-            len,
-        };
+        let too_short = MapError::TooShort { have, offset: file_offset, len };
         let Some(end) = file_offset.checked_add(len as u64) else {
             return Err(too_short);
         };
@@ -126,9 +116,7 @@ impl Mapping {
         let page = os::page_size(fd).map_err(system("fstatfs"))?.max(small);
         let base_offset = file_offset / page as u64 * page as u64;
         let lead = (file_offset - base_offset) as usize;
-        let Some(base_len) = len
-            .checked_add(lead)
-            .and_then(|l| l.checked_next_multiple_of(page))
+        let Some(base_len) = len.checked_add(lead).and_then(|l| l.checked_next_multiple_of(page))
         else {
             return Err(too_short);
         };
@@ -137,32 +125,16 @@ impl Mapping {
         // SAFETY: the kernel chooses the place, so nothing that exists is
         // replaced.
         let base = unsafe {
-            rustix::mm::mmap(
-                ptr::null_mut(),
-                base_len,
-                prot,
-                MapFlags::SHARED,
-                fd,
-                base_offset,
-            )
+            rustix::mm::mmap(ptr::null_mut(), base_len, prot, MapFlags::SHARED, fd, base_offset)
         }
         .map_err(system("mmap"))?;
         let base = NonNull::new(base.cast::<u8>()).ok_or(MapError::Empty)?;
         // SAFETY: `lead < base_len`, so the result lies in the mapping.
         let start = unsafe { base.add(lead) };
-        let mut mapping = Mapping {
-            start,
-            len,
-            base,
-            base_len,
-            guard: None,
-        };
+        let mut mapping = Mapping { start, len, base, base_len, guard: None };
         let guard = Guard::new(base.as_ptr() as usize, base_len, page).map_err(|e| match e {
             GuardError::Full => MapError::TooMany,
-            GuardError::Signal(source) => MapError::System {
-                call: "sigaction",
-                source,
-            },
+            GuardError::Signal(source) => MapError::System { call: "sigaction", source },
         })?;
         mapping.guard = Some(guard);
         Ok(mapping)
@@ -238,11 +210,7 @@ impl Mapping {
     pub fn sync(&self) -> std::io::Result<()> {
         // SAFETY: the range is exactly what was mapped.
         unsafe {
-            rustix::mm::msync(
-                self.base.as_ptr().cast::<c_void>(),
-                self.base_len,
-                MsyncFlags::SYNC,
-            )
+            rustix::mm::msync(self.base.as_ptr().cast::<c_void>(), self.base_len, MsyncFlags::SYNC)
         }?;
         Ok(())
     }

@@ -55,22 +55,14 @@ struct PipeDevice {
 fn parse(rest: &str) -> Result<Box<dyn Device>, PortSpecError> {
     let (name, parameters) = rest.split_once('?').unwrap_or((rest, ""));
     check_name(&KIND, name, NAME_MAX, "-_.")?;
-    let mut device = PipeDevice {
-        name: name.to_owned(),
-        faults: Faults::default(),
-        seed: 0,
-    };
+    let mut device = PipeDevice { name: name.to_owned(), faults: Faults::default(), seed: 0 };
     let mut seen: Vec<&str> = Vec::new();
     for parameter in parameters.split('&').filter(|p| !p.is_empty()) {
         let (key, value) = parameter
             .split_once('=')
-            .ok_or_else(|| PortSpecError::NoValue {
-                parameter: parameter.to_owned(),
-            })?;
+            .ok_or_else(|| PortSpecError::NoValue { parameter: parameter.to_owned() })?;
         if seen.contains(&key) {
-            return Err(PortSpecError::RepeatedParameter {
-                parameter: key.to_owned(),
-            });
+            return Err(PortSpecError::RepeatedParameter { parameter: key.to_owned() });
         }
         seen.push(key);
         device.set(key, value)?;
@@ -86,17 +78,11 @@ impl PipeDevice {
             expected,
         };
         let chance = || {
-            let chance = value
-                .parse()
-                .ok()
-                .filter(|chance: &f64| (0.0..=1.0).contains(chance));
+            let chance = value.parse().ok().filter(|chance: &f64| (0.0..=1.0).contains(chance));
             chance.ok_or_else(|| bad(CHANCE))
         };
         let whole = |min: u64, max: u64, expected| {
-            let number = value
-                .parse()
-                .ok()
-                .filter(|number| (min..=max).contains(number));
+            let number = value.parse().ok().filter(|number| (min..=max).contains(number));
             number.ok_or_else(|| bad(expected))
         };
         match key {
@@ -129,9 +115,7 @@ impl Device for PipeDevice {
     }
 
     fn open(&self, context: &mut OpenContext<'_>) -> Result<Box<dyn Port>, OpenError> {
-        let port = context
-            .wires
-            .attach(&self.name, self.faults, self.seed, context.mtu)?;
+        let port = context.wires.attach(&self.name, self.faults, self.seed, context.mtu)?;
         Ok(Box::new(port))
     }
 }
@@ -201,30 +185,18 @@ impl Wires {
         mtu: u16,
     ) -> Result<PipePort, PipeError> {
         let end = match self.ends.get_mut(name) {
-            Some(second) => second.take().ok_or_else(|| PipeError::Taken {
-                name: name.to_owned(),
-            })?,
+            Some(second) => {
+                second.take().ok_or_else(|| PipeError::Taken { name: name.to_owned() })?
+            }
             None => {
-                let failed = |source| PipeError::Wake {
-                    name: name.to_owned(),
-                    source,
-                };
+                let failed = |source| PipeError::Wake { name: name.to_owned(), source };
                 let (wakes_a, a) = wake::pair().map_err(failed)?;
                 let (wakes_b, b) = wake::pair().map_err(failed)?;
                 let shared = Arc::new(Shared::default());
-                let second = End {
-                    shared: shared.clone(),
-                    side: Side::B,
-                    waker: wakes_a,
-                    wakeups: b,
-                };
+                let second =
+                    End { shared: shared.clone(), side: Side::B, waker: wakes_a, wakeups: b };
                 self.ends.insert(name.to_owned(), Some(second));
-                End {
-                    shared,
-                    side: Side::A,
-                    waker: wakes_b,
-                    wakeups: a,
-                }
+                End { shared, side: Side::A, waker: wakes_b, wakeups: a }
             }
         };
         Ok(PipePort::new(end, faults, seed, mtu))
@@ -249,11 +221,7 @@ impl PipePort {
     fn new(end: End, faults: Faults, seed: u64, mtu: u16) -> PipePort {
         let frame_max = usize::from(mtu) + usize::from(FRAME_OVERHEAD);
         let lane = Lane::new(faults, lane_seed(seed, end.side), frame_max);
-        let direction = Direction {
-            lane,
-            waker: end.waker,
-            woken: false,
-        };
+        let direction = Direction { lane, waker: end.waker, woken: false };
         end.shared.lanes[end.side.index()].get_or_init(|| Mutex::new(direction));
         PipePort {
             shared: end.shared,
@@ -280,10 +248,8 @@ fn direction(shared: &Shared, side: Side) -> Option<MutexGuard<'_, Direction>> {
 fn complete(frame: &mut [u8], csum: TxCsum) {
     let summed = &mut frame[usize::from(csum.start)..];
     let mut pairs = summed.chunks_exact(2);
-    let mut sum: u64 = pairs
-        .by_ref()
-        .map(|pair| u64::from(u16::from_be_bytes([pair[0], pair[1]])))
-        .sum();
+    let mut sum: u64 =
+        pairs.by_ref().map(|pair| u64::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
     if let [last] = *pairs.remainder() {
         sum += u64::from(last) << 8;
     }
@@ -301,12 +267,7 @@ fn complete(frame: &mut [u8], csum: TxCsum) {
 
 impl Port for PipePort {
     fn caps(&self) -> Caps {
-        Caps {
-            mtu: self.mtu,
-            tx_csum: true,
-            rx_partial: false,
-            gather: true,
-        }
+        Caps { mtu: self.mtu, tx_csum: true, rx_partial: false, gather: true }
     }
 
     fn receive(
@@ -326,11 +287,7 @@ impl Port for PipePort {
         }
         let lane = &mut direction.lane;
         let mut received = 0;
-        while out.room() > 0
-            && lane
-                .next_deadline()
-                .is_some_and(|due| due <= now.monotonic_ns)
-        {
+        while out.room() > 0 && lane.next_deadline().is_some_and(|due| due <= now.monotonic_ns) {
             let Some(buf) = self.reserve.take().or_else(|| pool.take(Owner::Port)) else {
                 // Without a deadline: the worker would spin on one that has
                 // passed. What frees a buffer wakes it.
@@ -340,10 +297,7 @@ impl Port for PipePort {
             let frame_max = self.frame_max;
             let len = lane.pop_with(now.monotonic_ns, |bytes| {
                 let fits = bytes.len() <= frame_max
-                    && pool
-                        .buffers()
-                        .write(buf, usize::from(RX_OFFSET), bytes)
-                        .is_ok();
+                    && pool.buffers().write(buf, usize::from(RX_OFFSET), bytes).is_ok();
                 fits.then_some(bytes.len())
             });
             match len {

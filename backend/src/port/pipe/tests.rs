@@ -8,10 +8,7 @@ use super::*;
 const MTU: u16 = 1500;
 
 fn at(ns: u64) -> Now {
-    Now {
-        monotonic_ns: ns,
-        real_ns: 1_000_000 + ns,
-    }
+    Now { monotonic_ns: ns, real_ns: 1_000_000 + ns }
 }
 
 fn pair(faults: Faults) -> (PipePort, PipePort) {
@@ -57,10 +54,7 @@ fn frames_cross_in_both_directions_and_wake_the_other_side() {
         }
         to.release(pool_to);
         assert_eq!((pool_from.free(), pool_to.free()), (4, 4));
-        assert_eq!(
-            (from.counters().tx_frames, from.counters().tx_bytes),
-            (3, 1832)
-        );
+        assert_eq!((from.counters().tx_frames, from.counters().tx_bytes), (3, 1832));
         assert_eq!((to.counters().rx_frames, to.counters().rx_bytes), (3, 1832));
         assert_eq!(to.counters().rx_bytes_copied, 1832);
         std::mem::swap(&mut a, &mut b);
@@ -70,10 +64,7 @@ fn frames_cross_in_both_directions_and_wake_the_other_side() {
 
 #[test]
 fn a_delayed_frame_is_announced_by_a_deadline() {
-    let (mut a, mut b) = pair(Faults {
-        delay_ns: 1_000,
-        ..Faults::default()
-    });
+    let (mut a, mut b) = pair(Faults { delay_ns: 1_000, ..Faults::default() });
     let (mut pool_a, mut pool_b) = (pool(4), pool(4));
     let mut batch = TxBatch::new(8);
     push(&mut batch, &mut pool_a, &frame(60), 14, None);
@@ -123,26 +114,12 @@ fn malformed_frames_are_dropped_and_their_buffers_told() {
     let mut batch = TxBatch::new(8);
     push(&mut batch, &mut pool_a, &frame(13), 13, None);
     push(&mut batch, &mut pool_a, &frame(1519), 14, None);
-    push(
-        &mut batch,
-        &mut pool_a,
-        &frame(60),
-        14,
-        Some(TxCsum {
-            start: 54,
-            offset: 5,
-        }),
-    );
+    push(&mut batch, &mut pool_a, &frame(60), 14, Some(TxCsum { start: 54, offset: 5 }));
     let outside = pool_a.take(Owner::Stack).unwrap();
-    batch.push(Origin::Bridge).unwrap().payload = Some(Payload {
-        buf: outside,
-        offset: 2000,
-        len: 60,
-    });
+    batch.push(Origin::Bridge).unwrap().payload =
+        Some(Payload { buf: outside, offset: 2000, len: 60 });
     let mut told = Vec::new();
-    let sent = a.send(at(0), &pool_a, &mut batch, &mut |origin, buf| {
-        told.push((origin, buf))
-    });
+    let sent = a.send(at(0), &pool_a, &mut batch, &mut |origin, buf| told.push((origin, buf)));
     assert_eq!(sent.unwrap(), 4);
     assert_eq!(told.len(), 4);
     assert_eq!(told[3], (Origin::Bridge, outside));
@@ -158,16 +135,7 @@ fn a_checksum_is_completed_where_it_is_asked_for() {
     // An odd number of bytes summed: the last counts as a high byte.
     let mut bytes = frame(61);
     bytes[50..52].copy_from_slice(&[0x12, 0x34]);
-    push(
-        &mut batch,
-        &mut pool_a,
-        &bytes,
-        34,
-        Some(TxCsum {
-            start: 34,
-            offset: 16,
-        }),
-    );
+    push(&mut batch, &mut pool_a, &bytes, 34, Some(TxCsum { start: 34, offset: 16 }));
     send_all(&mut a, at(0), &mut pool_a, &mut batch);
     let got = receive_all(&mut b, at(0), &mut pool_b).remove(0).1;
     assert_eq!(got[..50], bytes[..50]);
@@ -177,10 +145,7 @@ fn a_checksum_is_completed_where_it_is_asked_for() {
     let sum = |range: &[u8]| {
         let mut padded = range.to_vec();
         padded.push(0);
-        padded
-            .chunks_exact(2)
-            .map(|p| u32::from(u16::from_be_bytes([p[0], p[1]])))
-            .sum::<u32>()
+        padded.chunks_exact(2).map(|p| u32::from(u16::from_be_bytes([p[0], p[1]]))).sum::<u32>()
     };
     assert_eq!((sum(&got[34..]) + 0x1234) % 0xffff, 0);
 }

@@ -40,11 +40,7 @@ impl Tap {
             match errno {
                 Errno::NOENT | Errno::NODEV | Errno::NXIO => TapError::NoDriver { name },
                 Errno::ACCESS | Errno::PERM => TapError::Permission { name },
-                errno => TapError::Failed {
-                    name,
-                    call: "open /dev/net/tun",
-                    source: errno.into(),
-                },
+                errno => TapError::Failed { name, call: "open /dev/net/tun", source: errno.into() },
             }
         })?;
         let control = rustix::net::socket_with(
@@ -67,11 +63,7 @@ impl Tap {
                 Errno::PERM | Errno::ACCESS => TapError::Permission { name },
                 Errno::BUSY => TapError::Busy { name },
                 Errno::INVAL => TapError::NotTap { name },
-                errno => TapError::Failed {
-                    name,
-                    call: "TUNSETIFF",
-                    source: errno.into(),
-                },
+                errno => TapError::Failed { name, call: "TUNSETIFF", source: errno.into() },
             }
         })?;
         set_number(&fd, libc::TUNSETVNETHDRSZ, NET_HDR_LEN as c_int)
@@ -102,14 +94,8 @@ impl Tap {
         let header = header.as_mut_bytes();
         let data = buffers.as_mut_ptr(buf, offset, len).map_err(outside)?;
         let parts = [
-            iovec {
-                iov_base: header.as_mut_ptr().cast(),
-                iov_len: header.len(),
-            },
-            iovec {
-                iov_base: data.cast(),
-                iov_len: len,
-            },
+            iovec { iov_base: header.as_mut_ptr().cast(), iov_len: header.len() },
+            iovec { iov_base: data.cast(), iov_len: len },
         ];
         // SAFETY: the first part is a live exclusive borrow. The second lies in
         // one buffer of a mapped region: `as_mut_ptr` checked it and `buffers`
@@ -132,27 +118,13 @@ impl Tap {
             None => (std::ptr::null(), 0),
             Some(Payload { buf, offset, len }) => {
                 let len = usize::from(len);
-                (
-                    buffers
-                        .as_ptr(buf, usize::from(offset), len)
-                        .map_err(outside)?,
-                    len,
-                )
+                (buffers.as_ptr(buf, usize::from(offset), len).map_err(outside)?, len)
             }
         };
         let parts = [
-            iovec {
-                iov_base: header.as_ptr() as *mut c_void,
-                iov_len: header.len(),
-            },
-            iovec {
-                iov_base: head.as_ptr() as *mut c_void,
-                iov_len: head.len(),
-            },
-            iovec {
-                iov_base: data as *mut c_void,
-                iov_len: len,
-            },
+            iovec { iov_base: header.as_ptr() as *mut c_void, iov_len: header.len() },
+            iovec { iov_base: head.as_ptr() as *mut c_void, iov_len: head.len() },
+            iovec { iov_base: data as *mut c_void, iov_len: len },
         ];
         // SAFETY: the first two parts are live borrows, which writev only reads.
         // The third is empty or lies in one buffer of a mapped region, as in
@@ -205,10 +177,7 @@ fn link(control: &OwnedFd, request: &mut ifreq) -> Result<Link, Errno> {
     interface(control, libc::SIOCGIFFLAGS as _, request)?;
     // SAFETY: SIOCGIFFLAGS filled in this member.
     let flags = unsafe { request.ifr_ifru.ifru_flags };
-    Ok(Link {
-        mtu: u32::try_from(mtu).unwrap_or(0),
-        up: c_int::from(flags) & libc::IFF_UP != 0,
-    })
+    Ok(Link { mtu: u32::try_from(mtu).unwrap_or(0), up: c_int::from(flags) & libc::IFF_UP != 0 })
 }
 
 /// An ioctl that reads and writes an `ifreq`.
@@ -228,13 +197,7 @@ fn set_number(fd: &OwnedFd, code: libc::Ioctl, number: c_int) -> Result<(), Errn
 /// TUNSETOFFLOAD, whose argument is the set of flags itself.
 fn set_offload(fd: &OwnedFd, flags: libc::c_uint) -> Result<(), Errno> {
     // SAFETY: the argument is a number; no memory is passed.
-    check(unsafe {
-        libc::ioctl(
-            fd.as_raw_fd(),
-            libc::TUNSETOFFLOAD,
-            libc::c_ulong::from(flags),
-        )
-    })
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags)) })
 }
 
 fn check(result: c_int) -> Result<(), Errno> {

@@ -55,9 +55,7 @@ fn parse(rest: &str) -> Result<Box<dyn Device>, PortSpecError> {
             parameters: parameters.to_owned(),
         });
     }
-    Ok(Box::new(TapDevice {
-        name: name.to_owned(),
-    }))
+    Ok(Box::new(TapDevice { name: name.to_owned() }))
 }
 
 impl Device for TapDevice {
@@ -174,11 +172,7 @@ impl TapPort {
     pub fn open(name: &str, mtu: u16) -> Result<TapPort, TapError> {
         let (tap, link) = Tap::open(name, mtu)?;
         if link.mtu < u32::from(mtu) {
-            return Err(TapError::Mtu {
-                name: name.to_owned(),
-                mtu: link.mtu,
-                wanted: mtu,
-            });
+            return Err(TapError::Mtu { name: name.to_owned(), mtu: link.mtu, wanted: mtu });
         }
         if link.mtu > u32::from(mtu) {
             tracing::warn!(
@@ -226,10 +220,8 @@ impl TapPort {
             return None;
         }
         let (csum, partial) = if header.flags & NEEDS_CSUM != 0 {
-            let partial = TxCsum {
-                start: header.csum_start.get(),
-                offset: header.csum_offset.get(),
-            };
+            let partial =
+                TxCsum { start: header.csum_start.get(), offset: header.csum_offset.get() };
             (RxCsum::Partial, Some(partial))
         } else if header.flags & DATA_VALID != 0 {
             (RxCsum::Valid, None)
@@ -238,29 +230,16 @@ impl TapPort {
         };
         self.counters.rx_frames += 1;
         self.counters.rx_bytes += len as u64;
-        let frame = RxFrame {
-            buf,
-            offset: RX_OFFSET,
-            len: len as u16,
-            csum,
-            time,
-        };
+        let frame = RxFrame { buf, offset: RX_OFFSET, len: len as u16, csum, time };
         Some(Received { frame, partial })
     }
 
     fn gone(&self, source: io::Error) -> PortError {
-        PortError::Gone {
-            port: format!("tap:{}", self.name),
-            source,
-        }
+        PortError::Gone { port: format!("tap:{}", self.name), source }
     }
 
     fn failed(&self, call: &'static str, source: io::Error) -> PortError {
-        PortError::Failed {
-            port: format!("tap:{}", self.name),
-            call,
-            source,
-        }
+        PortError::Failed { port: format!("tap:{}", self.name), call, source }
     }
 }
 
@@ -276,12 +255,7 @@ fn header_of(csum: Option<TxCsum>) -> NetHdr {
 
 impl Port for TapPort {
     fn caps(&self) -> Caps {
-        Caps {
-            mtu: self.mtu,
-            tx_csum: true,
-            rx_partial: true,
-            gather: true,
-        }
+        Caps { mtu: self.mtu, tx_csum: true, rx_partial: true, gather: true }
     }
 
     fn receive(
@@ -301,13 +275,8 @@ impl Port for TapPort {
             };
             self.counters.syscalls += 1;
             let mut header = NetHdr::default();
-            let read = self.tap.read(
-                &mut header,
-                pool.buffers(),
-                buf,
-                usize::from(RX_OFFSET),
-                read_max,
-            );
+            let read =
+                self.tap.read(&mut header, pool.buffers(), buf, usize::from(RX_OFFSET), read_max);
             let frame = match read {
                 Ok(read) => self.judge(&header, read, buf, now.real_ns),
                 Err(failure) => {
@@ -346,10 +315,7 @@ impl Port for TapPort {
             } else {
                 self.counters.syscalls += 1;
                 let header = header_of(frame.csum);
-                match self
-                    .tap
-                    .write(&header, frame.head(), pool.buffers(), frame.payload)
-                {
+                match self.tap.write(&header, frame.head(), pool.buffers(), frame.payload) {
                     Ok(()) => {
                         let len = frame.len() as u64;
                         self.counters.tx_frames += 1;

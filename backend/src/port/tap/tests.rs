@@ -28,50 +28,31 @@ fn in_namespace(test: &str, body: impl FnOnce()) {
         return body();
     }
     let missing = ["true", "ip -V"].iter().find(|command| {
-        let inside = Command::new("unshare")
-            .args(["-rn", "sh", "-c", command])
-            .output();
+        let inside = Command::new("unshare").args(["-rn", "sh", "-c", command]).output();
         !inside.is_ok_and(|output| output.status.success())
     });
     let missing = missing
         .map(|command| format!("`unshare -rn {command}` fails"))
-        .or_else(|| {
-            std::fs::metadata("/dev/net/tun")
-                .err()
-                .map(|e| format!("/dev/net/tun: {e}"))
-        });
+        .or_else(|| std::fs::metadata("/dev/net/tun").err().map(|e| format!("/dev/net/tun: {e}")));
     if let Some(reason) = missing {
-        assert!(
-            std::env::var_os(REQUIRE_ALL).is_none(),
-            "cannot run: {reason}"
-        );
+        assert!(std::env::var_os(REQUIRE_ALL).is_none(), "cannot run: {reason}");
         eprintln!("{test} skipped: {reason}");
         return;
     }
     let output = Command::new("unshare")
         .arg("-rn")
         .arg(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            &format!("port::tap::tests::{test}"),
-            "--nocapture",
-        ])
+        .args(["--exact", &format!("port::tap::tests::{test}"), "--nocapture"])
         .env(INSIDE, "1")
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     let failed = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && said.contains("1 passed"),
-        "{said}{failed}"
-    );
+    assert!(output.status.success() && said.contains("1 passed"), "{said}{failed}");
 }
 
 fn ip(arguments: &str) {
-    let output = Command::new("ip")
-        .args(arguments.split(' '))
-        .output()
-        .unwrap();
+    let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
     assert!(output.status.success(), "ip {arguments}: {output:?}");
 }
 
@@ -81,10 +62,7 @@ fn next(
     pool: &mut Pool,
     wanted: impl Fn(&[u8]) -> bool,
 ) -> (Received, Vec<u8>) {
-    let now = Now {
-        monotonic_ns: 0,
-        real_ns: 42,
-    };
+    let now = Now { monotonic_ns: 0, real_ns: 42 };
     loop {
         for (received, bytes) in receive_all(port, now, pool) {
             if wanted(&bytes) {
@@ -93,15 +71,8 @@ fn next(
         }
         let fd = port.fd().unwrap();
         let mut fds = [PollFd::new(&fd, PollFlags::IN)];
-        let wait = Timespec {
-            tv_sec: WAIT_S,
-            tv_nsec: 0,
-        };
-        assert_eq!(
-            poll(&mut fds, Some(&wait)).unwrap(),
-            1,
-            "no such frame came"
-        );
+        let wait = Timespec { tv_sec: WAIT_S, tv_nsec: 0 };
+        assert_eq!(poll(&mut fds, Some(&wait)).unwrap(), 1, "no such frame came");
     }
 }
 
@@ -129,20 +100,7 @@ fn reply_to(request: &[u8], payload: &[u8]) -> Vec<u8> {
     let mut frame = Vec::new();
     frame.extend([&request[6..12], &GUEST_MAC, &[0x08, 0x00]].concat());
     let total = (28 + payload.len()) as u16;
-    frame.extend([
-        0x45,
-        0,
-        (total >> 8) as u8,
-        total as u8,
-        0,
-        0,
-        0x40,
-        0,
-        64,
-        17,
-        0,
-        0,
-    ]);
+    frame.extend([0x45, 0, (total >> 8) as u8, total as u8, 0, 0, 0x40, 0, 64, 17, 0, 0]);
     frame.extend([GUEST, HOST].concat());
     let check = !sum(&frame[14..34], 0);
     frame[24..26].copy_from_slice(&check.to_be_bytes());
@@ -174,9 +132,7 @@ fn the_kernel_and_the_port_talk() {
         let mut batch = TxBatch::new(8);
         let now = Now::default();
         let socket = UdpSocket::bind("10.77.0.1:5000").unwrap();
-        socket
-            .set_read_timeout(Some(Duration::from_secs(WAIT_S as u64)))
-            .unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(WAIT_S as u64))).unwrap();
         let payload: Vec<u8> = (0..1472).map(|i| i as u8).collect();
         socket.send_to(&payload, "10.77.0.2:7000").unwrap();
 
@@ -193,27 +149,12 @@ fn the_kernel_and_the_port_talk() {
         assert_eq!(datagram.len(), 1514);
         assert_eq!(datagram[42..], payload);
         assert_eq!(received.frame.csum, RxCsum::Partial);
-        assert_eq!(
-            received.partial,
-            Some(TxCsum {
-                start: 34,
-                offset: 6
-            })
-        );
+        assert_eq!(received.partial, Some(TxCsum { start: 34, offset: 6 }));
         assert_eq!(datagram[40..42], pseudo_sum(&datagram).to_be_bytes());
 
         // And back, from a head and a buffer.
-        let csum = Some(TxCsum {
-            start: 34,
-            offset: 6,
-        });
-        push(
-            &mut batch,
-            &mut pool,
-            &reply_to(&datagram, b"from the guest"),
-            42,
-            csum,
-        );
+        let csum = Some(TxCsum { start: 34, offset: 6 });
+        push(&mut batch, &mut pool, &reply_to(&datagram, b"from the guest"), 42, csum);
         send_all(&mut port, now, &mut pool, &mut batch);
         let mut out = [0; 2048];
         let (len, from) = socket.recv_from(&mut out).unwrap();
@@ -228,14 +169,10 @@ fn the_kernel_and_the_port_talk() {
 
         // A device that is taken away ends the port, and only by an error.
         ip("link del paste0");
-        let error = port
-            .receive(now, &mut pool, &mut RxBatch::new(8))
-            .unwrap_err();
+        let error = port.receive(now, &mut pool, &mut RxBatch::new(8)).unwrap_err();
         assert!(matches!(error, PortError::Gone { .. }), "{error}");
         push(&mut batch, &mut pool, &request, 14, None);
-        let error = port
-            .send(now, &pool, &mut batch, &mut |_, _| ())
-            .unwrap_err();
+        let error = port.send(now, &pool, &mut batch, &mut |_, _| ()).unwrap_err();
         assert!(matches!(error, PortError::Gone { .. }), "{error}");
     });
 }

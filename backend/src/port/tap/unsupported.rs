@@ -16,9 +16,7 @@ pub(super) struct Tap(Infallible);
 impl Tap {
     /// Says that there is no such port here.
     pub(super) fn open(name: &str, _mtu: u16) -> Result<(Tap, Link), TapError> {
-        Err(TapError::Unsupported {
-            name: name.to_owned(),
-        })
+        Err(TapError::Unsupported { name: name.to_owned() })
     }
 
     /// Never called.

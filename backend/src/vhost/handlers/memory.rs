@@ -10,10 +10,7 @@ use crate::vhost::message::{Answer, Request};
 
 /// SET_MEM_TABLE: all memory at once.
 pub fn set_table(control: &mut Control, request: Request<'_>) -> Result<Answer, Refusal> {
-    let regions = request.payload[size_of::<MemTableHeader>()..]
-        .as_chunks()
-        .0
-        .iter();
+    let regions = request.payload[size_of::<MemTableHeader>()..].as_chunks().0.iter();
     let table: Vec<_> = regions
         .map(|bytes: &[u8; size_of::<MemRegion>()]| zerocopy::transmute!(*bytes))
         .zip(request.descriptors)
@@ -40,9 +37,7 @@ pub fn add(control: &mut Control, mut request: Request<'_>) -> Result<Answer, Re
 
 /// REM_MEM_REG.
 pub fn remove(control: &mut Control, request: Request<'_>) -> Result<Answer, Refusal> {
-    control
-        .mem
-        .remove(&request.read::<SingleMemRegion>()?.region)?;
+    control.mem.remove(&request.read::<SingleMemRegion>()?.region)?;
     control.reconnect();
     Ok(Answer::Done)
 }

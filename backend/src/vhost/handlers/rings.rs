@@ -17,10 +17,7 @@ fn refuse(ring: usize) -> impl Fn(SetupError) -> Refusal {
 /// The ring and the number of a message with a [`VringState`].
 fn state(control: &Control, request: &Request<'_>) -> Result<(usize, u32), Refusal> {
     let state: VringState = request.read()?;
-    Ok((
-        control.ring_index(u64::from(state.index.get()))?,
-        state.num.get(),
-    ))
+    Ok((control.ring_index(u64::from(state.index.get()))?, state.num.get()))
 }
 
 /// The ring of a message with a descriptor, and the descriptor.
@@ -46,9 +43,7 @@ pub fn set_addr(control: &mut Control, request: Request<'_>) -> Result<Answer, R
     if addresses.flags.get() != 0 {
         return Err(Refusal::Logging);
     }
-    control.rings[ring]
-        .set_addresses(addresses)
-        .map_err(refuse(ring))?;
+    control.rings[ring].set_addresses(addresses).map_err(refuse(ring))?;
     control.connect(ring)?;
     Ok(Answer::Done)
 }
@@ -65,10 +60,7 @@ pub fn set_base(control: &mut Control, request: Request<'_>) -> Result<Answer, R
 pub fn get_base(control: &mut Control, request: Request<'_>) -> Result<Answer, Refusal> {
     let (ring, _) = state(control, &request)?;
     let num = u32::from(control.stop(ring)).into();
-    let answer = VringState {
-        index: (ring as u32).into(),
-        num,
-    };
+    let answer = VringState { index: (ring as u32).into(), num };
     Ok(Answer::Data(answer.as_bytes().to_vec()))
 }
 

@@ -21,10 +21,7 @@ fn turn(rig: &mut Rig) -> Option<Fault> {
         }
     }
     let pushed = rig.device.push_rx(&[&body(100)], &NetHdr::default());
-    pushed
-        .err()
-        .or_else(|| rig.device.flush().err())
-        .map(|error| error.fault)
+    pushed.err().or_else(|| rig.device.flush().err()).map(|error| error.fault)
 }
 
 /// A device on which `arrange` made a hostile chain must find `expected`, stop,
@@ -40,12 +37,7 @@ fn breaks(features: u64, ring: usize, expected: Fault, arrange: impl FnOnce(&mut
     assert!(!rig.device.arm().unwrap());
     assert_eq!(signals(&rig.ends[ring].err), 1);
     let kind = expected.kind();
-    assert_eq!(
-        rig.device.counters().faults[kind],
-        1,
-        "{}",
-        Fault::KINDS[kind]
-    );
+    assert_eq!(rig.device.counters().faults[kind], 1, "{}", Fault::KINDS[kind]);
     let status = rig.ask(message(id::GET_STATUS, &[]));
     assert_eq!(status[0], VIRTIO_CONFIG_S_NEEDS_RESET as u8);
     // A message that finds the rings anew does not revive it.
@@ -79,10 +71,7 @@ fn a_head_outside_the_table() {
 
 #[test]
 fn a_next_outside_the_table() {
-    let fault = Fault::DescriptorIndex {
-        index: u16::MAX,
-        size: 8,
-    };
+    let fault = Fault::DescriptorIndex { index: u16::MAX, size: 8 };
     breaks(MODERN, TX, fault, |rig| {
         rig.desc(TX, 0, BUFFERS, 72, NEXT, u16::MAX);
         rig.offer(TX, 0);

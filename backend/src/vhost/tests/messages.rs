@@ -60,12 +60,7 @@ fn the_table_has_one_row_for_each_message() {
     assert_eq!(names.len(), TABLE.len());
     for row in TABLE {
         // The protocol's own naming: what is asked for is answered.
-        assert_eq!(
-            row.name.starts_with("GET_"),
-            row.reply != Reply::Ack,
-            "{}",
-            row.name
-        );
+        assert_eq!(row.name.starts_with("GET_"), row.reply != Reply::Ack, "{}", row.name);
         if let Payload::Exactly(len) = row.payload {
             assert!(len <= PAYLOAD_MAX);
         }
@@ -82,17 +77,11 @@ fn offers_what_it_has() {
     let protocol = rig.ask(message(id::GET_PROTOCOL_FEATURES, &[]));
     assert_eq!(u64::from_le_bytes(protocol.try_into().unwrap()), PROTOCOL);
     // A path that completes no checksums does not offer them.
-    let (mut device, front) = attached(DeviceOptions {
-        csum: false,
-        ..options()
-    });
+    let (mut device, front) = attached(DeviceOptions { csum: false, ..options() });
     send(&front, &message(id::GET_FEATURES, &[]), 0);
     device.handle_messages().unwrap();
     let (_, features) = reply(&front).unwrap();
-    assert_eq!(
-        u64::from_le_bytes(features.try_into().unwrap()),
-        all & !0b11
-    );
+    assert_eq!(u64::from_le_bytes(features.try_into().unwrap()), all & !0b11);
 }
 
 #[test]
@@ -101,20 +90,12 @@ fn refuses_features_that_were_not_offered() {
     // LOG_ALL, a ring format, control queue.
     for bit in [26, 34, 17, 63] {
         assert_eq!(rig.ack(number(id::SET_FEATURES, MODERN | 1 << bit)), 1);
-        assert_eq!(
-            rig.ack(number(id::SET_PROTOCOL_FEATURES, PROTOCOL | 1 << bit)),
-            1
-        );
+        assert_eq!(rig.ack(number(id::SET_PROTOCOL_FEATURES, PROTOCOL | 1 << bit)), 1);
     }
     // Without need_reply there is no way to tell, except to hang up.
     let error = rig.send(number(id::SET_FEATURES, 1 << 26)).unwrap_err();
     assert!(matches!(error, SessionError::Refused { .. }));
-    assert!(
-        error
-            .to_string()
-            .starts_with("SET_FEATURES: feature bits 0x4000000"),
-        "{error}"
-    );
+    assert!(error.to_string().starts_with("SET_FEATURES: feature bits 0x4000000"), "{error}");
 }
 
 #[test]
@@ -123,11 +104,7 @@ fn acknowledges_what_asks_for_it_once_negotiated() {
     send(&front, &message(id::SET_OWNER, &[]), FLAG_NEED_REPLY);
     device.handle_messages().unwrap();
     assert_eq!(reply(&front), None);
-    send(
-        &front,
-        &number(id::SET_PROTOCOL_FEATURES, PROTOCOL),
-        FLAG_NEED_REPLY,
-    );
+    send(&front, &number(id::SET_PROTOCOL_FEATURES, PROTOCOL), FLAG_NEED_REPLY);
     device.handle_messages().unwrap();
     assert_eq!(reply(&front), Some((id::SET_PROTOCOL_FEATURES, vec![0; 8])));
     send(&front, &message(id::SET_OWNER, &[]), 0);
@@ -153,23 +130,14 @@ fn messages_that_need_a_feature() {
     let (mut device, front) = attached(options());
     send(&front, &message(id::GET_STATUS, &[]), 0);
     let error = device.handle_messages().unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("GET_STATUS: needs protocol feature"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("GET_STATUS: needs protocol feature"), "{error}");
 }
 
 #[test]
 fn the_configuration_space() {
     let mut rig = negotiated();
     let config = |offset: u32, size: u32| {
-        let header = ConfigHeader {
-            offset: offset.into(),
-            size: size.into(),
-            flags: 0.into(),
-        };
+        let header = ConfigHeader { offset: offset.into(), size: size.into(), flags: 0.into() };
         [header.as_bytes(), &vec![0; size as usize]].concat()
     };
     let space = rig.ask(message(id::GET_CONFIG, &config(0, 24)));
@@ -183,10 +151,7 @@ fn the_configuration_space() {
     }
     // Outside: an answer without payload.
     assert!(rig.ask(message(id::GET_CONFIG, &config(250, 7))).is_empty());
-    assert!(
-        rig.ask(message(id::GET_CONFIG, &config(u32::MAX, 1)))
-            .is_empty()
-    );
+    assert!(rig.ask(message(id::GET_CONFIG, &config(u32::MAX, 1))).is_empty());
     assert_eq!(rig.ack(message(id::SET_CONFIG, &config(0, 6))), 1);
 }
 
@@ -214,12 +179,10 @@ fn a_driver_that_begins_anew_is_noticed() {
     let restart = |rig: &mut Rig, base: u32| {
         for ring in [RX, TX] {
             rig.ask(state(id::GET_VRING_BASE, ring as u32, 0));
-            rig.send(state(id::SET_VRING_BASE, ring as u32, base))
-                .unwrap();
+            rig.send(state(id::SET_VRING_BASE, ring as u32, base)).unwrap();
             let (read, write) = pipe();
             rig.ends[ring].kick = write;
-            rig.send(number(id::SET_VRING_KICK, ring as u64).with(read))
-                .unwrap();
+            rig.send(number(id::SET_VRING_KICK, ring as u64).with(read)).unwrap();
         }
     };
     // A pause is no reset.
@@ -244,20 +207,15 @@ fn ring_parameters_that_cannot_be() {
         assert_eq!(rig.ack(state(id::SET_VRING_NUM, index, 8)), 1);
         assert_eq!(rig.ack(state(id::SET_VRING_BASE, index, 0)), 1);
         assert_eq!(rig.ack(state(id::SET_VRING_ENABLE, index, 1)), 1);
-        let addr = VringAddr {
-            index: index.into(),
-            ..VringAddr::read_from_bytes(&[0; 40]).unwrap()
-        };
+        let addr =
+            VringAddr { index: index.into(), ..VringAddr::read_from_bytes(&[0; 40]).unwrap() };
         assert_eq!(rig.ack(message(id::SET_VRING_ADDR, addr.as_bytes())), 1);
     }
     let (read, write) = pipe();
     assert_eq!(rig.ack(number(id::SET_VRING_KICK, 2).with(write)), 1);
     assert!(is_closed(&read));
     let error = rig.send(state(id::GET_VRING_BASE, 2, 0)).unwrap_err();
-    assert!(
-        error.to_string().contains("ring 2 does not exist"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("ring 2 does not exist"), "{error}");
 }
 
 #[test]
@@ -277,11 +235,7 @@ fn ring_addresses_that_cannot_be() {
         (A, A + 0x1000, B + 0xfff0),
         (A, B + 0x2_0000, A + 0x2000),
     ] {
-        assert_eq!(
-            rig.ack(addresses(TX, table, avail, used)),
-            0,
-            "not started yet"
-        );
+        assert_eq!(rig.ack(addresses(TX, table, avail, used)), 0, "not started yet");
         let (read, write) = pipe();
         let kick = number(id::SET_VRING_KICK, TX as u64).with(read);
         assert_eq!(rig.ack(kick), 1, "{table:#x} {avail:#x} {used:#x}");
@@ -320,11 +274,7 @@ fn a_wrong_size_ends_the_session() {
                 continue;
             }
             let error = rig.send(message(row.id, &payload)).unwrap_err();
-            assert!(
-                matches!(error, SessionError::PayloadSize { .. }),
-                "{}: {error}",
-                row.name
-            );
+            assert!(matches!(error, SessionError::PayloadSize { .. }), "{}: {error}", row.name);
         }
     }
     let mut rig = Rig::new(MODERN);
@@ -351,16 +301,10 @@ fn a_wrong_number_of_descriptors_closes_them_and_the_session() {
             let mut rig = Rig::new(MODERN);
             let (read, write) = pipe();
             let mut wrong = message(row.id, &payload);
-            wrong
-                .fds
-                .extend((0..count).map(|_| write.try_clone().unwrap()));
+            wrong.fds.extend((0..count).map(|_| write.try_clone().unwrap()));
             drop(write);
             let error = rig.send(wrong).unwrap_err();
-            assert!(
-                matches!(error, SessionError::DescriptorCount { .. }),
-                "{}",
-                row.name
-            );
+            assert!(matches!(error, SessionError::DescriptorCount { .. }), "{}", row.name);
             assert!(is_closed(&read), "{}", row.name);
         }
     }
@@ -373,10 +317,7 @@ fn flags_of_another_protocol() {
         let mut bytes = message(id::SET_OWNER, &[]).bytes(0);
         bytes[4..8].copy_from_slice(&flags.to_le_bytes());
         fds::send(&front, &bytes, &[]).unwrap();
-        assert!(matches!(
-            device.handle_messages(),
-            Err(SessionError::Flags { .. })
-        ));
+        assert!(matches!(device.handle_messages(), Err(SessionError::Flags { .. })));
     }
 }
 
@@ -433,11 +374,7 @@ fn a_disconnect_at_every_byte_leaves_nothing_behind() {
             let (mut device, front) = attached(options());
             let (messages, ends) = transcript(MODERN, 8, &file);
             for (i, message) in messages.into_iter().enumerate().take(cut + 1) {
-                let take = if i == cut {
-                    bytes
-                } else {
-                    message.bytes(0).len()
-                };
+                let take = if i == cut { bytes } else { message.bytes(0).len() };
                 let borrowed: Vec<_> = message.fds.iter().map(AsFd::as_fd).collect();
                 if take > 0 {
                     fds::send(&front, &message.bytes(0)[..take], &borrowed).unwrap();
@@ -475,11 +412,8 @@ fn repeated_messages_keep_one_descriptor() {
         let mut old: Option<OwnedFd> = None;
         for _ in 0..100 {
             let (read, write) = pipe();
-            let (ours, theirs) = if request == id::SET_VRING_KICK {
-                (write, read)
-            } else {
-                (read, write)
-            };
+            let (ours, theirs) =
+                if request == id::SET_VRING_KICK { (write, read) } else { (read, write) };
             assert_eq!(rig.ack(number(request, TX as u64).with(theirs)), 0);
             if let Some(old) = old.replace(ours) {
                 let gone = match request {
@@ -504,24 +438,14 @@ fn repeated_messages_keep_one_descriptor() {
 fn a_second_session_is_refused() {
     let (mut device, _front) = attached(options());
     let (_other, back) = UnixStream::pair().unwrap();
-    assert_eq!(
-        device.attach(back).unwrap_err().kind(),
-        std::io::ErrorKind::AlreadyExists
-    );
+    assert_eq!(device.attach(back).unwrap_err().kind(), std::io::ErrorKind::AlreadyExists);
 }
 
 /// A device with a region, its front end, and the front end's end of the back
 /// end's own channel.
 fn with_region() -> (Device, UnixStream, UnixStream) {
-    let region = RegionFd {
-        fd: memory_file(),
-        offset: 0x2000,
-        len: 0x4000,
-    };
-    let (mut device, front) = attached(DeviceOptions {
-        region: Some(region),
-        ..options()
-    });
+    let region = RegionFd { fd: memory_file(), offset: 0x2000, len: 0x4000 };
+    let (mut device, front) = attached(DeviceOptions { region: Some(region), ..options() });
     send(&front, &message(id::GET_PROTOCOL_FEATURES, &[]), 0);
     device.handle_messages().unwrap();
     let (_, offered) = reply(&front).unwrap();
@@ -563,17 +487,11 @@ fn the_region_is_mapped_by_the_front_end() {
     device.handle_messages().unwrap();
     let (_, config) = reply(&front).unwrap();
     let config = ShMemConfig::read_from_bytes(&config).unwrap();
-    assert_eq!(
-        (config.nregions.get(), config.memory_sizes[0].get()),
-        (1, 0x4000)
-    );
+    assert_eq!((config.nregions.get(), config.memory_sizes[0].get()), (1, 0x4000));
     assert!(config.memory_sizes[1..].iter().all(|size| size.get() == 0));
 
     let map = take_map(&asked).unwrap();
-    assert_eq!(
-        (map.shmid, map.fd_offset.get(), map.shm_offset.get()),
-        (0, 0x2000, 0)
-    );
+    assert_eq!((map.shmid, map.fd_offset.get(), map.shm_offset.get()), (0, 0x2000, 0));
     assert_eq!((map.len.get(), map.flags.get()), (0x4000, 1));
     assert!(!device.is_region_mapped());
     answer_map(&asked, 0);

@@ -91,11 +91,7 @@ pub struct Outgoing {
 }
 
 pub fn message(id: u32, payload: &[u8]) -> Outgoing {
-    Outgoing {
-        id,
-        payload: payload.to_vec(),
-        fds: Vec::new(),
-    }
+    Outgoing { id, payload: payload.to_vec(), fds: Vec::new() }
 }
 
 pub fn number(id: u32, value: u64) -> Outgoing {
@@ -103,14 +99,7 @@ pub fn number(id: u32, value: u64) -> Outgoing {
 }
 
 pub fn state(id: u32, index: u32, num: u32) -> Outgoing {
-    message(
-        id,
-        VringState {
-            index: index.into(),
-            num: num.into(),
-        }
-        .as_bytes(),
-    )
+    message(id, VringState { index: index.into(), num: num.into() }.as_bytes())
 }
 
 impl Outgoing {
@@ -139,10 +128,7 @@ pub fn mem_region(guest: u64, user: u64, size: u64, offset: u64) -> MemRegion {
 }
 
 pub fn mem_table(regions: &[MemRegion], file: &OwnedFd) -> Outgoing {
-    let header = MemTableHeader {
-        count: (regions.len() as u32).into(),
-        padding: 0.into(),
-    };
+    let header = MemTableHeader { count: (regions.len() as u32).into(), padding: 0.into() };
     let mut table = message(id::SET_MEM_TABLE, header.as_bytes());
     for region in regions {
         table.payload.extend_from_slice(region.as_bytes());
@@ -152,19 +138,12 @@ pub fn mem_table(regions: &[MemRegion], file: &OwnedFd) -> Outgoing {
 }
 
 pub fn usual_regions() -> [MemRegion; 2] {
-    [
-        mem_region(B, USER_B, 0x1_0000, OFFSET_B),
-        mem_region(A, USER_A, 0x1_0000, 0),
-    ]
+    [mem_region(B, USER_B, 0x1_0000, OFFSET_B), mem_region(A, USER_A, 0x1_0000, 0)]
 }
 
 pub fn addresses(ring: usize, table: u64, avail: u64, used: u64) -> Outgoing {
     let user = |guest: u64| {
-        if guest >= B {
-            guest - B + USER_B
-        } else {
-            guest - A + USER_A
-        }
+        if guest >= B { guest - B + USER_B } else { guest - A + USER_A }
     };
     let addr = VringAddr {
         index: (ring as u32).into(),
@@ -273,16 +252,8 @@ impl Rig {
         let file = memory_file();
         let (device, front) = attached(options);
         let (messages, ends) = transcript(features, u32::from(size), &file);
-        let mut rig = Rig {
-            device,
-            front,
-            file,
-            ends,
-            size,
-            avail: [0; 2],
-            used: [0; 2],
-            buffer: BUFFERS,
-        };
+        let mut rig =
+            Rig { device, front, file, ends, size, avail: [0; 2], used: [0; 2], buffer: BUFFERS };
         for message in messages {
             rig.send(message).unwrap();
         }
@@ -363,10 +334,7 @@ impl Rig {
     /// Makes a chain available.
     pub fn offer(&mut self, ring: usize, head: u16) {
         let slot = self.avail[ring] % self.size;
-        self.write(
-            avail_of(ring) + 4 + 2 * u64::from(slot),
-            &head.to_le_bytes(),
-        );
+        self.write(avail_of(ring) + 4 + 2 * u64::from(slot), &head.to_le_bytes());
         self.avail[ring] = self.avail[ring].wrapping_add(1);
         self.set_avail_idx(ring, self.avail[ring]);
     }
@@ -380,10 +348,7 @@ impl Rig {
     }
 
     pub fn set_used_event(&self, ring: usize, event: u16) {
-        self.write(
-            avail_of(ring) + 4 + 2 * u64::from(self.size),
-            &event.to_le_bytes(),
-        );
+        self.write(avail_of(ring) + 4 + 2 * u64::from(self.size), &event.to_le_bytes());
     }
 
     pub fn avail_event(&self, ring: usize) -> u16 {
@@ -438,19 +403,12 @@ impl Rig {
     /// Takes the next TX frame.
     pub fn take(&mut self) -> Option<Vec<u8>> {
         let mut out = [0xee; 2048];
-        self.device
-            .next_tx(&mut out)
-            .unwrap()
-            .map(|len| out[..len].to_vec())
+        self.device.next_tx(&mut out).unwrap().map(|len| out[..len].to_vec())
     }
 }
 
 fn file_offset(guest: u64) -> u64 {
-    if guest >= B {
-        guest - B + OFFSET_B
-    } else {
-        guest - A
-    }
+    if guest >= B { guest - B + OFFSET_B } else { guest - A }
 }
 
 pub fn send(front: &UnixStream, message: &Outgoing, flags: u32) {
@@ -479,12 +437,7 @@ pub fn reply(front: &UnixStream) -> Option<(u32, Vec<u8>)> {
 /// A virtio-net header and a frame of `len` bytes, each byte telling its place.
 pub fn frame(len: usize) -> Vec<u8> {
     let header = NetHdr::default();
-    header
-        .as_bytes()
-        .iter()
-        .copied()
-        .chain((0..len).map(|i| (i % 251) as u8))
-        .collect()
+    header.as_bytes().iter().copied().chain((0..len).map(|i| (i % 251) as u8)).collect()
 }
 
 /// The frame of [`frame`] without the header.

@@ -7,16 +7,11 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::*;
 
 fn push(rig: &mut Rig, len: usize) -> bool {
-    rig.device
-        .push_rx(&[&body(len)], &NetHdr::default())
-        .unwrap()
+    rig.device.push_rx(&[&body(len)], &NetHdr::default()).unwrap()
 }
 
 fn num_buffers(rig: &Rig, at: u64) -> u16 {
-    NetHdr::read_from_bytes(&rig.read(at, NET_HDR_LEN))
-        .unwrap()
-        .num_buffers
-        .get()
+    NetHdr::read_from_bytes(&rig.read(at, NET_HDR_LEN)).unwrap().num_buffers.get()
 }
 
 #[test]
@@ -44,10 +39,7 @@ fn a_frame_each_way() {
     assert_eq!(signals(&rig.ends[RX].call), 1);
     let counters = *rig.device.counters();
     assert_eq!((counters.tx_frames, counters.tx_bytes), (1, 60));
-    assert_eq!(
-        (counters.rx_frames, counters.rx_bytes, counters.rx_no_room),
-        (1, 100, 1)
-    );
+    assert_eq!((counters.rx_frames, counters.rx_bytes, counters.rx_no_room), (1, 100, 1));
     assert_eq!(counters.signals, 2);
 }
 
@@ -136,10 +128,7 @@ fn what_is_no_frame_is_counted_and_skipped() {
     rig.device.flush().unwrap();
     assert_eq!(rig.used_idx(TX), 3);
     let counters = rig.device.counters();
-    assert_eq!(
-        (counters.tx_runt, counters.tx_oversize, counters.tx_frames),
-        (1, 1, 1)
-    );
+    assert_eq!((counters.tx_runt, counters.tx_oversize, counters.tx_frames), (1, 1, 1));
 }
 
 #[test]
@@ -169,12 +158,7 @@ fn a_frame_spreads_over_mergeable_buffers() {
     assert_eq!(rig.take_used(RX), Some((1, 50)));
     assert_eq!(rig.take_used(RX), Some((2, 62)));
     assert_eq!(num_buffers(&rig, at[0]), 3);
-    let got = [
-        rig.read(at[0] + 12, 88),
-        rig.read(at[1], 50),
-        rig.read(at[2], 62),
-    ]
-    .concat();
+    let got = [rig.read(at[0] + 12, 88), rig.read(at[1], 50), rig.read(at[2], 62)].concat();
     assert_eq!(got, bytes);
     assert_eq!(rig.device.counters().rx_chains, 3);
 }
@@ -243,10 +227,7 @@ fn a_legacy_driver_has_a_shorter_header() {
     rig.desc(TX, 2, BUFFERS + 4, 8, NEXT, 3);
     rig.desc(TX, 3, BUFFERS + 12, 18, 0, 0);
     rig.offer(TX, 1);
-    assert_eq!(
-        rig.take().unwrap(),
-        [&[7; 10][..], &[0; 2], &body(20)].concat()
-    );
+    assert_eq!(rig.take().unwrap(), [&[7; 10][..], &[0; 2], &body(20)].concat());
     let at = rig.receive(0, 100);
     assert!(push(&mut rig, 60));
     rig.device.flush().unwrap();
@@ -273,11 +254,7 @@ fn event_idx_asks_for_signals_at_any_index() {
             rig.take().unwrap();
         }
         rig.device.flush().unwrap();
-        assert_eq!(
-            signals(&rig.ends[TX].call),
-            usize::from(wanted),
-            "event {event}"
-        );
+        assert_eq!(signals(&rig.ends[TX].call), usize::from(wanted), "event {event}");
     }
 }
 
@@ -362,8 +339,7 @@ fn stopping_publishes_and_starting_resumes() {
     let (kick_read, kick) = pipe();
     rig.ends[TX].kick = kick;
     rig.send(state(id::SET_VRING_BASE, TX as u32, 2)).unwrap();
-    rig.send(number(id::SET_VRING_KICK, TX as u64).with(kick_read))
-        .unwrap();
+    rig.send(number(id::SET_VRING_KICK, TX as u64).with(kick_read)).unwrap();
     assert_eq!(rig.take().unwrap(), frame(60));
     rig.device.flush().unwrap();
     // The used position was taken over from the ring.
@@ -429,14 +405,7 @@ fn memory_may_change_under_running_rings() {
 fn memory_comes_and_goes_in_slots() {
     use paste_abi::vhost_user::SingleMemRegion;
     let mut rig = Rig::new(MODERN);
-    let single = |region| {
-        SingleMemRegion {
-            padding: 0.into(),
-            region,
-        }
-        .as_bytes()
-        .to_vec()
-    };
+    let single = |region| SingleMemRegion { padding: 0.into(), region }.as_bytes().to_vec();
     let region_b = usual_regions()[0];
     // Some front ends send a descriptor here; it is closed unused.
     let (read, write) = pipe();
@@ -460,15 +429,8 @@ fn without_protocol_features_rings_start_enabled() {
     let file = memory_file();
     let (mut device, front) = attached(options());
     let (messages, _ends) = transcript(MODERN & !F_PROTOCOL_FEATURES, 8, &file);
-    let unknown_then = [
-        id::SET_PROTOCOL_FEATURES,
-        id::SET_VRING_ENABLE,
-        id::GET_QUEUE_NUM,
-    ];
-    for message in messages
-        .into_iter()
-        .filter(|m| !unknown_then.contains(&m.id))
-    {
+    let unknown_then = [id::SET_PROTOCOL_FEATURES, id::SET_VRING_ENABLE, id::GET_QUEUE_NUM];
+    for message in messages.into_iter().filter(|m| !unknown_then.contains(&m.id)) {
         send(&front, &message, 0);
         device.handle_messages().unwrap();
     }
@@ -501,12 +463,7 @@ fn a_kick_storm_and_a_closed_kick_end() {
 #[test]
 fn watches_have_numbers() {
     use super::super::Watch;
-    for watch in [
-        Watch::Session,
-        Watch::Backend,
-        Watch::Kick(RX),
-        Watch::Kick(TX),
-    ] {
+    for watch in [Watch::Session, Watch::Backend, Watch::Kick(RX), Watch::Kick(TX)] {
         assert_eq!(Watch::from_index(watch.to_index()), Some(watch));
     }
     assert_eq!(Watch::from_index(4), None);

@@ -47,10 +47,7 @@ const WINDOW_MAX: u32 = 1 << 30;
 
 impl Congestion for NewReno {
     fn new(mss: u32) -> NewReno {
-        NewReno {
-            cwnd: initial_window(mss),
-            ssthresh: WINDOW_MAX,
-        }
+        NewReno { cwnd: initial_window(mss), ssthresh: WINDOW_MAX }
     }
 
     fn window(&self) -> u32 {

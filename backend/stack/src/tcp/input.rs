@@ -98,11 +98,7 @@ impl Stack {
             time: frame.time,
             from: *from,
         };
-        let key = Key {
-            remote: ip.src,
-            remote_port: header.src_port,
-            local_port: header.dst_port,
-        };
+        let key = Key { remote: ip.src, remote_port: header.src_port, local_port: header.dst_port };
         let hash = self.hash(&key.bytes());
         match self.find_flow(&key, hash) {
             Some(index) => self.flow_input(mem, now, index, &segment),
@@ -322,11 +318,7 @@ impl Stack {
         if flow.rtt.backoff() > 0 {
             flow.rtt = super::rtt::Rtt::new(3 * SEC);
         }
-        flow.state = if flow.fin_queued {
-            State::FinWait1
-        } else {
-            State::Established
-        };
+        flow.state = if flow.fin_queued { State::FinWait1 } else { State::Established };
         flow.syn_due = false;
         // SYN is acknowledged by this very segment.
         flow.snd_wl1 = segment.header.seq;
@@ -394,11 +386,6 @@ impl Stack {
         } else {
             (Seq(0), Some(header.seq + segment.seq_len()))
         };
-        self.queue_control(Control::Reset {
-            to: segment.from,
-            key,
-            seq,
-            ack,
-        });
+        self.queue_control(Control::Reset { to: segment.from, key, seq, ack });
     }
 }

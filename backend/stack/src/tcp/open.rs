@@ -101,11 +101,7 @@ impl Stack {
 
     /// Notes what the peer's SYN says.
     fn take_syn(&mut self, now: u64, index: u32, segment: &Segment) {
-        let Options {
-            mss,
-            scale,
-            timestamps,
-        } = segment.header.options;
+        let Options { mss, scale, timestamps } = segment.header.options;
         let flow = &mut self.flows[index];
         // What our own SYN promised, if there was one, now has a place.
         let promised = flow.rcv_wnd();
@@ -129,11 +125,7 @@ impl Stack {
         flow.snd_wl1 = segment.header.seq;
         flow.snd_wl2 = flow.iss;
         // RFC 6691 section 2: options come off the MSS.
-        let options = if flow.timestamps {
-            tcp::TIMESTAMPS_LEN as u16
-        } else {
-            0
-        };
+        let options = if flow.timestamps { tcp::TIMESTAMPS_LEN as u16 } else { 0 };
         let mss = mss.unwrap_or(MSS_DEFAULT).max(MSS_MIN).min(self.mss);
         flow.mss = mss - options;
         flow.congestion = NewReno::new(u32::from(flow.mss));

@@ -42,12 +42,7 @@ struct Plan {
 
 impl Plan {
     fn bare(why: Why, seq: Seq, flags: u8) -> Plan {
-        Plan {
-            why,
-            seq,
-            flags,
-            payload: None,
-        }
+        Plan { why, seq, flags, payload: None }
     }
 
     /// After the last sequence number that it occupies.
@@ -102,8 +97,7 @@ impl Stack {
 
     /// The retransmission timeout of a flow now.
     pub(crate) fn rto(&self, flow: &FlowState) -> u64 {
-        flow.rtt
-            .timeout(self.config.timers.rto_min, self.config.timers.rto_max)
+        flow.rtt.timeout(self.config.timers.rto_min, self.config.timers.rto_max)
     }
 
     /// Chooses the next segment.
@@ -115,9 +109,7 @@ impl Stack {
                 return flow.rst_due.then_some(plan);
             }
             State::SynSent => {
-                return flow
-                    .syn_due
-                    .then_some(Plan::bare(Why::Syn, flow.iss, flag::SYN));
+                return flow.syn_due.then_some(Plan::bare(Why::Syn, flow.iss, flag::SYN));
             }
             State::SynReceived if flow.syn_due => {
                 return Some(Plan::bare(Why::Syn, flow.iss, flag::SYN | flag::ACK));
@@ -147,8 +139,7 @@ impl Stack {
         }
         // Not `snd_nxt`: after a timeout that lies before what the peer has,
         // and the peer would not accept the acknowledgement.
-        flow.ack_due
-            .then(|| Plan::bare(Why::Ack, flow.snd_max, flag::ACK))
+        flow.ack_due.then(|| Plan::bare(Why::Ack, flow.snd_max, flag::ACK))
     }
 
     fn plan_payload(&self, now: u64, index: u32) -> Option<Plan> {
@@ -203,17 +194,8 @@ impl Stack {
                 flags |= flag::FIN;
             }
         }
-        let payload = Payload {
-            buf,
-            offset: meta.offset + skip as u16,
-            len: len as u16,
-        };
-        Some(Plan {
-            why,
-            seq,
-            flags,
-            payload: Some(payload),
-        })
+        let payload = Payload { buf, offset: meta.offset + skip as u16, len: len as u16 };
+        Some(Plan { why, seq, flags, payload: Some(payload) })
     }
 
     /// Moves the flow's state over a segment that was written.
@@ -347,20 +329,13 @@ impl Stack {
         out: &mut TxBatch,
     ) {
         let syn = plan.flags & flag::SYN != 0;
-        let window = if plan.why == Why::Reset {
-            0
-        } else {
-            self.advertise(index, !syn)
-        };
+        let window = if plan.why == Why::Reset { 0 } else { self.advertise(index, !syn) };
         let flow = &self.flows[index];
         let acks = plan.flags & flag::ACK != 0;
         let mut options = Options::default();
         if flow.timestamps {
             let echo = if acks { flow.ts_recent } else { 0 };
-            options.timestamps = Some(Timestamps {
-                value: flow.timestamp(now),
-                echo,
-            });
+            options.timestamps = Some(Timestamps { value: flow.timestamp(now), echo });
         }
         if syn {
             options.mss = Some(self.mss);
@@ -400,11 +375,7 @@ impl Stack {
             offset: tcp::CSUM_OFFSET as u16,
         });
         let mut local = [0; HEAD_MAX];
-        let head = if in_buffer {
-            &mut local[..header_len]
-        } else {
-            frame.head_mut(header_len)
-        };
+        let head = if in_buffer { &mut local[..header_len] } else { frame.head_mut(header_len) };
 
         ethernet::write(head, mac, &self.config.mac, ethernet::IPV4);
         let (ours, ip) = (self.config.address, &mut head[ethernet::LEN..]);
@@ -416,9 +387,8 @@ impl Stack {
         let field = if self.config.tx_csum_offload {
             pseudo
         } else {
-            let payload = plan
-                .payload
-                .map_or(0, |p| mem.sum(p.buf, usize::from(p.offset), payload_len));
+            let payload =
+                plan.payload.map_or(0, |p| mem.sum(p.buf, usize::from(p.offset), payload_len));
             !checksum::add(checksum::add(pseudo, checksum::sum(segment)), payload)
         };
         segment[tcp::CSUM_OFFSET..tcp::CSUM_OFFSET + 2].copy_from_slice(&field.to_be_bytes());

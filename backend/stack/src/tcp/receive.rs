@@ -212,11 +212,7 @@ impl Stack {
         }
         let mut held_len = flow.held_len;
         loop {
-            let next = if prev == NIL {
-                queue.head
-            } else {
-                self.bufs.get(prev).next
-            };
+            let next = if prev == NIL { queue.head } else { self.bufs.get(prev).next };
             if next == NIL {
                 break;
             }

@@ -26,14 +26,7 @@ const GRANULARITY: u64 = 1 << 20;
 
 impl Rtt {
     pub(crate) fn new(initial: u64) -> Rtt {
-        Rtt {
-            srtt: 0,
-            var: 0,
-            rto: initial,
-            backoff: 0,
-            timing: None,
-            timed_at: 0,
-        }
+        Rtt { srtt: 0, var: 0, rto: initial, backoff: 0, timing: None, timed_at: 0 }
     }
 
     /// The timeout now, backed off and within its limits.
@@ -94,10 +87,7 @@ impl Rtt {
             self.var = self.var - self.var / 4 + self.srtt.abs_diff(rtt) / 4;
             self.srtt = self.srtt - self.srtt / 8 + rtt / 8;
         }
-        self.rto = self
-            .srtt
-            .saturating_add((4 * self.var).max(GRANULARITY))
-            .min(1 << 40);
+        self.rto = self.srtt.saturating_add((4 * self.var).max(GRANULARITY)).min(1 << 40);
     }
 }
 

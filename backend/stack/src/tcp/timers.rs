@@ -58,8 +58,7 @@ impl Stack {
         } else if flow.outstanding() {
             self.counters.timeouts += 1;
             let (flight, mss) = (flow.flight(), u32::from(flow.mss));
-            flow.congestion
-                .on_timeout(flight, mss, flow.rtt.backoff() == 0);
+            flow.congestion.on_timeout(flight, mss, flow.rtt.backoff() == 0);
             flow.in_recovery = false;
             flow.dupacks = 0;
             flow.recover = flow.snd_max;

@@ -21,9 +21,7 @@ impl Stack {
 
     /// The largest window that a flow can have now, bytes.
     fn largest_window(&self) -> u32 {
-        self.share()
-            .saturating_mul(u32::from(self.mss))
-            .min(self.config.recv_window_max)
+        self.share().saturating_mul(u32::from(self.mss)).min(self.config.recv_window_max)
     }
 
     /// The window that the flow could have now, bytes; never less than it has.
@@ -37,9 +35,7 @@ impl Stack {
             return current;
         }
         let limit = u64::from(self.bufs.count() / 2) * u64::from(mss);
-        let room = limit
-            .saturating_sub(self.promised)
-            .min(u64::from(wanted - current)) as u32;
+        let room = limit.saturating_sub(self.promised).min(u64::from(wanted - current)) as u32;
         let floor = (2 * mss).saturating_sub(used).min(wanted);
         (current + room).max(floor)
     }

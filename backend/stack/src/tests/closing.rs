@@ -56,14 +56,8 @@ fn time_wait() -> Pair {
 fn the_guest_closes_first() {
     let mut pair = time_wait();
     pair.host.poll();
-    assert_eq!(
-        pair.host.kinds(),
-        [Event::Accepted, Event::Fin, Event::Closed]
-    );
-    let stale = pair
-        .host
-        .stack
-        .close(&mut pair.host.mem, pair.host.now, 0, pair.flow);
+    assert_eq!(pair.host.kinds(), [Event::Accepted, Event::Fin, Event::Closed]);
+    let stale = pair.host.stack.close(&mut pair.host.mem, pair.host.now, 0, pair.flow);
     assert_eq!(stale, Err(Reason::StaleFlow));
     assert_eq!(pair.host.stack.flows(), 1);
     pair.host.pass_time(59 * SEC);
@@ -159,11 +153,7 @@ fn a_new_connection_may_follow_in_time_wait() {
     let mut pair = time_wait();
     pair.host.poll();
     pair.send(SYN, &[]);
-    assert_eq!(
-        pair.recv_one().flags,
-        ACK,
-        "not after the old one's numbers"
-    );
+    assert_eq!(pair.recv_one().flags, ACK, "not after the old one's numbers");
     pair.seq += 1000;
     pair.open();
     assert_eq!(pair.host.stack.time_waits(), 0);
@@ -172,11 +162,7 @@ fn a_new_connection_may_follow_in_time_wait() {
 
 #[test]
 fn time_waits_are_limited_and_give_way() {
-    let mut pair = Pair::listening(crate::Config {
-        time_wait_max: 2,
-        flows_max: 4,
-        ..config()
-    });
+    let mut pair = Pair::listening(crate::Config { time_wait_max: 2, flows_max: 4, ..config() });
     for i in 0..6 {
         pair.peer_port = 2000 + i;
         pair.open();
@@ -201,10 +187,7 @@ fn fin_wait_2_does_not_last_for_ever() {
     assert_eq!(pair.state(), State::FinWait2);
     pair.host.pass_time(30 * SEC);
     pair.host.poll();
-    assert_eq!(
-        pair.host.events.last().unwrap().len,
-        Reason::TimedOut as u16
-    );
+    assert_eq!(pair.host.events.last().unwrap().len, Reason::TimedOut as u16);
     pair.host.check_empty();
 }
 
@@ -228,14 +211,8 @@ fn only_the_exact_rst_resets() {
     assert_eq!(pair.state(), State::Established);
     pair.send(RST, &[]);
     pair.host.poll();
-    assert_eq!(
-        pair.host.data[&pair.flow], b"before",
-        "what came before is delivered"
-    );
-    assert_eq!(
-        pair.host.events.last().unwrap().len,
-        Reason::PeerReset as u16
-    );
+    assert_eq!(pair.host.data[&pair.flow], b"before", "what came before is delivered");
+    assert_eq!(pair.host.events.last().unwrap().len, Reason::PeerReset as u16);
     pair.host.check_empty();
 }
 
@@ -255,19 +232,13 @@ fn acknowledgements_of_the_unsent_or_long_past_are_challenged() {
 #[test]
 fn abort_resets_and_returns_kept_buffers() {
     let mut pair = Pair::established(config());
-    let keep = Tx {
-        keep: true,
-        cookie: 8,
-        ..Tx::default()
-    };
+    let keep = Tx { keep: true, cookie: 8, ..Tx::default() };
     let kept = pair.host.try_send(pair.flow, b"kept", keep).unwrap();
     pair.host.send(pair.flow, b"plain");
     pair.recv();
     pair.send(ACK, b"unread");
     let host = &mut pair.host;
-    host.stack
-        .abort(&mut host.mem, host.now, 0, pair.flow)
-        .unwrap();
+    host.stack.abort(&mut host.mem, host.now, 0, pair.flow).unwrap();
     let rst = pair.recv_one();
     assert_eq!(rst.flags, RST | ACK);
     assert_eq!(rst.seq, pair.ack.wrapping_add(9));
@@ -305,18 +276,13 @@ fn closing_a_channel_ends_everything_of_it() {
     pair.seq += 8;
     pair.send_ahead(5, ACK, b"held");
     pair.host.send(pair.flow, b"queued");
-    let keep = Tx {
-        keep: true,
-        ..Tx::default()
-    };
+    let keep = Tx { keep: true, ..Tx::default() };
     pair.host.try_send(pair.flow, b"kept", keep).unwrap();
     let other = pair.host.stack.listen(1, 81, 1).unwrap();
     pair.peer_port += 1;
     pair.send_with(SYN, Options::default(), &[]);
     pair.recv();
-    pair.host
-        .stack
-        .close_channel(&mut pair.host.mem, pair.host.now, 0);
+    pair.host.stack.close_channel(&mut pair.host.mem, pair.host.now, 0);
     pair.host.check();
     let rsts = pair.recv();
     assert_eq!(rsts.len(), 2);
@@ -330,28 +296,16 @@ fn closing_a_channel_ends_everything_of_it() {
 
 #[test]
 fn names_of_ended_flows_are_stale() {
-    let mut pair = Pair::established(crate::Config {
-        flows_max: 1,
-        ..config()
-    });
+    let mut pair = Pair::established(crate::Config { flows_max: 1, ..config() });
     let first = pair.flow;
     pair.send(RST, &[]);
-    assert_eq!(
-        pair.host.try_send(first, b"x", Tx::default()),
-        Err(Reason::Closed)
-    );
+    assert_eq!(pair.host.try_send(first, b"x", Tx::default()), Err(Reason::Closed));
     pair.host.poll();
-    assert_eq!(
-        pair.host.try_send(first, b"x", Tx::default()),
-        Err(Reason::StaleFlow)
-    );
+    assert_eq!(pair.host.try_send(first, b"x", Tx::default()), Err(Reason::StaleFlow));
     pair.open();
     assert_eq!(pair.flow.index(), first.index());
     assert_ne!(pair.flow, first);
-    assert_eq!(
-        pair.host.try_send(first, b"x", Tx::default()),
-        Err(Reason::StaleFlow)
-    );
+    assert_eq!(pair.host.try_send(first, b"x", Tx::default()), Err(Reason::StaleFlow));
 }
 
 #[test]
@@ -370,10 +324,7 @@ fn a_flow_reset_before_it_was_delivered_is_never_heard_of() {
 #[test]
 fn keepalive_probes_a_silent_peer_and_gives_up() {
     let mut pair = Pair::established(config());
-    pair.host
-        .stack
-        .set_option(pair.host.now, 0, pair.flow, Opt::KeepAlive, 10)
-        .unwrap();
+    pair.host.stack.set_option(pair.host.now, 0, pair.flow, Opt::KeepAlive, 10).unwrap();
     pair.host.pass_time(9 * SEC);
     pair.recv_nothing();
     pair.host.pass_time(SEC + 5 * MS);
@@ -387,8 +338,5 @@ fn keepalive_probes_a_silent_peer_and_gives_up() {
     }
     assert_eq!(probes, 9);
     pair.host.poll();
-    assert_eq!(
-        pair.host.events.last().unwrap().len,
-        Reason::TimedOut as u16
-    );
+    assert_eq!(pair.host.events.last().unwrap().len, Reason::TimedOut as u16);
 }

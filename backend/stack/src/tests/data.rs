@@ -110,18 +110,13 @@ fn a_trimmed_slot_has_no_checksum() {
 
 #[test]
 fn held_payload_is_limited() {
-    let mut pair = Pair::established(crate::Config {
-        held_max: 3,
-        ..config()
-    });
+    let mut pair = Pair::established(crate::Config { held_max: 3, ..config() });
     for i in 1..=5 {
         let fin = if i > 3 { FIN } else { 0 };
         pair.send_ahead(i * 10, fin | ACK, b"x");
     }
     assert_eq!(pair.host.stack.counters().drop_held_full, 2);
-    pair.host
-        .stack
-        .close_channel(&mut pair.host.mem, pair.host.now, 0);
+    pair.host.stack.close_channel(&mut pair.host.mem, pair.host.now, 0);
     pair.recv();
     pair.host.check_empty();
 }
@@ -130,15 +125,8 @@ fn held_payload_is_limited() {
 /// harness compares every one that is marked valid.
 #[test]
 fn the_checksum_of_the_payload_is_derived() {
-    let payloads: &[&[u8]] = &[
-        b"x",
-        b"odd",
-        b"even",
-        &[0; 9],
-        &[0xff; 8],
-        &[0xff, 0xff, 0, 0],
-        &[0, 1, 0xff, 0xfe],
-    ];
+    let payloads: &[&[u8]] =
+        &[b"x", b"odd", b"even", &[0; 9], &[0xff; 8], &[0xff, 0xff, 0, 0], &[0, 1, 0xff, 0xfe]];
     for csum in [RxCsum::Unknown, RxCsum::Valid, RxCsum::Partial] {
         for payload in payloads {
             let mut pair = Pair::established(config());
@@ -164,18 +152,8 @@ fn a_wrong_checksum_is_dropped_unless_the_device_vouches() {
 #[test]
 fn a_slot_larger_than_the_mss_is_cut_and_small_slots_stay_apart() {
     for header_in_buffer in [false, true] {
-        let mut pair = Pair::listening(crate::Config {
-            header_in_buffer,
-            ..config()
-        });
-        pair.send_with(
-            SYN,
-            Options {
-                mss: Some(500),
-                ..Options::default()
-            },
-            &[],
-        );
+        let mut pair = Pair::listening(crate::Config { header_in_buffer, ..config() });
+        pair.send_with(SYN, Options { mss: Some(500), ..Options::default() }, &[]);
         pair.seq += 1;
         pair.ack = pair.recv_one().seq.wrapping_add(1);
         pair.send(ACK, &[]);
@@ -197,24 +175,14 @@ fn a_slot_larger_than_the_mss_is_cut_and_small_slots_stay_apart() {
         assert_eq!(pair.recv_one().data, &data[..500]);
         pair.ack_more(700);
         let again: Vec<u8> = pair.recv().iter().flat_map(|s| s.data.clone()).collect();
-        assert!(
-            again.starts_with(&data[700..]),
-            "from the middle of a buffer"
-        );
+        assert!(again.starts_with(&data[700..]), "from the middle of a buffer");
     }
 }
 
 #[test]
 fn nothing_is_written_into_a_kept_buffer_or_one_that_the_port_reads() {
-    let mut pair = Pair::established(crate::Config {
-        header_in_buffer: true,
-        ..config()
-    });
-    let keep = Tx {
-        keep: true,
-        cookie: 5,
-        ..Tx::default()
-    };
+    let mut pair = Pair::established(crate::Config { header_in_buffer: true, ..config() });
+    let keep = Tx { keep: true, cookie: 5, ..Tx::default() };
     pair.host.try_send(pair.flow, b"kept", keep).unwrap();
     pair.recv_one();
     assert_eq!(pair.host.mem.writes, 0);
@@ -226,18 +194,12 @@ fn nothing_is_written_into_a_kept_buffer_or_one_that_the_port_reads() {
     pair.recv();
     pair.ack_more(4);
     pair.recv();
-    assert_eq!(
-        pair.host.mem.writes, 1,
-        "sent again while the first frame is with the port"
-    );
+    assert_eq!(pair.host.mem.writes, 1, "sent again while the first frame is with the port");
 }
 
 #[test]
 fn the_device_may_complete_the_checksum() {
-    let mut pair = Pair::established(crate::Config {
-        tx_csum_offload: true,
-        ..config()
-    });
+    let mut pair = Pair::established(crate::Config { tx_csum_offload: true, ..config() });
     pair.host.send(pair.flow, b"offloaded");
     // The harness is the device, and the reader judges what it made.
     assert_eq!(pair.recv_one().data, b"offloaded");
@@ -247,39 +209,20 @@ fn the_device_may_complete_the_checksum() {
 fn a_buffer_is_pinned_until_sent_and_acknowledged() {
     let mut pair = Pair::established(config());
     pair.host.port_sends = false;
-    let notify = Tx {
-        notify: true,
-        cookie: 1,
-        ..Tx::default()
-    };
-    let keep = Tx {
-        keep: true,
-        cookie: 2,
-        ..Tx::default()
-    };
-    pair.host
-        .try_send(pair.flow, b"plain", Tx::default())
-        .unwrap();
+    let notify = Tx { notify: true, cookie: 1, ..Tx::default() };
+    let keep = Tx { keep: true, cookie: 2, ..Tx::default() };
+    pair.host.try_send(pair.flow, b"plain", Tx::default()).unwrap();
     pair.host.try_send(pair.flow, b"notify", notify).unwrap();
     let kept = pair.host.try_send(pair.flow, b"keep", keep).unwrap();
     assert_eq!(pair.recv().len(), 3);
     pair.ack_more(15);
-    assert!(
-        pair.host.poll().is_empty(),
-        "acknowledged, but the port has them"
-    );
+    assert!(pair.host.poll().is_empty(), "acknowledged, but the port has them");
     assert_eq!(pair.host.mem.free(), 253);
     pair.host.frames_sent();
     assert_eq!(pair.host.mem.free(), 254);
     let slots = pair.host.poll();
-    let told: Vec<_> = slots
-        .iter()
-        .map(|s| (s.as_event(), s.cookie, s.modifiers))
-        .collect();
-    assert_eq!(
-        told,
-        [(Some(Event::Acked), 1, 0), (Some(Event::Acked), 2, KEEP)]
-    );
+    let told: Vec<_> = slots.iter().map(|s| (s.as_event(), s.cookie, s.modifiers)).collect();
+    assert_eq!(told, [(Some(Event::Acked), 1, 0), (Some(Event::Acked), 2, KEEP)]);
     assert_eq!((slots[1].buf_idx, slots[1].len), (kept, Reason::Ok as u16));
     assert_eq!(pair.host.mem.free(), 255);
     assert_eq!(pair.host.mem.owners[kept as usize], Owner::Guest);
@@ -291,22 +234,11 @@ fn a_received_buffer_may_be_sent_from() {
     pair.host.reads = false;
     pair.send(ACK, b"echo me");
     let slot = pair.host.poll()[0];
-    let tx = Tx {
-        buf: slot.buf_idx,
-        offset: 128,
-        len: 7,
-        ..Tx::default()
-    };
+    let tx = Tx { buf: slot.buf_idx, offset: 128, len: 7, ..Tx::default() };
     let host = &mut pair.host;
-    host.stack
-        .send(&mut host.mem, host.now, 0, pair.flow, &tx)
-        .unwrap();
+    host.stack.send(&mut host.mem, host.now, 0, pair.flow, &tx).unwrap();
     host.mem.pass(Owner::Guest, Owner::Stack, slot.buf_idx);
-    assert_eq!(
-        host.stack.flows[pair.flow.index()].rx_bufs,
-        0,
-        "the window was given back"
-    );
+    assert_eq!(host.stack.flows[pair.flow.index()].rx_bufs, 0, "the window was given back");
     let again = host.stack.send(&mut host.mem, host.now, 0, pair.flow, &tx);
     assert_eq!(again, Err(Reason::ForeignBuffer));
     assert_eq!(pair.recv_one().data.len(), 7);
@@ -314,65 +246,29 @@ fn a_received_buffer_may_be_sent_from() {
 
 #[test]
 fn what_cannot_be_sent_is_refused() {
-    let mut pair = Pair::established(crate::Config {
-        send_queue_max: 2,
-        ..config()
-    });
+    let mut pair = Pair::established(crate::Config { send_queue_max: 2, ..config() });
     let (now, flow) = (pair.host.now, pair.flow);
-    let good = Tx {
-        buf: 9,
-        offset: 128,
-        len: 10,
-        ..Tx::default()
-    };
+    let good = Tx { buf: 9, offset: 128, len: 10, ..Tx::default() };
     let mut send = |channel, flow, tx: Tx| {
-        pair.host
-            .stack
-            .send(&mut pair.host.mem, now, channel, flow, &tx)
-            .unwrap_err()
+        pair.host.stack.send(&mut pair.host.mem, now, channel, flow, &tx).unwrap_err()
     };
     assert_eq!(send(1, flow, good), Reason::StaleFlow);
-    assert_eq!(
-        send(0, paste_abi::Flow::new(flow.index(), 9), good),
-        Reason::StaleFlow
-    );
-    assert_eq!(
-        send(0, paste_abi::Flow::new(1 << 19, 0), good),
-        Reason::StaleFlow
-    );
-    assert_eq!(
-        send(0, flow, Tx { buf: 256, ..good }),
-        Reason::ForeignBuffer
-    );
-    assert_eq!(
-        send(
-            0,
-            flow,
-            Tx {
-                offset: 127,
-                ..good
-            }
-        ),
-        Reason::BadRange
-    );
+    assert_eq!(send(0, paste_abi::Flow::new(flow.index(), 9), good), Reason::StaleFlow);
+    assert_eq!(send(0, paste_abi::Flow::new(1 << 19, 0), good), Reason::StaleFlow);
+    assert_eq!(send(0, flow, Tx { buf: 256, ..good }), Reason::ForeignBuffer);
+    assert_eq!(send(0, flow, Tx { offset: 127, ..good }), Reason::BadRange);
     assert_eq!(send(0, flow, Tx { len: 0, ..good }), Reason::BadRange);
     assert_eq!(send(0, flow, Tx { len: 1921, ..good }), Reason::BadRange);
     pair.host.send(flow, b"1");
     pair.host.send(flow, b"2");
-    assert_eq!(
-        pair.host.try_send(flow, b"3", Tx::default()),
-        Err(Reason::FlowFull)
-    );
+    assert_eq!(pair.host.try_send(flow, b"3", Tx::default()), Err(Reason::FlowFull));
     pair.recv();
     pair.ack_more(2);
     pair.host.poll();
     assert_eq!(pair.host.kinds().last(), Some(&Event::Writable));
     pair.host.send(flow, b"3");
     pair.host.close(flow);
-    assert_eq!(
-        pair.host.try_send(flow, b"4", Tx::default()),
-        Err(Reason::Closed)
-    );
+    assert_eq!(pair.host.try_send(flow, b"4", Tx::default()), Err(Reason::Closed));
 }
 
 #[test]
@@ -394,19 +290,12 @@ fn a_guest_that_does_not_read_closes_its_window_and_reading_opens_it() {
         for seg in pair.recv() {
             window = u32::from(seg.window);
             let right = seg.ack.wrapping_add(window);
-            assert!(
-                edge == 0 || right.wrapping_sub(edge) as i32 >= 0,
-                "the window shrank"
-            );
+            assert!(edge == 0 || right.wrapping_sub(edge) as i32 >= 0, "the window shrank");
             edge = right;
         }
     }
     assert_eq!(window, 0);
-    assert!(
-        pair.host.mem.free() >= 256 / 2 - 2,
-        "{}",
-        pair.host.mem.free()
-    );
+    assert!(pair.host.mem.free() >= 256 / 2 - 2, "{}", pair.host.mem.free());
     // A probe is answered, and its byte is not taken.
     assert_eq!(pair.send(ACK, b"p"), Outcome::Consumed);
     assert_eq!(pair.recv_one().window, 0);
@@ -421,19 +310,8 @@ fn a_guest_that_does_not_read_closes_its_window_and_reading_opens_it() {
 
 #[test]
 fn small_segments_cannot_take_more_than_a_share_of_the_buffers() {
-    let mut pair = Pair::listening(crate::Config {
-        recv_window_max: 4 << 20,
-        ..config()
-    });
-    pair.send_with(
-        SYN,
-        Options {
-            mss: Some(1460),
-            scale: Some(7),
-            ..Options::default()
-        },
-        &[],
-    );
+    let mut pair = Pair::listening(crate::Config { recv_window_max: 4 << 20, ..config() });
+    pair.send_with(SYN, Options { mss: Some(1460), scale: Some(7), ..Options::default() }, &[]);
     pair.seq += 1;
     pair.ack = pair.recv_one().seq.wrapping_add(1);
     pair.send(ACK, &[]);
@@ -469,10 +347,7 @@ fn an_empty_pool_drops_payload_but_not_acknowledgements() {
 
 #[test]
 fn all_windows_together_promise_what_the_pool_can_hold() {
-    let mut pair = Pair::listening(crate::Config {
-        flows_max: 128,
-        ..config()
-    });
+    let mut pair = Pair::listening(crate::Config { flows_max: 128, ..config() });
     let mut listed = 0;
     for i in 0..20 {
         pair.peer_port = 1000 + i;
@@ -487,10 +362,7 @@ fn all_windows_together_promise_what_the_pool_can_hold() {
 #[test]
 fn old_timestamps_are_dropped_and_answered() {
     let stamp = |value| Some(Timestamps { value, echo: 0 });
-    let mut pair = Pair::listening(crate::Config {
-        timestamps: true,
-        ..config()
-    });
+    let mut pair = Pair::listening(crate::Config { timestamps: true, ..config() });
     pair.timestamps = stamp(u32::MAX - 5);
     pair.open();
     pair.timestamps = stamp(3);
@@ -500,10 +372,7 @@ fn old_timestamps_are_dropped_and_answered() {
     assert_eq!(pair.send(ACK, b"old"), Outcome::Consumed);
     assert_eq!(pair.host.stack.counters().drop_paws, 1);
     let ack = pair.recv_one();
-    assert_eq!(
-        (ack.ack, ack.options.timestamps.unwrap().echo),
-        (pair.seq, 3)
-    );
+    assert_eq!((ack.ack, ack.options.timestamps.unwrap().echo), (pair.seq, 3));
     pair.timestamps = None;
     assert_eq!(pair.send(ACK, b"none"), Outcome::Consumed);
     // After 24 days of silence the stored one says nothing.
@@ -514,10 +383,7 @@ fn old_timestamps_are_dropped_and_answered() {
 
 #[test]
 fn a_timestamp_is_noted_only_from_the_edge_that_was_acknowledged() {
-    let mut pair = Pair::listening(crate::Config {
-        timestamps: true,
-        ..config()
-    });
+    let mut pair = Pair::listening(crate::Config { timestamps: true, ..config() });
     pair.timestamps = Some(Timestamps { value: 10, echo: 0 });
     pair.open();
     pair.timestamps = Some(Timestamps { value: 20, echo: 0 });
@@ -566,11 +432,7 @@ fn a_smaller_path_mtu_makes_smaller_segments() {
     pair.host.send(pair.flow, &data);
     let sent = pair.recv_one();
     let message = |seq: u32, mtu: u16| {
-        let quoted = Seg {
-            seq,
-            ..sent.clone()
-        }
-        .frame();
+        let quoted = Seg { seq, ..sent.clone() }.frame();
         let mut frame = vec![0u8; 14 + 20 + 8 + 28];
         ethernet::write(&mut frame, &HOST_MAC, &PEER_MAC, ethernet::IPV4);
         ipv4::write(&mut frame[14..], PEER, HOST, ipv4::ICMP, 36);
@@ -585,18 +447,10 @@ fn a_smaller_path_mtu_makes_smaller_segments() {
     };
     pair.host.input(&message(sent.seq.wrapping_sub(1), 1000));
     pair.recv_nothing();
-    assert_eq!(
-        pair.host.stack.counters().drop_icmp,
-        1,
-        "it quotes nothing in flight"
-    );
+    assert_eq!(pair.host.stack.counters().drop_icmp, 1, "it quotes nothing in flight");
     pair.host.input(&message(sent.seq, 1000));
     let lens: Vec<usize> = pair.recv().iter().map(|s| s.data.len()).collect();
     assert_eq!(lens, [960, 440]);
     pair.host.input(&message(sent.seq, 68));
-    assert_eq!(
-        pair.host.stack.flows[pair.flow.index()].mss,
-        512,
-        "no smaller than is credible"
-    );
+    assert_eq!(pair.host.stack.flows[pair.flow.index()].mss, 512, "no smaller than is credible");
 }

@@ -53,10 +53,7 @@ impl Region {
     }
 
     fn range(buf: u32, offset: usize, len: usize) -> core::ops::Range<usize> {
-        assert!(
-            offset + len <= BUFFER_SIZE,
-            "beyond the buffer: {offset} + {len}"
-        );
+        assert!(offset + len <= BUFFER_SIZE, "beyond the buffer: {offset} + {len}");
         let start = buf as usize * BUFFER_SIZE + offset;
         start..start + len
     }
@@ -138,11 +135,7 @@ pub(super) struct Host {
 }
 
 pub(super) fn config() -> Config {
-    Config {
-        flows_max: 64,
-        timestamps: false,
-        ..Config::new(HOST_MAC, HOST, 24)
-    }
+    Config { flows_max: 64, timestamps: false, ..Config::new(HOST_MAC, HOST, 24) }
 }
 
 impl Host {
@@ -211,10 +204,7 @@ impl Host {
                 if slot.modifiers & CSUM_VALID != 0 {
                     assert_eq!(slot.csum, !checksum::sum(bytes), "payload checksum");
                 }
-                self.data
-                    .entry(slot.flow)
-                    .or_default()
-                    .extend_from_slice(bytes);
+                self.data.entry(slot.flow).or_default().extend_from_slice(bytes);
                 self.data_slots.push(*slot);
                 if self.reads {
                     self.give_up(buf);
@@ -240,9 +230,7 @@ impl Host {
     pub(super) fn transmit(&mut self) -> Vec<Vec<u8>> {
         let mut all = Vec::new();
         loop {
-            let count = self
-                .stack
-                .transmit(&mut self.mem, self.now, &mut self.batch);
+            let count = self.stack.transmit(&mut self.mem, self.now, &mut self.batch);
             if count == 0 {
                 break;
             }
@@ -286,12 +274,7 @@ impl Host {
         };
         let at = Region::range(buf, 128, data.len());
         self.mem.bytes[at].copy_from_slice(data);
-        let tx = Tx {
-            buf,
-            offset: 128,
-            len: data.len() as u16,
-            ..tx
-        };
+        let tx = Tx { buf, offset: 128, len: data.len() as u16, ..tx };
         let result = self.stack.send(&mut self.mem, self.now, 0, flow, &tx);
         match result {
             Ok(()) => self.mem.pass(Owner::Guest, Owner::Stack, buf),
@@ -331,11 +314,7 @@ impl Host {
             let place = self.stack.bufs.get(buf).place;
             let ours = !matches!(place, Place::Elsewhere | Place::Delivered);
             let owner = self.mem.owners[buf as usize];
-            assert_eq!(
-                ours,
-                owner == Owner::Stack,
-                "buffer {buf} is {owner:?} at {place:?}"
-            );
+            assert_eq!(ours, owner == Owner::Stack, "buffer {buf} is {owner:?} at {place:?}");
             if matches!(place, Place::Readable | Place::Held) {
                 held += 1;
             }
@@ -371,12 +350,7 @@ impl Host {
         assert_eq!(self.stack.flows(), 0);
         assert_eq!(self.stack.promised, 0);
         assert_eq!(self.stack.open, 0);
-        let owned = self
-            .mem
-            .owners
-            .iter()
-            .filter(|o| **o == Owner::Stack)
-            .count();
+        let owned = self.mem.owners.iter().filter(|o| **o == Owner::Stack).count();
         assert_eq!(owned, 0, "leaked buffers");
     }
 }
@@ -428,11 +402,7 @@ impl Seg {
         assert_eq!(ip.total_len, bytes.len());
         let segment = &bytes[ip.header_len..];
         let pseudo = checksum::pseudo(ip.src, ip.dst, ipv4::TCP, segment.len() as u16);
-        assert_eq!(
-            checksum::add(pseudo, checksum::sum(segment)),
-            0xffff,
-            "TCP checksum"
-        );
+        assert_eq!(checksum::add(pseudo, checksum::sum(segment)), 0xffff, "TCP checksum");
         let (h, len) = tcp::parse(segment).unwrap();
         Some(Seg {
             src_port: h.src_port,
@@ -461,13 +431,7 @@ pub(super) fn finish_tcp(frame: &mut [u8]) {
 pub(super) fn arp_frame(op: u16, sender: Ipv4Addr, mac: [u8; 6], target: Ipv4Addr) -> Vec<u8> {
     let mut bytes = vec![0; ethernet::LEN + arp::LEN];
     ethernet::write(&mut bytes, &HOST_MAC, &mac, ethernet::ARP);
-    let message = Arp {
-        op,
-        sender_mac: mac,
-        sender,
-        target_mac: HOST_MAC,
-        target,
-    };
+    let message = Arp { op, sender_mac: mac, sender, target_mac: HOST_MAC, target };
     arp::write(&mut bytes[ethernet::LEN..], &message);
     bytes
 }
@@ -518,10 +482,7 @@ impl Pair {
 
     /// The peer opens.
     pub(super) fn open(&mut self) {
-        let mss = Options {
-            mss: Some(1460),
-            ..self.options()
-        };
+        let mss = Options { mss: Some(1460), ..self.options() };
         self.send_with(SYN, mss, &[]);
         self.seq += 1;
         let syn = self.recv_one();
@@ -536,10 +497,7 @@ impl Pair {
     }
 
     fn options(&self) -> Options {
-        Options {
-            timestamps: self.timestamps,
-            ..Options::default()
-        }
+        Options { timestamps: self.timestamps, ..Options::default() }
     }
 
     /// A segment at the peer's place; nothing moves.
@@ -581,11 +539,7 @@ impl Pair {
 
     /// What the host sends now.
     pub(super) fn recv(&mut self) -> Vec<Seg> {
-        self.host
-            .transmit()
-            .iter()
-            .filter_map(|f| Seg::read(f))
-            .collect()
+        self.host.transmit().iter().filter_map(|f| Seg::read(f)).collect()
     }
 
     pub(super) fn recv_one(&mut self) -> Seg {
@@ -602,11 +556,7 @@ impl Pair {
     /// Expects one segment without payload.
     pub(super) fn recv_ack(&mut self, ack: u32) {
         let seg = self.recv_one();
-        assert_eq!(
-            (seg.flags, seg.ack, seg.data.len()),
-            (ACK, ack, 0),
-            "{seg:?}"
-        );
+        assert_eq!((seg.flags, seg.ack, seg.data.len()), (ACK, ack, 0), "{seg:?}");
     }
 
     pub(super) fn state(&self) -> State {

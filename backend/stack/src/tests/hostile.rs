@@ -24,10 +24,8 @@ fn nearly_right(pair: &Pair, random: &mut Random) -> Vec<u8> {
     let options = Options {
         mss: (random.below(4) == 0).then(|| random.next() as u16),
         scale: (random.below(4) == 0).then(|| random.below(15) as u8),
-        timestamps: (random.below(4) == 0).then(|| Timestamps {
-            value: near(random, 100),
-            echo: random.next() as u32,
-        }),
+        timestamps: (random.below(4) == 0)
+            .then(|| Timestamps { value: near(random, 100), echo: random.next() as u32 }),
     };
     let mut seg = pair.seg(random.next() as u8 & 0x3f, options, &data);
     if random.below(3) > 0 {
@@ -55,12 +53,8 @@ fn segments_that_are_nearly_right_do_no_harm() {
     for seed in 1..40 {
         let mut random = Random(seed * 0x1234_5677);
         let timestamps = seed % 2 == 0;
-        let mut pair = Pair::listening(Config {
-            timestamps,
-            flows_max: 16,
-            time_wait_max: 4,
-            ..config()
-        });
+        let mut pair =
+            Pair::listening(Config { timestamps, flows_max: 16, time_wait_max: 4, ..config() });
         pair.host.reads = seed % 3 != 0;
         let mut flows: Vec<Flow> = Vec::new();
         for _ in 0..500 {
@@ -82,9 +76,7 @@ fn segments_that_are_nearly_right_do_no_harm() {
                     }
                 }
             }
-            let flow = flows
-                .get(random.below(flows.len() as u64 + 1) as usize)
-                .copied();
+            let flow = flows.get(random.below(flows.len() as u64 + 1) as usize).copied();
             let flow = flow.unwrap_or(Flow(random.next() as u32));
             let host = &mut pair.host;
             match random.below(20) {
@@ -92,14 +84,7 @@ fn segments_that_are_nearly_right_do_no_harm() {
                 1 => drop(host.stack.abort(&mut host.mem, host.now, 0, flow)),
                 2..6 => {
                     let keep = random.below(2) == 0;
-                    let _ = host.try_send(
-                        flow,
-                        &[1; 900],
-                        Tx {
-                            keep,
-                            ..Tx::default()
-                        },
-                    );
+                    let _ = host.try_send(flow, &[1; 900], Tx { keep, ..Tx::default() });
                 }
                 6 => host.pass_time(random.below(5000) * MS),
                 7 => host.pass_time(20 * MS),
@@ -139,36 +124,16 @@ fn random_bytes_are_dropped() {
             }
         }
         let outcome = pair.host.input(&frame);
-        assert!(
-            matches!(outcome, Outcome::Consumed | Outcome::Foreign),
-            "{outcome:?}"
-        );
+        assert!(matches!(outcome, Outcome::Consumed | Outcome::Foreign), "{outcome:?}");
     }
-    assert_eq!(
-        pair.host
-            .mem
-            .owners
-            .iter()
-            .filter(|o| **o == Owner::Stack)
-            .count(),
-        0
-    );
+    assert_eq!(pair.host.mem.owners.iter().filter(|o| **o == Owner::Stack).count(), 0);
 }
 
 #[test]
 fn frames_cut_short_at_any_byte_are_dropped() {
     let mut pair = Pair::established(config());
     let ts = Some(Timestamps { value: 1, echo: 2 });
-    let frame = pair
-        .seg(
-            ACK,
-            Options {
-                timestamps: ts,
-                ..Options::default()
-            },
-            b"abc",
-        )
-        .frame();
+    let frame = pair.seg(ACK, Options { timestamps: ts, ..Options::default() }, b"abc").frame();
     for len in 0..frame.len() {
         assert_ne!(pair.host.input(&frame[..len]), Outcome::Readable, "{len}");
     }
@@ -226,26 +191,14 @@ fn fragments_strange_sources_and_other_protocols_are_counted() {
     let good = pair.seg(ACK, Options::default(), b"x").frame();
     pair.host.input(&mend(good.clone(), &|ip| ip[6] = 0x20));
     pair.host.input(&mend(good.clone(), &|ip| ip[7] = 1));
-    for source in [
-        [10, 0, 0, 255],
-        [255; 4],
-        [0; 4],
-        [127, 0, 0, 1],
-        [224, 1, 1, 1],
-        [10, 0, 0, 1],
-    ] {
-        pair.host.input(&mend(good.clone(), &|ip| {
-            ip[12..16].copy_from_slice(&source)
-        }));
+    for source in [[10, 0, 0, 255], [255; 4], [0; 4], [127, 0, 0, 1], [224, 1, 1, 1], [10, 0, 0, 1]]
+    {
+        pair.host.input(&mend(good.clone(), &|ip| ip[12..16].copy_from_slice(&source)));
     }
     pair.host.input(&mend(good.clone(), &|ip| ip[9] = 17));
     let mut foreign = good.clone();
     foreign[5] ^= 1;
-    assert_eq!(
-        pair.host.input(&foreign),
-        Outcome::Foreign,
-        "another station"
-    );
+    assert_eq!(pair.host.input(&foreign), Outcome::Foreign, "another station");
     let other = mend(good.clone(), &|ip| ip[19] = 77);
     assert_eq!(pair.host.input(&other), Outcome::Foreign, "another address");
     let counters = *pair.host.stack.counters();
@@ -257,19 +210,10 @@ fn fragments_strange_sources_and_other_protocols_are_counted() {
 #[test]
 fn frames_outside_their_buffer_are_dropped() {
     let mut host = Host::new(config(), 4);
-    for (buf, offset, len) in [
-        (4, 0, 60),
-        (u32::MAX, 0, 60),
-        (0, 2000, 60),
-        (0, u16::MAX, u16::MAX),
-    ] {
-        let frame = RxFrame {
-            buf,
-            offset,
-            len,
-            csum: RxCsum::Valid,
-            time: 0,
-        };
+    for (buf, offset, len) in
+        [(4, 0, 60), (u32::MAX, 0, 60), (0, 2000, 60), (0, u16::MAX, u16::MAX)]
+    {
+        let frame = RxFrame { buf, offset, len, csum: RxCsum::Valid, time: 0 };
         let outcome = host.stack.input(&mut host.mem, host.now, &frame);
         assert_eq!(outcome, Outcome::Consumed);
     }

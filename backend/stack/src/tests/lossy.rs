@@ -48,10 +48,7 @@ struct Wire {
 
 impl Wire {
     fn new() -> Wire {
-        Wire {
-            frames: Vec::new(),
-            edges: std::collections::HashMap::new(),
-        }
+        Wire { frames: Vec::new(), edges: std::collections::HashMap::new() }
     }
 
     fn carry(&mut self, now: u64, frame: Vec<u8>, faults: Faults, random: &mut Random) {
@@ -84,10 +81,7 @@ impl Wire {
             return;
         }
         let right = seg.ack.wrapping_add(u32::from(seg.window) << scale);
-        let edge = self
-            .edges
-            .entry((seg.src_port, seg.dst_port))
-            .or_insert(right);
+        let edge = self.edges.entry((seg.src_port, seg.dst_port)).or_insert(right);
         // After FIN the window says nothing: it may shrink by FIN's own number.
         assert!(right.wrapping_sub(*edge) as i32 >= -1, "the window shrank");
         *edge = right;
@@ -103,16 +97,9 @@ struct World {
 
 impl World {
     fn new(seed: u64, faults: Faults, alter: impl Fn(Config) -> Config) -> World {
-        let client = Config {
-            mac: PEER_MAC,
-            address: PEER,
-            ..config()
-        };
+        let client = Config { mac: PEER_MAC, address: PEER, ..config() };
         World {
-            hosts: [
-                Host::new(alter(config()), 256),
-                Host::new(alter(client), 256),
-            ],
+            hosts: [Host::new(alter(config()), 256), Host::new(alter(client), 256)],
             wires: [Wire::new(), Wire::new()],
             random: Random(seed | 1),
             faults,
@@ -141,11 +128,8 @@ impl World {
         for side in 0..2 {
             self.hosts[side].pass_time(step);
             let now = self.hosts[side].now;
-            let due: Vec<Vec<u8>> = self.wires[1 - side]
-                .frames
-                .extract_if(.., |f| f.0 <= now)
-                .map(|f| f.1)
-                .collect();
+            let due: Vec<Vec<u8>> =
+                self.wires[1 - side].frames.extract_if(.., |f| f.0 <= now).map(|f| f.1).collect();
             for frame in due {
                 self.hosts[side].input(&frame);
             }
@@ -170,20 +154,10 @@ impl Source {
             let len = (1 + random.below(1900) as usize).min(self.total - self.sent);
             let data: Vec<u8> = (self.sent..self.sent + len).map(pattern).collect();
             // Leaves buffers for receiving.
-            if host
-                .mem
-                .owners
-                .iter()
-                .filter(|o| **o == Owner::Pool)
-                .count()
-                < 100
-            {
+            if host.mem.owners.iter().filter(|o| **o == Owner::Pool).count() < 100 {
                 return;
             }
-            let tx = Tx {
-                notify: random.below(4) == 0,
-                ..Tx::default()
-            };
+            let tx = Tx { notify: random.below(4) == 0, ..Tx::default() };
             if host.try_send(flow, &data, tx).is_err() {
                 return;
             }
@@ -201,16 +175,9 @@ fn transfer(seed: u64, faults: Faults, total: usize, alter: impl Fn(Config) -> C
     let mut world = World::new(seed, faults, alter);
     world.hosts[0].stack.listen(0, 80, 4).unwrap();
     let (now, client) = (world.hosts[1].now, &mut world.hosts[1]);
-    let flow = client
-        .stack
-        .connect(now, 0, SocketAddr::from((HOST, 80)), 0, 3)
-        .unwrap();
+    let flow = client.stack.connect(now, 0, SocketAddr::from((HOST, 80)), 0, 3).unwrap();
     let mut flows = [None, None];
-    let mut sources = [total, total].map(|total| Source {
-        sent: 0,
-        total,
-        closed: false,
-    });
+    let mut sources = [total, total].map(|total| Source { sent: 0, total, closed: false });
     for turn in 0.. {
         assert!(turn < 200_000, "seed {seed} {faults:?}: no end");
         world.turn();
@@ -229,11 +196,7 @@ fn transfer(seed: u64, faults: Faults, total: usize, alter: impl Fn(Config) -> C
                 sources[side].feed(host, flow, &mut world.random);
             }
         }
-        if world
-            .hosts
-            .iter()
-            .all(|h| h.kinds().contains(&Event::Closed))
-        {
+        if world.hosts.iter().all(|h| h.kinds().contains(&Event::Closed)) {
             break;
         }
     }
@@ -255,12 +218,7 @@ fn transfer(seed: u64, faults: Faults, total: usize, alter: impl Fn(Config) -> C
     took
 }
 
-const NONE: Faults = Faults {
-    loss: 0,
-    repeat: 0,
-    reorder: 0,
-    corrupt: 0,
-};
+const NONE: Faults = Faults { loss: 0, repeat: 0, reorder: 0, corrupt: 0 };
 
 #[test]
 fn a_good_wire_needs_no_retransmission() {
@@ -274,20 +232,9 @@ fn bytes_survive_a_bad_wire() {
         Faults { loss: 5, ..NONE },
         Faults { loss: 20, ..NONE },
         Faults { repeat: 30, ..NONE },
-        Faults {
-            reorder: 40,
-            ..NONE
-        },
-        Faults {
-            corrupt: 10,
-            ..NONE
-        },
-        Faults {
-            loss: 8,
-            repeat: 8,
-            reorder: 20,
-            corrupt: 4,
-        },
+        Faults { reorder: 40, ..NONE },
+        Faults { corrupt: 10, ..NONE },
+        Faults { loss: 8, repeat: 8, reorder: 20, corrupt: 4 },
     ];
     for (i, faults) in kinds.into_iter().enumerate() {
         for seed in 0..6 {
@@ -308,10 +255,6 @@ fn bytes_survive_a_bad_wire() {
 fn small_mtus_and_tiny_windows_still_move() {
     for (seed, mtu, window) in [(3, 576, 1000), (4, 1500, 500), (5, 296, 100_000)] {
         let faults = Faults { loss: 3, ..NONE };
-        transfer(seed, faults, 30_000, |c| Config {
-            mtu,
-            recv_window_max: window,
-            ..c
-        });
+        transfer(seed, faults, 30_000, |c| Config { mtu, recv_window_max: window, ..c });
     }
 }

@@ -15,22 +15,11 @@ use crate::wire::{arp, ethernet};
 fn connecting() -> Pair {
     let mut pair = Pair::listening(config());
     let remote = SocketAddr::from((PEER, 8080));
-    pair.flow = pair
-        .host
-        .stack
-        .connect(pair.host.now, 0, remote, 0, 77)
-        .unwrap();
+    pair.flow = pair.host.stack.connect(pair.host.now, 0, remote, 0, 77).unwrap();
     let frames = pair.host.transmit();
     assert_eq!(frames.len(), 1, "a SYN before the neighbour is known");
-    assert_eq!(
-        ethernet::parse(&frames[0]).unwrap().dst,
-        ethernet::BROADCAST
-    );
-    assert_eq!(
-        pair.host
-            .input(&arp_frame(arp::REPLY, PEER, PEER_MAC, HOST)),
-        Outcome::Consumed
-    );
+    assert_eq!(ethernet::parse(&frames[0]).unwrap().dst, ethernet::BROADCAST);
+    assert_eq!(pair.host.input(&arp_frame(arp::REPLY, PEER, PEER_MAC, HOST)), Outcome::Consumed);
     let syn = pair.recv_one();
     assert_eq!((syn.flags, syn.dst_port), (SYN, 8080));
     (pair.port, pair.peer_port) = (syn.src_port, 8080);
@@ -56,24 +45,10 @@ fn options_are_offered_only_where_the_peer_offers_them() {
     pair.host.stack.config.timestamps = true;
     pair.send_with(SYN, Options::default(), &[]);
     let plain = pair.recv_one().options;
-    assert_eq!(
-        plain,
-        Options {
-            mss: Some(1460),
-            ..Options::default()
-        }
-    );
+    assert_eq!(plain, Options { mss: Some(1460), ..Options::default() });
     pair.peer_port += 1;
     let ts = Some(Timestamps { value: 9, echo: 0 });
-    pair.send_with(
-        SYN,
-        Options {
-            mss: Some(1000),
-            scale: Some(3),
-            timestamps: ts,
-        },
-        &[],
-    );
+    pair.send_with(SYN, Options { mss: Some(1000), scale: Some(3), timestamps: ts }, &[]);
     let full = pair.recv_one().options;
     assert!(full.scale.is_some());
     assert_eq!(full.timestamps.unwrap().echo, 9);
@@ -82,14 +57,7 @@ fn options_are_offered_only_where_the_peer_offers_them() {
 #[test]
 fn an_active_open_resolves_connects_and_tells() {
     let mut pair = connecting();
-    pair.send_with(
-        SYN | ACK,
-        Options {
-            mss: Some(1460),
-            ..Options::default()
-        },
-        &[],
-    );
+    pair.send_with(SYN | ACK, Options { mss: Some(1460), ..Options::default() }, &[]);
     pair.seq += 1;
     pair.recv_ack(1001);
     assert_eq!(pair.state(), State::Established);
@@ -106,11 +74,7 @@ fn payload_queued_before_the_handshake_goes_after_it() {
     pair.host.send(pair.flow, b"early");
     pair.host.close(pair.flow);
     pair.host.poll();
-    assert_eq!(
-        pair.host.kinds(),
-        [Event::Closed],
-        "a flow that was never opened just ends"
-    );
+    assert_eq!(pair.host.kinds(), [Event::Closed], "a flow that was never opened just ends");
 
     let mut pair = connecting();
     pair.host.send(pair.flow, b"early");
@@ -124,11 +88,7 @@ fn a_refused_open_is_reset() {
     let mut pair = connecting();
     pair.ack = pair.ack.wrapping_add(1);
     pair.send(RST | ACK, &[]);
-    assert_eq!(
-        pair.state(),
-        State::SynSent,
-        "it acknowledges what was never sent"
-    );
+    assert_eq!(pair.state(), State::SynSent, "it acknowledges what was never sent");
     pair.ack = pair.ack.wrapping_sub(1);
     pair.send(RST, &[]);
     assert_eq!(pair.state(), State::SynSent);
@@ -142,9 +102,7 @@ fn a_refused_open_is_reset() {
 #[test]
 fn a_silent_neighbour_makes_the_peer_unreachable() {
     let mut host = Host::new(config(), 16);
-    host.stack
-        .connect(host.now, 0, SocketAddr::from((PEER, 80)), 0, 1)
-        .unwrap();
+    host.stack.connect(host.now, 0, SocketAddr::from((PEER, 80)), 0, 1).unwrap();
     for _ in 0..5 {
         host.transmit();
         host.pass_time(SEC + 10 * MS);
@@ -161,8 +119,7 @@ fn a_silent_peer_times_out() {
     let mut syns = 0;
     while pair.host.events.is_empty() {
         let next = pair.host.stack.next_deadline().unwrap();
-        pair.host
-            .pass_time(next.saturating_sub(pair.host.now).max(MS));
+        pair.host.pass_time(next.saturating_sub(pair.host.now).max(MS));
         let segs = pair.recv();
         assert!(segs.iter().all(|s| s.flags == SYN));
         syns += segs.len();
@@ -177,37 +134,23 @@ fn a_silent_peer_times_out() {
 fn what_cannot_be_connected_to_is_refused() {
     let mut host = Host::new(config(), 16);
     let mut connect = |ip: [u8; 4], port, local| {
-        host.stack
-            .connect(5, 0, SocketAddr::from((ip, port)), local, 0)
-            .unwrap_err()
+        host.stack.connect(5, 0, SocketAddr::from((ip, port)), local, 0).unwrap_err()
     };
     assert_eq!(connect([0, 0, 0, 0], 80, 0), Reason::BadAddress);
     assert_eq!(connect([224, 0, 0, 1], 80, 0), Reason::BadAddress);
     assert_eq!(connect([10, 0, 0, 1], 80, 0), Reason::BadAddress);
     assert_eq!(connect([10, 0, 0, 2], 0, 0), Reason::BadAddress);
     assert_eq!(connect([10, 0, 9, 2], 80, 0), Reason::Unreachable);
-    host.stack
-        .connect(5, 0, SocketAddr::from((PEER, 80)), 999, 0)
-        .unwrap();
-    let again = host
-        .stack
-        .connect(5, 0, SocketAddr::from((PEER, 80)), 999, 0);
+    host.stack.connect(5, 0, SocketAddr::from((PEER, 80)), 999, 0).unwrap();
+    let again = host.stack.connect(5, 0, SocketAddr::from((PEER, 80)), 999, 0);
     assert_eq!(again.unwrap_err(), Reason::PortInUse);
 }
 
 #[test]
 fn a_peer_off_the_link_is_reached_through_the_gateway() {
     let gateway = Ipv4Addr::new(10, 0, 0, 254);
-    let mut host = Host::new(
-        crate::Config {
-            gateway: Some(gateway),
-            ..config()
-        },
-        16,
-    );
-    host.stack
-        .connect(host.now, 0, SocketAddr::from(([1, 2, 3, 4], 80)), 0, 0)
-        .unwrap();
+    let mut host = Host::new(crate::Config { gateway: Some(gateway), ..config() }, 16);
+    host.stack.connect(host.now, 0, SocketAddr::from(([1, 2, 3, 4], 80)), 0, 0).unwrap();
     let request = host.transmit();
     assert_eq!(arp::parse(&request[0][14..]).unwrap().target, gateway);
     host.input(&arp_frame(arp::REPLY, gateway, [2, 9, 9, 9, 9, 9], HOST));
@@ -218,14 +161,7 @@ fn a_peer_off_the_link_is_reached_through_the_gateway() {
 #[test]
 fn both_sides_may_open_at_once() {
     let mut pair = connecting();
-    pair.send_with(
-        SYN,
-        Options {
-            mss: Some(1460),
-            ..Options::default()
-        },
-        &[],
-    );
+    pair.send_with(SYN, Options { mss: Some(1460), ..Options::default() }, &[]);
     let syn_ack = pair.recv_one();
     assert_eq!((syn_ack.flags, syn_ack.ack), (SYN | ACK, 1001));
     pair.send(SYN | ACK, &[]);
@@ -243,10 +179,7 @@ fn a_lost_syn_ack_is_sent_again_by_timer_and_by_repeated_syn() {
     assert_eq!(pair.recv_one().seq, first.seq);
     pair.send(SYN, &[]);
     let third = pair.recv_one();
-    assert_eq!(
-        (third.flags, third.seq, third.ack),
-        (SYN | ACK, first.seq, 1001)
-    );
+    assert_eq!((third.flags, third.seq, third.ack), (SYN | ACK, first.seq, 1001));
     assert_eq!(pair.host.stack.flows(), 1);
 }
 
@@ -294,10 +227,7 @@ fn the_backlog_is_a_limit_and_delivery_makes_room() {
 
 #[test]
 fn no_flow_is_taken_from_others_when_all_are_in_use() {
-    let mut pair = Pair::listening(crate::Config {
-        flows_max: 2,
-        ..config()
-    });
+    let mut pair = Pair::listening(crate::Config { flows_max: 2, ..config() });
     for i in 0..3 {
         pair.peer_port = 1000 + i;
         pair.send(SYN, &[]);
@@ -308,10 +238,7 @@ fn no_flow_is_taken_from_others_when_all_are_in_use() {
 
 #[test]
 fn a_closed_port_answers_with_rst_at_a_limited_rate() {
-    let mut pair = Pair::listening(crate::Config {
-        rst_per_second: 3,
-        ..config()
-    });
+    let mut pair = Pair::listening(crate::Config { rst_per_second: 3, ..config() });
     pair.port = 81;
     pair.send(SYN, b"abc");
     let rst = pair.recv_one();
@@ -346,15 +273,9 @@ fn unlisten_ends_half_open_flows_when_they_speak() {
     pair.seq += 1;
     pair.ack = pair.recv_one().seq.wrapping_add(1);
     let listener = paste_abi::Flow::new(0, 0);
-    assert_eq!(
-        pair.host.stack.unlisten(1, listener),
-        Err(Reason::StaleFlow)
-    );
+    assert_eq!(pair.host.stack.unlisten(1, listener), Err(Reason::StaleFlow));
     pair.host.stack.unlisten(0, listener).unwrap();
-    assert_eq!(
-        pair.host.stack.unlisten(0, listener),
-        Err(Reason::StaleFlow)
-    );
+    assert_eq!(pair.host.stack.unlisten(0, listener), Err(Reason::StaleFlow));
     pair.send(ACK, &[]);
     assert_eq!(pair.recv_one().flags, RST);
     assert!(pair.host.poll().is_empty());
@@ -366,28 +287,14 @@ fn unlisten_ends_half_open_flows_when_they_speak() {
 #[test]
 fn arp_answers_for_us_alone_and_learns_only_what_it_asked_for() {
     let mut host = Host::new(config(), 16);
-    assert_eq!(
-        host.input(&arp_frame(arp::REQUEST, PEER, PEER_MAC, PEER)),
-        Outcome::Foreign
-    );
-    assert_eq!(
-        host.input(&arp_frame(arp::REQUEST, PEER, PEER_MAC, HOST)),
-        Outcome::Consumed
-    );
+    assert_eq!(host.input(&arp_frame(arp::REQUEST, PEER, PEER_MAC, PEER)), Outcome::Foreign);
+    assert_eq!(host.input(&arp_frame(arp::REQUEST, PEER, PEER_MAC, HOST)), Outcome::Consumed);
     let frames = host.transmit();
     let reply = arp::parse(&frames[0][14..]).unwrap();
-    assert_eq!(
-        (reply.op, reply.sender, reply.sender_mac),
-        (arp::REPLY, HOST, HOST_MAC)
-    );
+    assert_eq!((reply.op, reply.sender, reply.sender_mac), (arp::REPLY, HOST, HOST_MAC));
     // The request told us nothing that we keep.
-    host.stack
-        .connect(host.now, 0, SocketAddr::from((PEER, 80)), 0, 0)
-        .unwrap();
-    assert_eq!(
-        arp::parse(&host.transmit()[0][14..]).unwrap().op,
-        arp::REQUEST
-    );
+    host.stack.connect(host.now, 0, SocketAddr::from((PEER, 80)), 0, 0).unwrap();
+    assert_eq!(arp::parse(&host.transmit()[0][14..]).unwrap().op, arp::REQUEST);
     // Forged with a group address: not believed.
     host.input(&arp_frame(arp::REPLY, PEER, [0xff; 6], HOST));
     assert!(host.transmit().is_empty());

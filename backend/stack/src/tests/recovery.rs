@@ -38,8 +38,7 @@ fn a_timeout_sends_one_segment_again_and_backs_off() {
             pair.host.pass_time(10 * MS);
             let segs = pair.recv();
             // From the second on, the neighbour is asked for as well.
-            pair.host
-                .input(&arp_frame(crate::wire::arp::REPLY, PEER, PEER_MAC, HOST));
+            pair.host.input(&arp_frame(crate::wire::arp::REPLY, PEER, PEER_MAC, HOST));
             if !segs.is_empty() {
                 break segs;
             }
@@ -154,10 +153,7 @@ fn a_small_window_is_not_filled_with_small_segments() {
 #[test]
 fn a_peer_that_acknowledges_nothing_is_given_up() {
     let mut pair = Pair::established(config());
-    pair.host
-        .stack
-        .set_option(pair.host.now, 0, pair.flow, Opt::UserTimeout, 5000)
-        .unwrap();
+    pair.host.stack.set_option(pair.host.now, 0, pair.flow, Opt::UserTimeout, 5000).unwrap();
     pair.host.send(pair.flow, b"lost");
     pair.recv_one();
     for _ in 0..15 {
@@ -181,8 +177,7 @@ fn after_two_timeouts_the_neighbour_is_asked_for() {
     pair.recv_nothing();
     assert_eq!(pair.host.stack.counters().arp_requests_out, 1);
     let moved = [2, 0, 0, 0, 0, 99];
-    pair.host
-        .input(&arp_frame(crate::wire::arp::REPLY, PEER, moved, HOST));
+    pair.host.input(&arp_frame(crate::wire::arp::REPLY, PEER, moved, HOST));
     let frames = pair.host.transmit();
     assert_eq!(crate::wire::ethernet::parse(&frames[0]).unwrap().dst, moved);
 }

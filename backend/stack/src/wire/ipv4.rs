@@ -112,23 +112,14 @@ mod tests {
         let (a, b) = (Ipv4Addr::new(10, 1, 2, 3), Ipv4Addr::new(192, 168, 77, 255));
         write(&mut bytes, a, b, TCP, 1480);
         let ip = parse(&bytes, 1500).unwrap();
-        assert_eq!(
-            (ip.src, ip.dst, ip.protocol, ip.total_len),
-            (a, b, TCP, 1500)
-        );
+        assert_eq!((ip.src, ip.dst, ip.protocol, ip.total_len), (a, b, TCP, 1500));
         assert!(!ip.fragment);
     }
 
     #[test]
     fn refuses_lengths_that_lie() {
         let mut bytes = [0; LEN];
-        write(
-            &mut bytes,
-            Ipv4Addr::LOCALHOST,
-            Ipv4Addr::LOCALHOST,
-            TCP,
-            10,
-        );
+        write(&mut bytes, Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST, TCP, 10);
         assert_eq!(parse(&bytes, 29).unwrap_err(), Bad::Header);
         assert_eq!(parse(&bytes[..19], 30).unwrap_err(), Bad::Header);
         bytes[8] ^= 1;

@@ -82,10 +82,7 @@ fn parse_options(mut bytes: &[u8]) -> Options {
     let mut options = Options::default();
     // The layout of nearly every segment of a flow with timestamps.
     if bytes.len() == TIMESTAMPS_LEN && bytes[..4] == [1, 1, 8, 10] {
-        options.timestamps = Some(Timestamps {
-            value: be32(bytes, 4),
-            echo: be32(bytes, 8),
-        });
+        options.timestamps = Some(Timestamps { value: be32(bytes, 4), echo: be32(bytes, 8) });
         return options;
     }
     while let Some((&kind, rest)) = bytes.split_first() {
@@ -104,10 +101,8 @@ fn parse_options(mut bytes: &[u8]) -> Options {
                     // RFC 7323 section 2.3: a larger shift counts as 14.
                     (3, 3) => options.scale = Some(option[2].min(14)),
                     (8, 10) => {
-                        options.timestamps = Some(Timestamps {
-                            value: be32(option, 2),
-                            echo: be32(option, 6),
-                        });
+                        options.timestamps =
+                            Some(Timestamps { value: be32(option, 2), echo: be32(option, 6) });
                     }
                     _ => {}
                 }
@@ -123,11 +118,7 @@ fn parse_options(mut bytes: &[u8]) -> Options {
 pub(crate) fn header_len(options: &Options) -> usize {
     LEN + if options.mss.is_some() { 4 } else { 0 }
         + if options.scale.is_some() { 4 } else { 0 }
-        + if options.timestamps.is_some() {
-            TIMESTAMPS_LEN
-        } else {
-            0
-        }
+        + if options.timestamps.is_some() { TIMESTAMPS_LEN } else { 0 }
 }
 
 /// Writes the header at the start of `out`, which has room for it, with a
@@ -169,10 +160,7 @@ mod tests {
         let options = Options {
             mss: Some(1460),
             scale: Some(7),
-            timestamps: Some(Timestamps {
-                value: 1,
-                echo: u32::MAX,
-            }),
+            timestamps: Some(Timestamps { value: 1, echo: u32::MAX }),
         };
         let header = Header {
             src_port: 80,
@@ -188,23 +176,14 @@ mod tests {
         let (read, read_len) = parse(&bytes[..len]).unwrap();
         assert_eq!(read_len, len);
         assert_eq!(read.options, options);
-        assert_eq!(
-            (read.seq, read.ack, read.window),
-            (header.seq, header.ack, header.window)
-        );
+        assert_eq!((read.seq, read.ack, read.window), (header.seq, header.ack, header.window));
     }
 
     #[test]
     fn options_that_lie_end_the_options() {
         // MSS, then a length of one, then what would be a scale.
         let options = parse_options(&[2, 4, 5, 0xb4, 8, 1, 3, 3, 7]);
-        assert_eq!(
-            options,
-            Options {
-                mss: Some(1460),
-                ..Options::default()
-            }
-        );
+        assert_eq!(options, Options { mss: Some(1460), ..Options::default() });
         assert_eq!(parse_options(&[3, 30, 1]), Options::default());
         assert_eq!(parse_options(&[3]), Options::default());
     }

@@ -16,18 +16,10 @@ struct Rig {
 impl Rig {
     fn new(options: ServerOptions) -> Rig {
         let (transport, host) = loopback::pair();
-        let options_of_channel = Options {
-            reserve: RESERVE,
-            queue: 64,
-            ..Options::default()
-        };
+        let options_of_channel = Options { reserve: RESERVE, queue: 64, ..Options::default() };
         let channel = Channel::open_on(transport, options_of_channel).unwrap();
         let server = Server::new(&channel, &options).unwrap();
-        let mut rig = Rig {
-            channel,
-            server,
-            host,
-        };
+        let mut rig = Rig { channel, server, host };
         rig.turns(2);
         rig.host.lock().accept(FLOW);
         rig.turns(1);
@@ -35,10 +27,7 @@ impl Rig {
     }
 
     fn fixed() -> Rig {
-        Rig::new(ServerOptions {
-            body_max: 1000,
-            ..ServerOptions::default()
-        })
+        Rig::new(ServerOptions { body_max: 1000, ..ServerOptions::default() })
     }
 
     fn turns(&mut self, count: usize) {
@@ -58,9 +47,7 @@ impl Rig {
 
     fn asked(&self, request: Request) -> bool {
         let host = self.host.lock();
-        host.requests
-            .iter()
-            .any(|slot| slot.flow == FLOW && slot.as_request() == Some(request))
+        host.requests.iter().any(|slot| slot.flow == FLOW && slot.as_request() == Some(request))
     }
 
     /// Everything that the flow held has gone back.
@@ -78,9 +65,7 @@ fn answers(mut text: &str) -> Vec<(u16, String)> {
     while !text.is_empty() {
         let (head, rest) = text.split_once("\r\n\r\n").expect("a whole head");
         let status = head[9..12].parse().unwrap();
-        let len = head
-            .lines()
-            .find_map(|line| line.strip_prefix("Content-Length: "));
+        let len = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
         let len = len.map_or(0, |len| len.parse().unwrap());
         found.push((status, rest[..len].to_owned()));
         text = &rest[len..];
@@ -96,10 +81,7 @@ fn statuses(text: &str) -> Vec<u16> {
 fn it_listens_and_answers_from_the_buffer_of_the_request() {
     let mut rig = Rig::fixed();
     let listen = rig.host.lock().requests[0];
-    assert_eq!(
-        (listen.as_request(), listen.offset),
-        (Some(Request::Listen), 80)
-    );
+    assert_eq!((listen.as_request(), listen.offset), (Some(Request::Listen), 80));
     let buffer = rig.host.lock().data(FLOW, GET);
     rig.turns(2);
     let sent = *rig.host.lock().requests.back().unwrap();
@@ -135,10 +117,7 @@ fn answers_do_not_depend_on_where_slots_begin() {
         rig.feed(&requests[cut..]);
         let text = early + &rig.answer();
         let shape = |text: &str| {
-            text.lines()
-                .filter(|l| !l.starts_with("Date"))
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
+            text.lines().filter(|l| !l.starts_with("Date")).map(str::to_owned).collect::<Vec<_>>()
         };
         assert_eq!(shape(&text), shape(&whole), "cut at {cut}");
         assert!(rig.asked(Request::Close), "cut at {cut}");
@@ -177,18 +156,9 @@ fn errors_are_answered_and_the_flow_closed() {
         ("nonsense\r\n\r\n", 400),
         ("GET / HTTP/1.1\r\n\r\n", 400),
         ("GET / HTTP/3.0\r\nHost: a\r\n\r\n", 505),
-        (
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1001\r\n\r\n",
-            413,
-        ),
-        (
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3e9\r\n",
-            413,
-        ),
-        (
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n",
-            400,
-        ),
+        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1001\r\n\r\n", 413),
+        ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3e9\r\n", 413),
+        ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n", 400),
         (&*long, 414),
         (&*endless, 431),
     ] {
@@ -244,32 +214,21 @@ fn a_file_is_sent_whole_with_few_buffers_and_a_slow_peer() {
     let content: String = ('a'..='z').cycle().take(200_000).collect();
     std::fs::write(directory.path().join("big.txt"), &content).unwrap();
     let root = Some(directory.path().to_owned());
-    let mut rig = Rig::new(ServerOptions {
-        root,
-        ..ServerOptions::default()
-    });
+    let mut rig = Rig::new(ServerOptions { root, ..ServerOptions::default() });
     rig.feed(b"GET /big.txt HTTP/1.1\r\nHost: a\r\n\r\nHEAD /big.txt HTTP/1.1\r\nHost: a\r\n\r\n");
     let mut text = String::new();
     loop {
         // The peer acknowledges what the server asked to hear of.
         let asked: Vec<_> = {
             let host = rig.host.lock();
-            let data = host
-                .requests
-                .iter()
-                .filter(|s| s.as_request() == Some(Request::Data));
+            let data = host.requests.iter().filter(|s| s.as_request() == Some(Request::Data));
             assert!(data.clone().count() <= 64);
-            data.filter(|s| s.modifiers != 0)
-                .map(|s| s.cookie)
-                .collect()
+            data.filter(|s| s.modifiers != 0).map(|s| s.cookie).collect()
         };
         let more = rig.answer();
         text += &more;
         for cookie in asked {
-            let acked = Slot {
-                cookie,
-                ..Slot::event(SlotEvent::Acked, FLOW)
-            };
+            let acked = Slot { cookie, ..Slot::event(SlotEvent::Acked, FLOW) };
             rig.host.lock().slots(&[acked]);
         }
         rig.turns(3);
@@ -297,17 +256,11 @@ fn a_peer_that_does_not_read_is_not_served_on() {
         rig.feed(GET);
         let host = rig.host.lock();
         // Sent, and never acknowledged; the buffers are tight for the host.
-        let sent = host
-            .requests
-            .iter()
-            .filter(|s| s.as_request() == Some(Request::Data))
-            .count();
+        let sent = host.requests.iter().filter(|s| s.as_request() == Some(Request::Data)).count();
         assert!(sent <= 64);
     }
     // The flow ends, and all that it held is given back.
-    rig.host
-        .lock()
-        .slots(&[Slot::event(SlotEvent::Reset, FLOW)]);
+    rig.host.lock().slots(&[Slot::event(SlotEvent::Reset, FLOW)]);
     rig.turns(2);
     assert_eq!(rig.channel.stats().held, 0);
     rig.host.lock().sent(FLOW);
@@ -330,11 +283,7 @@ fn flows_wait_for_buffers_and_go_on_when_there_are_some() {
         rest
     };
     rig.feed(&GET.repeat(3));
-    assert_eq!(
-        rig.answer(),
-        "",
-        "the first answer needs a buffer of its own"
-    );
+    assert_eq!(rig.answer(), "", "the first answer needs a buffer of its own");
     rig.host.lock().pool.extend(pool);
     for buffer in taken.drain(..) {
         rig.channel.give_back(buffer);
@@ -351,15 +300,8 @@ fn data_that_was_refused_resets_the_flow() {
     rig.feed(GET);
     let sent = rig.host.lock().requests.pop_back().unwrap();
     let len = Reason::FlowFull as u16;
-    let refused = Slot {
-        len,
-        ..Slot::event(SlotEvent::Refused, FLOW)
-    };
-    rig.host.lock().slots(&[Slot {
-        buf_idx: sent.buf_idx,
-        offset: sent.offset,
-        ..refused
-    }]);
+    let refused = Slot { len, ..Slot::event(SlotEvent::Refused, FLOW) };
+    rig.host.lock().slots(&[Slot { buf_idx: sent.buf_idx, offset: sent.offset, ..refused }]);
     rig.turns(2);
     assert!(rig.asked(Request::Abort));
     rig.assert_nothing_held();
@@ -370,9 +312,7 @@ fn names_of_other_generations_are_ignored() {
     let mut rig = Rig::fixed();
     let stale = Flow::new(FLOW.index(), FLOW.generation() + 1);
     rig.host.lock().data(stale, GET);
-    rig.host
-        .lock()
-        .slots(&[Slot::event(SlotEvent::Reset, stale)]);
+    rig.host.lock().slots(&[Slot::event(SlotEvent::Reset, stale)]);
     rig.turns(2);
     rig.feed(GET);
     assert_eq!(statuses(&rig.answer()), [200]);
@@ -385,11 +325,7 @@ fn it_listens_again_on_a_channel_that_was_lost() {
     rig.feed(b"GET / HT");
     rig.host.lock().bye(Reason::Shutdown);
     let listening = |rig: &Rig| {
-        rig.host
-            .lock()
-            .requests
-            .iter()
-            .any(|s| s.as_request() == Some(Request::Listen))
+        rig.host.lock().requests.iter().any(|s| s.as_request() == Some(Request::Listen))
     };
     rig.turns(1);
     while rig.host.lock().hellos < 2 || !listening(&rig) {
@@ -405,18 +341,8 @@ fn a_port_that_is_taken_is_an_error() {
     let mut rig = Rig::fixed();
     let cookie = rig.host.lock().requests[0].cookie;
     let len = Reason::PortInUse as u16;
-    let reply = Slot {
-        len,
-        cookie,
-        ..Slot::event(SlotEvent::Reply, Flow(0))
-    };
+    let reply = Slot { len, cookie, ..Slot::event(SlotEvent::Reply, Flow(0)) };
     rig.host.lock().slots(&[reply]);
     let error = rig.server.turn(&mut rig.channel, Timeout::Now).unwrap_err();
-    assert!(matches!(
-        error,
-        ServeError::Listen {
-            port: 80,
-            reason: Reason::PortInUse
-        }
-    ));
+    assert!(matches!(error, ServeError::Listen { port: 80, reason: Reason::PortInUse }));
 }

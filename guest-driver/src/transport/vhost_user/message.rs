@@ -56,9 +56,7 @@ pub(super) fn send(
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
-        return Err(TransportError::Protocol(
-            "too many descriptors in a message",
-        ));
+        return Err(TransportError::Protocol("too many descriptors in a message"));
     }
     let parts = [IoSlice::new(header.as_bytes()), IoSlice::new(payload)];
     let sent = loop {
@@ -108,16 +106,8 @@ pub(super) fn receive(socket: &UnixStream) -> Result<Message, TransportError> {
         return Err(TransportError::Protocol("a message that is too long"));
     }
     let request = header.request.get();
-    let mut message = Message {
-        request,
-        flags,
-        fd,
-        len,
-        payload: [0; PAYLOAD_MAX],
-    };
-    (&*socket)
-        .read_exact(&mut message.payload[..len])
-        .map_err(failed)?;
+    let mut message = Message { request, flags, fd, len, payload: [0; PAYLOAD_MAX] };
+    (&*socket).read_exact(&mut message.payload[..len]).map_err(failed)?;
     Ok(message)
 }
 
@@ -128,9 +118,6 @@ fn failed(error: std::io::Error) -> TransportError {
     match error.kind() {
         BrokenPipe | ConnectionReset | NotConnected | UnexpectedEof => TransportError::Disconnected,
         WouldBlock => TransportError::Protocol("no answer to a message"),
-        _ => TransportError::System {
-            what: "exchanging a vhost-user message",
-            error,
-        },
+        _ => TransportError::System { what: "exchanging a vhost-user message", error },
     }
 }

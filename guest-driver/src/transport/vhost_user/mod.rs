@@ -75,12 +75,8 @@ impl Device {
         let memory =
             sys::shared_memory(2 * layout.len).map_err(failed("making memory for the rings"))?;
         let map = |offset: usize| {
-            Mapping::from_fd(memory.as_fd(), offset as u64, layout.len, true).map_err(|error| {
-                TransportError::Map {
-                    what: "mapping the rings",
-                    error,
-                }
-            })
+            Mapping::from_fd(memory.as_fd(), offset as u64, layout.len, true)
+                .map_err(|error| TransportError::Map { what: "mapping the rings", error })
         };
         let notifier = || Notifier::new().map_err(failed("making a notifier"));
         let tx_address = ADDRESS + layout.len as u64;
@@ -94,13 +90,7 @@ impl Device {
         };
         let call = device.call.as_fd();
         let rings = [
-            RingSetup {
-                index: RX,
-                layout,
-                address: ADDRESS,
-                kick: device.rx_kick.as_fd(),
-                call,
-            },
+            RingSetup { index: RX, layout, address: ADDRESS, kick: device.rx_kick.as_fd(), call },
             RingSetup {
                 index: TX,
                 layout,
@@ -135,13 +125,7 @@ impl VhostUser {
             frame_size.clamp(FRAME_SIZE_MIN as u16, (FRAME_SIZE_MAX - NET_HDR_LEN) as u16);
         let device = Device::connect(path, frame_size)?;
         let stats = TransportStats::default();
-        Ok(VhostUser {
-            path: path.to_owned(),
-            frame_size,
-            device,
-            looks: 0,
-            stats,
-        })
+        Ok(VhostUser { path: path.to_owned(), frame_size, device, looks: 0, stats })
     }
 
     /// Whether a frame has arrived, or room has come back that was missing.
@@ -304,16 +288,10 @@ impl Transport for VhostUser {
         let offer = self.device.session.wait_offer()?;
         let whole = usize::try_from(len).ok().filter(|_| len <= offer.len);
         let Some(len) = whole else {
-            return Err(TransportError::Protocol(
-                "the region is smaller than WELCOME says",
-            ));
+            return Err(TransportError::Protocol("the region is smaller than WELCOME says"));
         };
-        Mapping::from_fd(offer.fd.as_fd(), offer.offset, len, true).map_err(|error| {
-            TransportError::Map {
-                what: "mapping the region",
-                error,
-            }
-        })
+        Mapping::from_fd(offer.fd.as_fd(), offer.offset, len, true)
+            .map_err(|error| TransportError::Map { what: "mapping the region", error })
     }
 
     fn reconnect(&mut self) -> Result<(), TransportError> {

@@ -96,14 +96,7 @@ impl Layout {
         let used_end = used + RING_HEAD_LEN + entries * USED_ELEM_LEN + 2;
         let buffers = used_end.next_multiple_of(ALIGN);
         let len = (buffers + entries * buffer_len).next_multiple_of(PAGE);
-        Layout {
-            size,
-            buffer_len,
-            avail,
-            used,
-            buffers,
-            len,
-        }
+        Layout { size, buffer_len, avail, used, buffers, len }
     }
 }
 
@@ -135,10 +128,7 @@ impl Ring {
         address: u64,
         direction: Direction,
     ) -> Ring {
-        assert!(
-            mapping.len() >= layout.len,
-            "the ring's memory is too small"
-        );
+        assert!(mapping.len() >= layout.len, "the ring's memory is too small");
         let mut ring = Ring {
             mapping,
             layout,
@@ -150,11 +140,7 @@ impl Ring {
             next_used: 0,
             seen_used: 0,
         };
-        let flags = if direction == Direction::Receive {
-            DESC_F_WRITE
-        } else {
-            0
-        };
+        let flags = if direction == Direction::Receive { DESC_F_WRITE } else { 0 };
         for id in 0..layout.size {
             let buffer = layout.buffers + usize::from(id) * layout.buffer_len;
             let at = usize::from(id) * DESC_LEN;
@@ -172,13 +158,7 @@ impl Ring {
         // SAFETY: all offsets come from the layout, which lies in the mapping
         // (checked in `new`) and aligns its parts to cache lines. The device
         // does not read the word before an index or event word shows it.
-        unsafe {
-            self.mapping
-                .as_ptr()
-                .add(at)
-                .cast::<T>()
-                .write_volatile(value)
-        }
+        unsafe { self.mapping.as_ptr().add(at).cast::<T>().write_volatile(value) }
     }
 
     fn read_u32(&self, at: usize) -> u32 {
@@ -304,9 +284,7 @@ impl Ring {
         }
         let at = self.layout.used + RING_HEAD_LEN + self.slot(self.next_used) * USED_ELEM_LEN;
         let (id, len) = (self.read_u32(at), self.read_u32(at + 4));
-        let in_flight = usize::try_from(id)
-            .ok()
-            .and_then(|id| self.in_flight.get_mut(id));
+        let in_flight = usize::try_from(id).ok().and_then(|id| self.in_flight.get_mut(id));
         match in_flight {
             Some(in_flight) if *in_flight => *in_flight = false,
             _ => return Err(RingError::Descriptor),
@@ -340,8 +318,7 @@ impl Ring {
 
     /// Asks not to be called, by naming the entry that is the farthest away.
     pub(crate) fn disarm(&mut self) {
-        self.used_event()
-            .store(self.next_used.wrapping_sub(1), Ordering::Relaxed);
+        self.used_event().store(self.next_used.wrapping_sub(1), Ordering::Relaxed);
     }
 }
 

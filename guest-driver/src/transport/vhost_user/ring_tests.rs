@@ -19,11 +19,7 @@ struct Device {
 impl Device {
     fn new(fd: &OwnedFd) -> Device {
         let mapping = Mapping::from_fd(fd.as_fd(), 0, LAYOUT.len, true).unwrap();
-        Device {
-            mapping,
-            next_avail: 0,
-            used: 0,
-        }
+        Device { mapping, next_avail: 0, used: 0 }
     }
 
     fn at<T: Copy>(&self, at: usize) -> T {
@@ -35,13 +31,7 @@ impl Device {
     fn set<T: Copy>(&self, at: usize, value: T) {
         assert!(at + size_of::<T>() <= LAYOUT.len);
         // SAFETY: inside the mapping; the test runs both sides in one thread.
-        unsafe {
-            self.mapping
-                .as_ptr()
-                .add(at)
-                .cast::<T>()
-                .write_volatile(value)
-        }
+        unsafe { self.mapping.as_ptr().add(at).cast::<T>().write_volatile(value) }
     }
 
     /// The next available descriptor: id, offset of its buffer, length, flags.
@@ -54,12 +44,7 @@ impl Device {
         let desc = usize::from(id) * 16;
         let address: u64 = self.at(desc);
         assert_eq!(self.at::<u16>(desc + 14), 0, "no next descriptor");
-        Some((
-            id,
-            (address - ADDRESS) as usize,
-            self.at(desc + 8),
-            self.at(desc + 12),
-        ))
+        Some((id, (address - ADDRESS) as usize, self.at(desc + 8), self.at(desc + 12)))
     }
 
     fn put(&mut self, id: u32, len: u32) {
@@ -82,10 +67,7 @@ impl Device {
 fn pair(direction: Direction) -> (Ring, Device) {
     let fd = sys::shared_memory(LAYOUT.len).unwrap();
     let mapping = Mapping::from_fd(fd.as_fd(), 0, LAYOUT.len, true).unwrap();
-    (
-        Ring::new(mapping, LAYOUT, ADDRESS, direction),
-        Device::new(&fd),
-    )
+    (Ring::new(mapping, LAYOUT, ADDRESS, direction), Device::new(&fd))
 }
 
 #[test]
@@ -100,10 +82,7 @@ fn frames_cross_in_order_and_buffers_come_back() {
             }));
         }
         assert!(!ring.push(|_| panic!("no descriptor is free")));
-        assert!(
-            device.take().is_none() || round > 0,
-            "nothing is shown before publish"
-        );
+        assert!(device.take().is_none() || round > 0, "nothing is shown before publish");
         let _ = ring.publish();
         for i in 0..8 {
             let (id, at, len, flags) = device.take().unwrap();
@@ -158,11 +137,7 @@ fn a_lying_device_is_an_error() {
     device.put(3, 1);
     assert_eq!(ring.refresh(), Ok(2));
     assert!(ring.pop().unwrap().is_some());
-    assert_eq!(
-        ring.pop().unwrap_err(),
-        RingError::Descriptor,
-        "the same one twice"
-    );
+    assert_eq!(ring.pop().unwrap_err(), RingError::Descriptor, "the same one twice");
 }
 
 #[test]

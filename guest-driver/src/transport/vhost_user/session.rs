@@ -74,14 +74,8 @@ impl Session {
                 .and_then(|()| socket.set_write_timeout(timeout))
                 .map_err(failed("setting a socket's timeout"))?;
         }
-        let mut session = Session {
-            socket,
-            backend,
-            protocol: 0,
-            mac: [0; 6],
-            offer: None,
-            withdrawn: false,
-        };
+        let mut session =
+            Session { socket, backend, protocol: 0, mac: [0; 6], offer: None, withdrawn: false };
         session.negotiate(theirs.as_fd())?;
         Ok(session)
     }
@@ -101,10 +95,7 @@ impl Session {
         let available = self.ask_u64(request::GET_PROTOCOL_FEATURES)?;
         for (bit, name) in [
             (protocol::BACKEND_REQ, "a back end's channel (BACKEND_REQ)"),
-            (
-                protocol::BACKEND_SEND_FD,
-                "descriptors from the back end (BACKEND_SEND_FD)",
-            ),
+            (protocol::BACKEND_SEND_FD, "descriptors from the back end (BACKEND_SEND_FD)"),
             (protocol::CONFIG, "its configuration space (CONFIG)"),
             (protocol::SHMEM, "a shared region (SHMEM)"),
         ] {
@@ -136,15 +127,8 @@ impl Session {
             header: ConfigHeader,
             mac: [u8; 6],
         }
-        let header = ConfigHeader {
-            offset: 0.into(),
-            size: 6.into(),
-            flags: 0.into(),
-        };
-        let config = Config {
-            header,
-            mac: [0; 6],
-        };
+        let header = ConfigHeader { offset: 0.into(), size: 6.into(), flags: 0.into() };
+        let config = Config { header, mac: [0; 6] };
         self.send(request::GET_CONFIG, 0, config.as_bytes(), &[])?;
         Ok(self.answer(request::GET_CONFIG)?.read::<Config>()?.mac)
     }
@@ -165,10 +149,7 @@ impl Session {
             region: MemRegion,
         }
         let table = Table {
-            header: MemTableHeader {
-                count: 1.into(),
-                padding: 0.into(),
-            },
+            header: MemTableHeader { count: 1.into(), padding: 0.into() },
             region: MemRegion {
                 guest_addr: address.into(),
                 size: len.into(),
@@ -178,10 +159,7 @@ impl Session {
         };
         self.tell(request::SET_MEM_TABLE, &table, &[memory])?;
         for ring in rings {
-            let state = |num: u32| VringState {
-                index: ring.index.into(),
-                num: num.into(),
-            };
+            let state = |num: u32| VringState { index: ring.index.into(), num: num.into() };
             let part = |offset: usize| U64::new(ring.address + offset as u64);
             let addr = VringAddr {
                 index: ring.index.into(),
@@ -199,10 +177,7 @@ impl Session {
             self.tell(request::SET_VRING_KICK, &index, &[ring.kick])?;
         }
         for ring in rings {
-            let state = VringState {
-                index: ring.index.into(),
-                num: 1.into(),
-            };
+            let state = VringState { index: ring.index.into(), num: 1.into() };
             self.tell(request::SET_VRING_ENABLE, &state, &[])?;
         }
         if self.protocol & protocol::STATUS != 0 {
@@ -229,9 +204,7 @@ impl Session {
                 .map_err(TransportError::system("waiting for the region"))?;
             self.serve()?;
         }
-        self.offer
-            .as_ref()
-            .ok_or(TransportError::Protocol("the back end offered no region"))
+        self.offer.as_ref().ok_or(TransportError::Protocol("the back end offered no region"))
     }
 
     /// What to wait for besides the rings: see [`Session::serve`].
@@ -290,11 +263,7 @@ impl Session {
         if !whole || self.offer.is_some() {
             return false;
         }
-        self.offer = Some(Offer {
-            fd,
-            offset: map.fd_offset.get(),
-            len: map.len.get(),
-        });
+        self.offer = Some(Offer { fd, offset: map.fd_offset.get(), len: map.len.get() });
         true
     }
 
@@ -320,9 +289,7 @@ impl Session {
         let flags = if acknowledged { FLAG_NEED_REPLY } else { 0 };
         self.send(request, flags, payload.as_bytes(), fds)?;
         if acknowledged && self.answer(request)?.read::<U64>()?.get() != 0 {
-            return Err(TransportError::Protocol(
-                "the backend refused a message of the set-up",
-            ));
+            return Err(TransportError::Protocol("the backend refused a message of the set-up"));
         }
         Ok(())
     }

@@ -39,11 +39,7 @@ fn serve(socket: &UnixStream, fault: Fault) -> Result<(), TransportError> {
         let mut status = 0u64;
         match code {
             request::GET_FEATURES => {
-                answer(
-                    socket,
-                    code,
-                    U64::new(1 << 5 | 1 << 29 | 1 << 30 | 1 << 32).as_bytes(),
-                );
+                answer(socket, code, U64::new(1 << 5 | 1 << 29 | 1 << 30 | 1 << 32).as_bytes());
             }
             request::GET_PROTOCOL_FEATURES => {
                 let all = protocol::BACKEND_REQ
@@ -51,11 +47,7 @@ fn serve(socket: &UnixStream, fault: Fault) -> Result<(), TransportError> {
                     | protocol::CONFIG
                     | protocol::REPLY_ACK
                     | protocol::STATUS;
-                let shmem = if fault == Fault::NoShmem {
-                    0
-                } else {
-                    protocol::SHMEM
-                };
+                let shmem = if fault == Fault::NoShmem { 0 } else { protocol::SHMEM };
                 answer(socket, code, U64::new(all | shmem).as_bytes());
             }
             request::SET_FEATURES => features = message.read::<U64>()?.get(),
@@ -111,10 +103,7 @@ fn serve(socket: &UnixStream, fault: Fault) -> Result<(), TransportError> {
     assert!(tx.read_at(usize::from(id) * 16, &mut desc));
     let len = u32::from_le_bytes([desc[8], desc[9], desc[10], desc[11]]);
     let mut frame = vec![0; len as usize];
-    assert!(tx.read_at(
-        LAYOUT.buffers + usize::from(id) * LAYOUT.buffer_len,
-        &mut frame
-    ));
+    assert!(tx.read_at(LAYOUT.buffers + usize::from(id) * LAYOUT.buffer_len, &mut frame));
     used(&tx, id, 0);
     let id = u16_at(&rx, LAYOUT.avail + 4);
     assert!(rx.write_at(LAYOUT.buffers + usize::from(id) * LAYOUT.buffer_len, &frame));
@@ -190,14 +179,8 @@ fn a_frame_goes_out_and_comes_back_and_the_region_is_mapped() {
     let mut front = VhostUser::connect(&path, 1024).unwrap();
     assert_eq!((front.mac(), front.frame_size()), (DEVICE_MAC, 1024));
     echo(&mut front);
-    assert_eq!(
-        front.map_region(REGION_LEN).unwrap().len(),
-        REGION_LEN as usize
-    );
-    assert!(matches!(
-        front.map_region(REGION_LEN + 1),
-        Err(TransportError::Protocol(_))
-    ));
+    assert_eq!(front.map_region(REGION_LEN).unwrap().len(), REGION_LEN as usize);
+    assert!(matches!(front.map_region(REGION_LEN + 1), Err(TransportError::Protocol(_))));
     front.drain(Duration::from_secs(10)).unwrap();
     assert_eq!(front.device.tx.in_flight(), 0);
     drop(front);
@@ -250,15 +233,8 @@ fn a_backend_that_leaves_without_offering_the_region_ends_the_wait_for_it() {
     let (_directory, path, thread) = backend(&[Fault::NoRegion]);
     let mut front = VhostUser::connect(&path, 1024).unwrap();
     echo(&mut front);
-    rustix::net::shutdown(
-        front.device.session.sockets()[0],
-        rustix::net::Shutdown::Both,
-    )
-    .unwrap();
-    assert!(matches!(
-        front.map_region(REGION_LEN),
-        Err(TransportError::Disconnected)
-    ));
+    rustix::net::shutdown(front.device.session.sockets()[0], rustix::net::Shutdown::Both).unwrap();
+    assert!(matches!(front.map_region(REGION_LEN), Err(TransportError::Disconnected)));
     drop(front);
     thread.join().unwrap();
 }

@@ -65,8 +65,7 @@ impl Network {
     /// Makes a pair of connected devices: `name` in this namespace, and `peer`
     /// in that of the calling thread.
     pub fn add_pair(&mut self, name: &str, peer: &str) -> io::Result<()> {
-        self.0
-            .add_veth(name, peer, gettid().as_raw_nonzero().get() as u32)
+        self.0.add_veth(name, peer, gettid().as_raw_nonzero().get() as u32)
     }
 }
 
@@ -81,10 +80,7 @@ impl Tap {
     /// thread. It goes with this value, unless it is kept with [`Tap::keep`].
     pub fn open(name: &str) -> io::Result<Tap> {
         if name.len() >= IFNAMSIZ {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "device name too long",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "device name too long"));
         }
         let mut request = InterfaceRequest {
             name: [0; IFNAMSIZ],
@@ -92,23 +88,14 @@ impl Tap {
             rest: [0; 22],
         };
         request.name[..name.len()].copy_from_slice(name.as_bytes());
-        let file = open(
-            TUN_FILE,
-            OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
+        let file =
+            open(TUN_FILE, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
         // SAFETY: TUNSETIFF takes a `struct ifreq`, of which this has the size
         // and layout; TUNSETVNETHDRSZ a pointer to an int; TUNSETOFFLOAD an
         // integer in place of a pointer.
         unsafe {
-            ioctl(
-                &file,
-                Setter::<{ TUNSETIFF as _ }, InterfaceRequest>::new(request),
-            )?;
-            ioctl(
-                &file,
-                Setter::<{ TUNSETVNETHDRSZ as _ }, i32>::new(VNET_HDR_LEN),
-            )?;
+            ioctl(&file, Setter::<{ TUNSETIFF as _ }, InterfaceRequest>::new(request))?;
+            ioctl(&file, Setter::<{ TUNSETVNETHDRSZ as _ }, i32>::new(VNET_HDR_LEN))?;
             let offload = IntegerSetter::<{ TUNSETOFFLOAD as _ }>::new_usize(TUN_F_CSUM);
             ioctl(&file, offload)?;
         }
@@ -119,12 +106,7 @@ impl Tap {
     /// process may attach to it by its name. Closes this attachment.
     pub fn keep(self) -> io::Result<()> {
         // SAFETY: TUNSETPERSIST takes an integer in place of a pointer.
-        unsafe {
-            ioctl(
-                &self.0,
-                IntegerSetter::<{ TUNSETPERSIST as _ }>::new_usize(1),
-            )?
-        };
+        unsafe { ioctl(&self.0, IntegerSetter::<{ TUNSETPERSIST as _ }>::new_usize(1))? };
         Ok(())
     }
 

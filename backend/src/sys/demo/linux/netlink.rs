@@ -43,11 +43,7 @@ struct Message(Vec<u8>);
 impl Message {
     fn new(kind: u16, flags: u16, seq: u32) -> Message {
         let mut m = Message(Vec::with_capacity(256));
-        m.u32(0)
-            .u16(kind)
-            .u16(NLM_F_REQUEST | NLM_F_ACK | flags)
-            .u32(seq)
-            .u32(0);
+        m.u32(0).u16(kind).u16(NLM_F_REQUEST | NLM_F_ACK | flags).u32(seq).u32(0);
         m
     }
 
@@ -127,18 +123,15 @@ fn add_address(seq: u32, index: u32, address: Ipv4Addr, prefix_len: u8) -> Vec<u
 /// Makes a veth pair: one end here, the other where thread `peer_pid` is.
 fn add_veth(seq: u32, name: &str, peer: &str, peer_pid: u32) -> Vec<u8> {
     let mut m = Message::new(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, seq);
-    m.link(0, 0, 0)
-        .name(IFLA_IFNAME, name)
-        .nest(IFLA_LINKINFO, |info| {
-            info.attr(IFLA_INFO_KIND, b"veth")
-                .nest(IFLA_INFO_DATA, |data| {
-                    data.nest(VETH_INFO_PEER, |end| {
-                        end.link(0, 0, 0)
-                            .name(IFLA_IFNAME, peer)
-                            .attr(IFLA_NET_NS_PID, &peer_pid.to_ne_bytes());
-                    });
-                });
+    m.link(0, 0, 0).name(IFLA_IFNAME, name).nest(IFLA_LINKINFO, |info| {
+        info.attr(IFLA_INFO_KIND, b"veth").nest(IFLA_INFO_DATA, |data| {
+            data.nest(VETH_INFO_PEER, |end| {
+                end.link(0, 0, 0)
+                    .name(IFLA_IFNAME, peer)
+                    .attr(IFLA_NET_NS_PID, &peer_pid.to_ne_bytes());
+            });
         });
+    });
     m.finish()
 }
 

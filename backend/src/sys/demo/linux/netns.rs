@@ -55,12 +55,8 @@ pub fn enter() -> Result<Isolation, NamespaceError> {
         Err(e) => e.into(),
     };
     // SAFETY: as above.
-    unsafe { unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNET) }.map_err(|e| {
-        NamespaceError::Refused {
-            network,
-            user: e.into(),
-        }
-    })?;
+    unsafe { unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNET) }
+        .map_err(|e| NamespaceError::Refused { network, user: e.into() })?;
     // A group map may be written without privilege only by who has given up
     // setgroups(2) before (user_namespaces(7)).
     for (file, text) in [

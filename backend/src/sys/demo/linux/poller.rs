@@ -36,11 +36,7 @@ impl Poller {
     /// (edge-triggered): whoever is told must read or write until it would
     /// block, or until less was moved than was asked.
     pub fn add_socket(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
-        self.add(
-            fd,
-            token,
-            EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET,
-        )
+        self.add(fd, token, EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET)
     }
 
     /// Registers a descriptor that is named for as long as it can be read.
@@ -49,12 +45,7 @@ impl Poller {
     }
 
     fn add(&self, fd: impl AsFd, token: u64, flags: EventFlags) -> io::Result<()> {
-        Ok(epoll::add(
-            &self.epoll,
-            fd,
-            EventData::new_u64(token),
-            flags,
-        )?)
+        Ok(epoll::add(&self.epoll, fd, EventData::new_u64(token), flags)?)
     }
 
     /// Waits until something is ready, for at most `timeout`, and names it. For
@@ -85,11 +76,7 @@ impl Poller {
             tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(timeout.subsec_nanos()),
         };
-        match epoll::wait(
-            &self.epoll,
-            spare_capacity(&mut self.events),
-            Some(&timeout),
-        ) {
+        match epoll::wait(&self.epoll, spare_capacity(&mut self.events), Some(&timeout)) {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => return Ok(()),
             Err(e) => return Err(e.into()),
@@ -121,36 +108,13 @@ mod tests {
         let mut poller = Poller::new(8).unwrap();
         poller.add_socket(&b, 5).unwrap();
         let first = poller.wait(Duration::ZERO, Duration::ZERO).unwrap();
-        assert_eq!(
-            first,
-            [Ready {
-                token: 5,
-                readable: false,
-                writable: true
-            }]
-        );
-        assert!(
-            poller
-                .wait(Duration::ZERO, Duration::ZERO)
-                .unwrap()
-                .is_empty()
-        );
+        assert_eq!(first, [Ready { token: 5, readable: false, writable: true }]);
+        assert!(poller.wait(Duration::ZERO, Duration::ZERO).unwrap().is_empty());
         a.write_all(b"x").unwrap();
-        let second = poller
-            .wait(Duration::from_micros(1), Duration::from_secs(9))
-            .unwrap();
-        assert_eq!(
-            second,
-            [Ready {
-                token: 5,
-                readable: true,
-                writable: true
-            }]
-        );
+        let second = poller.wait(Duration::from_micros(1), Duration::from_secs(9)).unwrap();
+        assert_eq!(second, [Ready { token: 5, readable: true, writable: true }]);
         drop(a);
-        let third = poller
-            .wait(Duration::from_secs(9), Duration::from_secs(9))
-            .unwrap();
+        let third = poller.wait(Duration::from_secs(9), Duration::from_secs(9)).unwrap();
         assert!(third[0].readable && third[0].writable);
     }
 
@@ -162,14 +126,7 @@ mod tests {
         a.write_all(b"x").unwrap();
         for _ in 0..2 {
             let ready = poller.wait(Duration::ZERO, Duration::from_secs(9)).unwrap();
-            assert_eq!(
-                ready,
-                [Ready {
-                    token: 1,
-                    readable: true,
-                    writable: false
-                }]
-            );
+            assert_eq!(ready, [Ready { token: 1, readable: true, writable: false }]);
         }
     }
 }
