@@ -106,9 +106,10 @@ pub fn run(config: &Config, inherited: Inherited) -> Result<(), Error> {
     ])
     .map_err(system("signals cannot be watched"))?;
 
-    let mut opened = open_all(config, inherited)?;
+    let opened = open_all(config, inherited)?;
     let mut running = Vec::with_capacity(opened.len());
-    for (worker, stop, name, region) in opened.drain(..) {
+    for Opened { worker, stop, name, region, made } in opened {
+        made.keep();
         let thread = std::thread::Builder::new()
             .name(name.clone())
             .spawn({
@@ -163,7 +164,35 @@ fn stop_all(config: &Config, running: Vec<Running>) -> Result<(), Error> {
     outcome
 }
 
-type Opened = (Worker, Stop, String, Region);
+/// A guest whose parts are all open.
+struct Opened {
+    worker: Worker,
+    stop: Stop,
+    name: String,
+    region: Region,
+    made: Made,
+}
+
+/// A region's file that this process has made. Dropping it removes the file:
+/// until every guest could be opened, it was made for nothing.
+struct Made(Option<PathBuf>);
+
+impl Made {
+    /// The region is in use from here on.
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0
+            && let Err(error) = std::fs::remove_file(path)
+        {
+            tracing::warn!(region = %path.display(), %error, "an unused region stays");
+        }
+    }
+}
 
 /// Opens everything of every guest. What was opened is closed again if any of
 /// it fails.
@@ -192,7 +221,8 @@ fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Opened,
     let (mac, address) = (guest.mac.octets(), guest.address.address());
     let system = |what| move |source| Error::System { what, source };
 
-    let region = open_region(guest).map_err(|source| Error::Region { guest: name(), source })?;
+    let (region, made) =
+        open_region(guest).map_err(|source| Error::Region { guest: name(), source })?;
     let port = guest
         .port
         .open(&mut OpenContext { mtu: guest.mtu, wires })
@@ -259,11 +289,11 @@ fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Opened,
     let (worker, stop) = Worker::new(parts).map_err(system("a pipe cannot be made"))?;
     tracing::info!(guest = %guest.name, socket = %guest.socket.path.display(),
         address = %guest.address, port = %guest.port, "guest opened");
-    Ok((worker, stop, name(), region))
+    Ok(Opened { worker, stop, name: name(), region, made })
 }
 
 /// Opens the guest's region, or makes it where there is none yet.
-fn open_region(guest: &Guest) -> Result<Region, OpenRegionError> {
+fn open_region(guest: &Guest) -> Result<(Region, Made), OpenRegionError> {
     let RegionSpec { size, path, buffer_size } = &guest.region;
     if let Some(path) = path {
         let expect = Expect {
@@ -282,7 +312,7 @@ fn open_region(guest: &Guest) -> Result<Region, OpenRegionError> {
                 if !opened.clean {
                     tracing::warn!(region = region.name(), "region was not closed in good order");
                 }
-                return Ok(region);
+                return Ok((region, Made(None)));
             }
         }
     }
@@ -293,7 +323,8 @@ fn open_region(guest: &Guest) -> Result<Region, OpenRegionError> {
     let geometry = Geometry::new(*size, *buffer_size)?;
     let uuid = Uuid::random().map_err(OpenRegionError::Random)?;
     let identity = Identity { guest: &guest.name, uuid, created_ns: realtime_ns() };
-    Ok(Region::create(&backing, geometry, &identity)?)
+    let region = Region::create(&backing, geometry, &identity)?;
+    Ok((region, Made(path.clone())))
 }
 
 /// Why a guest has no region.

@@ -337,8 +337,12 @@ impl Worker {
         Ok(published)
     }
 
-    /// Control messages: attachments and the session.
+    /// Control messages: the session, then attachments. In this order, because a
+    /// front end that has gone makes room for the one that waits.
     fn control(&mut self, now: Now) {
+        if self.parts.device.is_attached() {
+            self.session(now);
+        }
         let attached = self.parts.device.is_attached();
         match self.parts.endpoint.poll(now.monotonic_ns, attached) {
             Ok(Some(stream)) => match self.parts.device.attach(stream) {
@@ -348,9 +352,10 @@ impl Worker {
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, "endpoint failed"),
         }
-        if !self.parts.device.is_attached() {
-            return;
-        }
+    }
+
+    /// Messages of the front end that is attached.
+    fn session(&mut self, now: Now) {
         let resets = self.parts.device.resets();
         match self.parts.device.handle_messages() {
             Ok(()) => {
