@@ -44,10 +44,7 @@ impl Guest {
     /// Likewise, in a network of its own: guest 2 is 10.8.2.11/24, and its
     /// clients' end of the TAP device is 10.8.2.1/24.
     pub fn apart(number: u8) -> Guest {
-        Guest {
-            address: format!("10.8.{number}.11/24"),
-            ..Guest::number(number)
-        }
+        Guest { address: format!("10.8.{number}.11/24"), ..Guest::number(number) }
     }
 
     /// The address of the clients' end of its TAP device.
@@ -63,13 +60,7 @@ impl Guest {
 
     /// The table of this guest, with its socket in `dir`.
     pub fn table(&self, dir: &Path) -> String {
-        let Guest {
-            name,
-            tap,
-            mac,
-            address,
-            more,
-        } = self;
+        let Guest { name, tap, mac, address, more } = self;
         let socket = dir.join(format!("{name}.sock"));
         format!(
             "[[guest]]\nname = \"{name}\"\nsocket = \"{}\"\nmac = \"{mac}\"\n\
@@ -92,6 +83,11 @@ impl Backend {
     /// devices must be there.
     pub fn start(net: &Namespace, guests: &[Guest]) -> Backend {
         let dir = tempfile::tempdir().expect("a directory can be made");
+        Backend::start_in(dir, net, guests)
+    }
+
+    /// Likewise, with its sockets in a directory that may hold something already.
+    pub fn start_in(dir: TempDir, net: &Namespace, guests: &[Guest]) -> Backend {
         let config = write_config(dir.path(), guests);
         let process = Process::spawn("pasted", run_command(net, &config).args(["--log", "info"]));
         let mut backend = Backend { process, dir };
@@ -116,9 +112,7 @@ impl Backend {
     pub fn private_kb(&self) -> u64 {
         let path = format!("/proc/{}/status", self.process.id());
         let status = std::fs::read_to_string(path).expect("the process lives");
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("RssAnon:"));
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
         let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
         number.expect("the kernel tells")
     }
@@ -127,6 +121,17 @@ impl Backend {
     pub fn descriptors(&self) -> usize {
         let path = format!("/proc/{}/fd", self.process.id());
         std::fs::read_dir(path).expect("the process lives").count()
+    }
+
+    /// Ends the process as a crash would, and returns the directory as it left it.
+    pub fn crash(mut self) -> TempDir {
+        self.process.kill();
+        self.dir
+    }
+
+    /// Its directory, with the sockets.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Stops the process in good order and returns what it counted.
@@ -148,9 +153,7 @@ impl Backend {
 pub fn sockets_in(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).expect("the directory exists");
     let paths = entries.map(|entry| entry.expect("a readable directory").path());
-    paths
-        .filter(|path| path.extension().is_some_and(|e| e == "sock"))
-        .collect()
+    paths.filter(|path| path.extension().is_some_and(|e| e == "sock")).collect()
 }
 
 /// Writes the configuration of these guests to `dir`.
@@ -191,18 +194,14 @@ impl Stats {
         let guests = self.0["guests"].as_array().expect("a list of guests");
         let found = guests.iter().find(|g| g["name"] == guest.name.as_str());
         let counters = &found.unwrap_or_else(|| panic!("no guest {}", guest.name))["counters"];
-        counters[counter]
-            .as_u64()
-            .unwrap_or_else(|| panic!("no counter {counter} in {counters:#}"))
+        counters[counter].as_u64().unwrap_or_else(|| panic!("no counter {counter} in {counters:#}"))
     }
 
     /// The sum of a guest's counters whose names begin like this.
     pub fn sum(&self, guest: &Guest, prefix: &str) -> u64 {
         let guests = self.0["guests"].as_array().expect("a list of guests");
         let found = guests.iter().find(|g| g["name"] == guest.name.as_str());
-        let counters = found
-            .and_then(|g| g["counters"].as_object())
-            .expect("counters");
+        let counters = found.and_then(|g| g["counters"].as_object()).expect("counters");
         let matching = counters.iter().filter(|(name, _)| name.starts_with(prefix));
         matching.filter_map(|(_, value)| value.as_u64()).sum()
     }
@@ -242,12 +241,7 @@ impl Server {
         net.tap_with(&guest.tap, &guest.near_address());
         let backend = Backend::start(&net, std::slice::from_ref(&guest));
         let application = backend.example(&net, &guest, "http", more);
-        let server = Server {
-            application,
-            backend,
-            guest,
-            net,
-        };
+        let server = Server { application, backend, guest, net };
         server.wait_serving();
         server
     }
@@ -265,11 +259,7 @@ impl Server {
     /// Ends the application in good order, then the backend.
     pub fn stop(mut self) -> Stats {
         self.application.terminate();
-        assert_eq!(
-            self.application.wait().code(),
-            Some(0),
-            "the application's exit"
-        );
+        assert_eq!(self.application.wait().code(), Some(0), "the application's exit");
         self.backend.stop()
     }
 }
@@ -278,8 +268,6 @@ impl Server {
 pub fn wait_serving(net: &Namespace, guest: &Guest) {
     let ip = guest.ip();
     net.run(|| {
-        wait::until(&format!("{} listens", guest.name), || {
-            crate::client::connect(ip, 80).ok()
-        });
+        wait::until(&format!("{} listens", guest.name), || crate::client::connect(ip, 80).ok());
     });
 }

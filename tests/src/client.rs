@@ -39,21 +39,14 @@ pub fn get(stream: &mut TcpStream, path: &str) -> io::Result<Response> {
         }
     }
     let head = String::from_utf8(head).map_err(|_| invalid("a head that is not text"))?;
-    let status = head
-        .split(' ')
-        .nth(1)
-        .and_then(|status| status.parse().ok());
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     let length = head.lines().find_map(|line| {
         let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("content-length")
-            .then(|| value.trim().parse().ok())?
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().ok())?
     });
     let mut body = vec![0; length.ok_or_else(|| invalid("no length"))?];
     stream.read_exact(&mut body)?;
-    Ok(Response {
-        status: status.ok_or_else(|| invalid("no status"))?,
-        body,
-    })
+    Ok(Response { status: status.ok_or_else(|| invalid("no status"))?, body })
 }
 
 /// One request on a connection of its own.

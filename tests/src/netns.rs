@@ -27,9 +27,7 @@ impl Namespace {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         STALE.call_once(remove_stale);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let namespace = Namespace {
-            name: format!("{PREFIX}-{}-{count}", std::process::id()),
-        };
+        let namespace = Namespace { name: format!("{PREFIX}-{}-{count}", std::process::id()) };
         ip(&["netns", "add", &namespace.name]);
         namespace.ip("link set dev lo up");
         namespace
@@ -68,9 +66,7 @@ impl Namespace {
     /// A link from `device` here to `eth0` with an address in another namespace.
     pub fn link(&self, device: &str, other: &Namespace, address: &str) {
         let peer = &other.name;
-        self.ip(&format!(
-            "link add {device} type veth peer name eth0 netns {peer}"
-        ));
+        self.ip(&format!("link add {device} type veth peer name eth0 netns {peer}"));
         self.ip(&format!("link set dev {device} up"));
         other.ip(&format!("address add {address} dev eth0"));
         other.ip("link set dev eth0 up");
@@ -80,9 +76,7 @@ impl Namespace {
     /// that is started.
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new("ip");
-        command
-            .args(["netns", "exec", &self.name])
-            .arg(program.as_ref());
+        command.args(["netns", "exec", &self.name]).arg(program.as_ref());
         command
     }
 
@@ -93,9 +87,7 @@ impl Namespace {
                 self.enter();
                 work()
             });
-            thread
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 
@@ -129,9 +121,7 @@ fn remove_stale() {
         let Ok(name) = entry.file_name().into_string() else {
             continue;
         };
-        let owner = name
-            .strip_prefix(PREFIX)
-            .and_then(|rest| rest.split('-').nth(1));
+        let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').nth(1));
         if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
             remove(&name);
         }
@@ -153,14 +143,7 @@ fn remove(name: &str) {
 }
 
 fn ip(arguments: &[&str]) {
-    let output = Command::new("ip")
-        .args(arguments)
-        .output()
-        .expect("ip runs");
+    let output = Command::new("ip").args(arguments).output().expect("ip runs");
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "ip {}: {said}",
-        arguments.join(" ")
-    );
+    assert!(output.status.success(), "ip {}: {said}", arguments.join(" "));
 }

@@ -28,11 +28,8 @@ pub struct Process {
 impl Process {
     /// Starts a program.
     pub fn spawn(name: &str, command: &mut Command) -> Process {
-        let spawned = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn();
+        let spawned =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let mut child = spawned.unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let output = Arc::new(Mutex::new(Vec::new()));
         let streams: [Option<Box<dyn Read + Send>>; 2] = [
@@ -48,13 +45,7 @@ impl Process {
             })
             .collect();
         let stdin = child.stdin.take();
-        Process {
-            name: name.to_owned(),
-            child,
-            _stdin: stdin,
-            output,
-            readers,
-        }
+        Process { name: name.to_owned(), child, _stdin: stdin, output, readers }
     }
 
     /// Its number.
@@ -64,10 +55,7 @@ impl Process {
 
     /// Whether it runs.
     pub fn is_alive(&mut self) -> bool {
-        self.child
-            .try_wait()
-            .expect("a child can be waited for")
-            .is_none()
+        self.child.try_wait().expect("a child can be waited for").is_none()
     }
 
     /// What it has said so far, on stdout and stderr.

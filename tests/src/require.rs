@@ -61,9 +61,7 @@ fn no_namespaces() -> Option<String> {
 
 fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|dir| dir.join(name))
-        .find(|file| file.is_file())
+    std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file())
 }
 
 /// Where a program of this workspace was built: in the target directory that
@@ -71,9 +69,6 @@ fn program(name: &str) -> Option<PathBuf> {
 pub fn built(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test has a path");
     // target/PROFILE/deps/test-HASH
-    let profile = test
-        .ancestors()
-        .nth(2)
-        .expect("a test lies in a target directory");
+    let profile = test.ancestors().nth(2).expect("a test lies in a target directory");
     profile.join(name)
 }

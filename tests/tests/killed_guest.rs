@@ -36,11 +36,7 @@ fn load(ip: &str, stop: &AtomicBool, answers: &AtomicU64) {
 
 #[test]
 fn the_backend_outlives_twenty_guests_killed_under_load() {
-    require!(
-        Need::Namespaces,
-        Need::Built("pasted"),
-        Need::Built("examples/http")
-    );
+    require!(Need::Namespaces, Need::Built("pasted"), Need::Built("examples/http"));
     let _turn = wait::turn();
     let mut server = Server::start(&[]);
     let backend_pid = server.backend.process.id();
@@ -63,9 +59,7 @@ fn the_backend_outlives_twenty_guests_killed_under_load() {
             for kill in 0..KILLS {
                 server.application.kill();
                 server.application =
-                    server
-                        .backend
-                        .example(&server.net, &server.guest, "http", &[]);
+                    server.backend.example(&server.net, &server.guest, "http", &[]);
                 more();
                 assert!(server.backend.process.is_alive(), "the backend ended");
                 if kill == 1 {
@@ -80,10 +74,7 @@ fn the_backend_outlives_twenty_guests_killed_under_load() {
     });
     assert_eq!(server.backend.process.id(), backend_pid);
     let grown_kb = server.backend.private_kb().saturating_sub(private_kb);
-    assert!(
-        grown_kb < GROWTH_KB_MAX,
-        "the backend grew by {grown_kb} kB"
-    );
+    assert!(grown_kb < GROWTH_KB_MAX, "the backend grew by {grown_kb} kB");
 
     let guest = server.guest.clone();
     let stats = server.stop();
@@ -91,8 +82,5 @@ fn the_backend_outlives_twenty_guests_killed_under_load() {
     assert_eq!(stats.get(&guest, "device.sessions"), KILLS + 1);
     assert_eq!(stats.get(&guest, "channel.opened"), KILLS + 1);
     assert_eq!(stats.get(&guest, "channel.closed"), KILLS + 1);
-    assert!(
-        stats.get(&guest, "stack.resets_out") >= KILLS,
-        "flows were reset"
-    );
+    assert!(stats.get(&guest, "stack.resets_out") >= KILLS, "flows were reset");
 }

@@ -74,11 +74,7 @@ impl Conn {
 
     fn take(&mut self, data: &[u8]) {
         for &byte in data {
-            assert!(
-                self.received < self.to_receive,
-                "flow {}: too many bytes",
-                self.n
-            );
+            assert!(self.received < self.to_receive, "flow {}: too many bytes", self.n);
             let expected = pattern(self.keys[1], self.received);
             assert_eq!(byte, expected, "flow {}, byte {}", self.n, self.received);
             self.received += 1;
@@ -101,9 +97,7 @@ impl Conn {
             }
         }
         if !self.closing {
-            host.stack
-                .close(&mut host.memory, now, 0, flow)
-                .expect("an open flow");
+            host.stack.close(&mut host.memory, now, 0, flow).expect("an open flow");
             self.closing = true;
         }
     }
@@ -121,28 +115,17 @@ struct App {
 
 impl App {
     fn new(seed: u64, client: bool) -> App {
-        App {
-            seed,
-            client,
-            conns: HashMap::new(),
-            pending: Vec::new(),
-            closed: 0,
-        }
+        App { seed, client, conns: HashMap::new(), pending: Vec::new(), closed: 0 }
     }
 
     fn step(&mut self, now: u64, host: &mut Host) {
         for told in host.poll(now) {
             match told {
                 Told::Data(flow, data) => {
-                    self.conns
-                        .get_mut(&flow)
-                        .expect("a flow that was told of")
-                        .take(&data);
+                    self.conns.get_mut(&flow).expect("a flow that was told of").take(&data);
                 }
                 Told::Event(Event::Accepted, slot) => {
-                    let SocketAddr::V4(peer) = slot.peer() else {
-                        panic!("{slot:?}")
-                    };
+                    let SocketAddr::V4(peer) = slot.peer() else { panic!("{slot:?}") };
                     let conn = Conn::new(self.seed, u32::from(peer.port() - FIRST), self.client);
                     assert!(self.conns.insert(slot.flow, conn).is_none());
                     self.pending.push(slot.flow);
@@ -150,29 +133,18 @@ impl App {
                 Told::Event(Event::Connected, slot) => self.pending.push(slot.flow),
                 Told::Event(Event::Fin, slot) => {
                     let conn = self.conns.get_mut(&slot.flow).expect("a living flow");
-                    assert_eq!(
-                        conn.received, conn.to_receive,
-                        "flow {}: FIN too early",
-                        conn.n
-                    );
+                    assert_eq!(conn.received, conn.to_receive, "flow {}: FIN too early", conn.n);
                     conn.fin = true;
                 }
                 Told::Event(Event::Closed, slot) => {
                     let conn = self.conns.remove(&slot.flow).expect("a living flow");
-                    assert!(
-                        conn.fin && conn.closing,
-                        "flow {}: closed too early",
-                        conn.n
-                    );
+                    assert!(conn.fin && conn.closing, "flow {}: closed too early", conn.n);
                     self.closed += 1;
                 }
                 Told::Event(Event::Writable, _) => {}
                 Told::Event(event, slot) => {
                     let end = if self.client { "client" } else { "server" };
-                    panic!(
-                        "{end} at {now}: {event:?} {slot:?} {:?}",
-                        self.conns.get(&slot.flow)
-                    )
+                    panic!("{end} at {now}: {event:?} {slot:?} {:?}", self.conns.get(&slot.flow))
                 }
             }
         }
@@ -205,10 +177,7 @@ fn run(seed: u64, open_max: usize, faults: Faults) -> Outcome {
     loop {
         while opened < FLOWS && apps[0].conns.len() < open_max {
             let port = FIRST + opened as u16;
-            let flow = hosts[0]
-                .stack
-                .connect(now, 0, server, port, opened)
-                .expect("room");
+            let flow = hosts[0].stack.connect(now, 0, server, port, opened).expect("room");
             apps[0].conns.insert(flow, Conn::new(seed, opened, true));
             opened += 1;
         }
@@ -222,24 +191,15 @@ fn run(seed: u64, open_max: usize, faults: Faults) -> Outcome {
             break;
         }
         let done = [apps[0].closed, apps[1].closed];
-        assert!(
-            now < END,
-            "not over in time: {done:?} of {FLOWS} closed, {wire:?}"
-        );
+        assert!(now < END, "not over in time: {done:?} of {FLOWS} closed, {wire:?}");
         let deadlines = [hosts[0].next_deadline(now), hosts[1].next_deadline(now)];
-        let next = deadlines
-            .into_iter()
-            .chain([wire.next_deadline()])
-            .flatten()
-            .min();
+        let next = deadlines.into_iter().chain([wire.next_deadline()]).flatten().min();
         // Some time passes even if something is due at once: batches form.
         now = next.expect("nothing moves any more").max(now + 10_000);
     }
     let ended_ns = now;
     for host in &mut hosts {
-        while let Some(deadline) = host
-            .next_deadline(now)
-            .filter(|&at| at < ended_ns + AFTERWARDS)
+        while let Some(deadline) = host.next_deadline(now).filter(|&at| at < ended_ns + AFTERWARDS)
         {
             now = deadline.max(now + 1);
             host.receive(now, &mut wire);
@@ -259,16 +219,10 @@ fn run(seed: u64, open_max: usize, faults: Faults) -> Outcome {
 /// The faults happened, and the stacks repaired them.
 fn assert_faulty(outcome: &Outcome) {
     for lane in &outcome.lanes {
-        assert!(
-            lane.lost > 0 && lane.duplicated > 0 && lane.reordered > 0,
-            "{lane:?}"
-        );
+        assert!(lane.lost > 0 && lane.duplicated > 0 && lane.reordered > 0, "{lane:?}");
     }
     for stack in &outcome.stacks {
-        assert!(
-            stack.retransmits > 0 && stack.drop_duplicate > 0,
-            "{stack:?}"
-        );
+        assert!(stack.retransmits > 0 && stack.drop_duplicate > 0, "{stack:?}");
         assert_eq!(stack.closed, u64::from(FLOWS));
     }
 }
@@ -310,14 +264,7 @@ fn every_byte_arrives_over_a_slow_wire_that_damages_too() {
 
 #[test]
 fn every_byte_arrives_over_a_good_wire_without_a_retransmission() {
-    let outcome = run(
-        21,
-        FEW,
-        Faults {
-            delay_ns: 200_000,
-            ..Faults::default()
-        },
-    );
+    let outcome = run(21, FEW, Faults { delay_ns: 200_000, ..Faults::default() });
     let overflowed: u64 = outcome.lanes.iter().map(|lane| lane.overflowed).sum();
     assert_eq!(overflowed, 0, "the wire is too short for this test");
     for stack in outcome.stacks {

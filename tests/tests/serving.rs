@@ -11,23 +11,13 @@ use paste_tests::require::Need;
 use paste_tests::sim::pattern;
 use paste_tests::{client, wait};
 
-const NEEDS: [Need; 3] = [
-    Need::Namespaces,
-    Need::Built("pasted"),
-    Need::Built("examples/http"),
-];
+const NEEDS: [Need; 3] = [Need::Namespaces, Need::Built("pasted"), Need::Built("examples/http")];
 
 /// Runs a program to its end, which must be a good one.
 fn run(command: &mut Command) -> Output {
-    let output = command
-        .output()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "{command:?}: {}: {said}",
-        output.status
-    );
+    assert!(output.status.success(), "{command:?}: {}: {said}", output.status);
     output
 }
 
@@ -55,10 +45,7 @@ fn curl_gets_what_the_guest_sends() {
     let url = server.url("/again");
     let both = curl(&server, &["--write-out", "%{num_connects}", &url], "/");
     let expected = [FIXED_BODY, b"1", FIXED_BODY, b"0"].concat();
-    assert_eq!(
-        both.stdout, expected,
-        "the second request opens no connection"
-    );
+    assert_eq!(both.stdout, expected, "the second request opens no connection");
 
     let head = curl(&server, &["--head"], "/").stdout;
     let head = String::from_utf8(head).expect("text");
@@ -70,11 +57,7 @@ fn curl_gets_what_the_guest_sends() {
     let upload = dir.path().join("upload");
     make_file(&upload, 100 * 1024);
     let data = format!("@{}", upload.display());
-    let answer = curl(
-        &server,
-        &["--data-binary", &data, "--write-out", "%{http_code}"],
-        "/",
-    );
+    let answer = curl(&server, &["--data-binary", &data, "--write-out", "%{http_code}"], "/");
     assert_eq!(answer.stdout, [FIXED_BODY, b"200"].concat());
 
     let guest = server.guest.clone();
@@ -151,9 +134,7 @@ fn wrk_counts_no_error_and_compares_every_body() {
     let _turn = wait::turn();
     let server = Server::start(&[]);
     let mut command = server.net.command("wrk");
-    command
-        .args(["-t2", "-c64", "-d3s", "--timeout", "20s", "-s"])
-        .arg(&script);
+    command.args(["-t2", "-c64", "-d3s", "--timeout", "20s", "-s"]).arg(&script);
     let output = run(command.arg(server.url("/")));
     let said = String::from_utf8_lossy(&output.stdout);
     let result = said.lines().find_map(|line| line.strip_prefix("result "));
@@ -195,9 +176,7 @@ fn ping_is_answered() {
 fn a_port_without_a_listener_refuses() {
     require!(NEEDS[0], NEEDS[1], NEEDS[2]);
     let server = Server::start(&[]);
-    let refused = server
-        .net
-        .run(|| client::connect(server.guest.ip(), 81).map(drop));
+    let refused = server.net.run(|| client::connect(server.guest.ip(), 81).map(drop));
     let kind = refused.expect_err("nobody listens there").kind();
     assert_eq!(kind, std::io::ErrorKind::ConnectionRefused);
 }
@@ -224,12 +203,7 @@ fn requests_in_pieces_and_in_heaps_are_answered_in_order() {
 fn read_bodies(stream: &mut TcpStream, count: usize) -> usize {
     let mut bytes = Vec::new();
     let mut part = [0; 4096];
-    let found = |bytes: &[u8]| {
-        bytes
-            .windows(FIXED_BODY.len())
-            .filter(|w| *w == FIXED_BODY)
-            .count()
-    };
+    let found = |bytes: &[u8]| bytes.windows(FIXED_BODY.len()).filter(|w| *w == FIXED_BODY).count();
     while found(&bytes) < count {
         match std::io::Read::read(stream, &mut part) {
             Ok(len @ 1..) => bytes.extend_from_slice(&part[..len]),

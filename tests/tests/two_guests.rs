@@ -43,13 +43,7 @@ impl Scene {
         let backend = Backend::start(&switch, &guests);
         let start = |guest| backend.example(&switch, guest, "http", &[]);
         let applications = guests.iter().map(start).collect();
-        let scene = Scene {
-            applications,
-            backend,
-            guests,
-            clients,
-            switch,
-        };
+        let scene = Scene { applications, backend, guests, clients, switch };
         for client in &scene.clients {
             for guest in &scene.guests {
                 wait_serving(client, guest);
@@ -70,11 +64,7 @@ fn ask(guest: &Guest, count: u32) {
 
 #[test]
 fn every_client_is_served_by_both_at_the_same_time() {
-    require!(
-        Need::Namespaces,
-        Need::Built("pasted"),
-        Need::Built("examples/http")
-    );
+    require!(Need::Namespaces, Need::Built("pasted"), Need::Built("examples/http"));
     let mut scene = Scene::start();
     std::thread::scope(|scope| {
         for client in &scene.clients {
@@ -98,11 +88,7 @@ fn every_client_is_served_by_both_at_the_same_time() {
 
 #[test]
 fn one_guest_does_not_notice_the_end_of_the_other() {
-    require!(
-        Need::Namespaces,
-        Need::Built("pasted"),
-        Need::Built("examples/http")
-    );
+    require!(Need::Namespaces, Need::Built("pasted"), Need::Built("examples/http"));
     let mut scene = Scene::start();
     let [first, second] = &scene.guests;
     let stop = AtomicBool::new(false);

@@ -32,9 +32,7 @@ pub struct StartOptions {
 
 impl Default for StartOptions {
     fn default() -> StartOptions {
-        StartOptions {
-            receive: Ring::SIZE,
-        }
+        StartOptions { receive: Ring::SIZE }
     }
 }
 
@@ -65,6 +63,11 @@ impl RawGuest {
         RawGuest::attach_with(path, StartOptions::default())
     }
 
+    /// Attaches as soon as the back end lets it.
+    pub fn attach_soon(path: &Path) -> RawGuest {
+        wait::until("the back end accepts a front end", || RawGuest::attach(path).ok())
+    }
+
     /// Attaches.
     pub fn attach_with(path: &Path, options: StartOptions) -> io::Result<RawGuest> {
         let session = Session::negotiated(path)?;
@@ -89,9 +92,7 @@ impl RawGuest {
         guest.start_ring(RX)?;
         guest.start_ring(TX)?;
         if guest.session.protocol & protocol::STATUS != 0 {
-            guest
-                .session
-                .tell(request::SET_STATUS, &U64::new(STATUS_RUNNING), &[])?;
+            guest.session.tell(request::SET_STATUS, &U64::new(STATUS_RUNNING), &[])?;
         }
         guest.kick();
         Ok(guest)
@@ -102,10 +103,7 @@ impl RawGuest {
             RX => (&self.rx, &self.rx_kick),
             _ => (&self.tx, &self.tx_kick),
         };
-        let state = |num: u32| VringState {
-            index: index.into(),
-            num: num.into(),
-        };
+        let state = |num: u32| VringState { index: index.into(), num: num.into() };
         let address = VringAddr {
             index: index.into(),
             flags: 0.into(),
@@ -128,15 +126,7 @@ impl RawGuest {
     pub fn offer_receive(&mut self, index: u16) {
         let addr = self.rx.buffer(index);
         let flags = flag::WRITE;
-        self.rx.set(
-            index,
-            Descriptor {
-                addr,
-                len: Ring::BUFFER,
-                flags,
-                next: 0,
-            },
-        );
+        self.rx.set(index, Descriptor { addr, len: Ring::BUFFER, flags, next: 0 });
         self.rx.offer(index);
     }
 
@@ -159,15 +149,7 @@ impl RawGuest {
         let framed = [&[0; NET_HDR_LEN], bytes].concat();
         self.tx.fill(index, &framed);
         let addr = self.tx.buffer(index);
-        self.tx.set(
-            index,
-            Descriptor {
-                addr,
-                len: framed.len() as u32,
-                flags: 0,
-                next: 0,
-            },
-        );
+        self.tx.set(index, Descriptor { addr, len: framed.len() as u32, flags: 0, next: 0 });
         self.tx.offer(index);
         self.kick();
     }
@@ -188,10 +170,7 @@ impl RawGuest {
                 self.offer_receive(index);
                 self.kick();
             }
-            if let Some(frame) = bytes
-                .get(NET_HDR_LEN..)
-                .filter(|frame| frame::is_paste(frame))
-            {
+            if let Some(frame) = bytes.get(NET_HDR_LEN..).filter(|frame| frame::is_paste(frame)) {
                 return Some(frame.to_vec());
             }
         }
@@ -203,10 +182,7 @@ impl RawGuest {
     pub fn receive(&mut self, kind: Kind) -> Vec<u8> {
         wait::until(&format!("a frame of kind {kind:?} comes"), || {
             let bytes = self.try_receive()?;
-            let found = Frame::parse(&bytes)
-                .expect("a well-formed frame")
-                .header
-                .kind;
+            let found = Frame::parse(&bytes).expect("a well-formed frame").header.kind;
             (found == kind).then_some(bytes)
         })
     }
@@ -222,18 +198,17 @@ impl RawGuest {
         hello.buffers_wanted = buffers_wanted.into();
         hello.name[..7].copy_from_slice(b"hostile");
         self.seq[usize::from(channel)] = 0;
-        self.send(&paste_frame(
-            Kind::Hello,
-            channel,
-            0,
-            limit,
-            hello.as_bytes(),
-        ));
+        self.send(&paste_frame(Kind::Hello, channel, 0, limit, hello.as_bytes()));
         let bytes = self.receive(Kind::Welcome);
         let frame = Frame::parse(&bytes).expect("a well-formed frame");
         let welcome = Welcome::read(frame.body).expect("a WELCOME");
         assert_eq!(welcome.status.get(), Reason::Ok as u16);
         welcome
+    }
+
+    /// Next sequence number of the guest's on a channel.
+    pub fn next_seq(&self, channel: u16) -> u32 {
+        self.seq[usize::from(channel)]
     }
 
     /// Opens a channel and waits for the buffers that were granted.
@@ -276,9 +251,7 @@ impl RawGuest {
     pub fn refusal(&mut self) -> Reason {
         loop {
             let slots = self.slots();
-            let refused = slots
-                .iter()
-                .find(|slot| slot.as_event() == Some(Event::Refused));
+            let refused = slots.iter().find(|slot| slot.as_event() == Some(Event::Refused));
             if let Some(slot) = refused {
                 return Reason::from_u16(slot.len).expect("a reason");
             }
@@ -327,10 +300,7 @@ fn set_memory(session: &Session, memory: &Memory) -> io::Result<()> {
         region: MemRegion,
     }
     let table = Table {
-        header: MemTableHeader {
-            count: 1.into(),
-            padding: 0.into(),
-        },
+        header: MemTableHeader { count: 1.into(), padding: 0.into() },
         region: MemRegion {
             guest_addr: ADDRESS.into(),
             size: (2 * Ring::LEN).into(),

@@ -35,9 +35,7 @@ impl Memory {
     /// Reads bytes.
     pub fn read<const N: usize>(&self, at: u64) -> [u8; N] {
         let mut out = [0; N];
-        self.0
-            .read_exact_at(&mut out, at)
-            .expect("inside the memory");
+        self.0.read_exact_at(&mut out, at).expect("inside the memory");
         out
     }
 
@@ -102,13 +100,7 @@ impl Ring {
 
     /// A ring at `base`, where the guest address is `address`.
     pub fn new(memory: Memory, base: u64, address: u64) -> Ring {
-        Ring {
-            memory,
-            base,
-            address,
-            avail: 0,
-            used: 0,
-        }
+        Ring { memory, base, address, avail: 0, used: 0 }
     }
 
     /// Guest address of the ring's base.
@@ -123,12 +115,7 @@ impl Ring {
 
     /// Writes a descriptor.
     pub fn set(&self, index: u16, descriptor: Descriptor) {
-        let Descriptor {
-            addr,
-            len,
-            flags,
-            next,
-        } = descriptor;
+        let Descriptor { addr, len, flags, next } = descriptor;
         let at = self.base + u64::from(index) * 16;
         let words = u128::from(addr)
             | u128::from(len) << 64
@@ -139,15 +126,13 @@ impl Ring {
 
     /// Fills a buffer.
     pub fn fill(&self, index: u16, bytes: &[u8]) {
-        self.memory
-            .write(self.base + (self.buffer(index) - self.address), bytes);
+        self.memory.write(self.base + (self.buffer(index) - self.address), bytes);
     }
 
     /// Reads a buffer.
     pub fn contents(&self, index: u16, len: usize) -> Vec<u8> {
         let mut out = vec![0; len];
-        self.memory
-            .read_into(self.base + (self.buffer(index) - self.address), &mut out);
+        self.memory.read_into(self.base + (self.buffer(index) - self.address), &mut out);
         out
     }
 
@@ -161,8 +146,7 @@ impl Ring {
     /// Moves the available index without offering anything.
     pub fn jump(&mut self, by: u16) {
         self.avail = self.avail.wrapping_add(by);
-        self.memory
-            .write(self.base + Ring::AVAIL + 2, &self.avail.to_le_bytes());
+        self.memory.write(self.base + Ring::AVAIL + 2, &self.avail.to_le_bytes());
     }
 
     /// Chains that were offered and are not taken back.

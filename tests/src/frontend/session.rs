@@ -48,10 +48,7 @@ impl Session {
         let socket = UnixStream::connect(path)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_write_timeout(Some(PATIENCE))?;
-        Ok(Session {
-            socket,
-            protocol: 0,
-        })
+        Ok(Session { socket, protocol: 0 })
     }
 
     /// Connects and agrees on features.
@@ -73,12 +70,7 @@ impl Session {
             | protocol::CONFIGURE_MEM_SLOTS
             | protocol::STATUS;
         let protocol = self.ask(request::GET_PROTOCOL_FEATURES)? & wanted;
-        self.send(
-            request::SET_PROTOCOL_FEATURES,
-            0,
-            &protocol.to_le_bytes(),
-            &[],
-        )?;
+        self.send(request::SET_PROTOCOL_FEATURES, 0, &protocol.to_le_bytes(), &[])?;
         self.protocol = protocol;
         self.tell(request::SET_FEATURES, &U64::new(features), &[])
     }
@@ -93,11 +85,7 @@ impl Session {
         let flags = SendFlags::NOSIGNAL;
         let parts = [IoSlice::new(bytes)];
         let sent = rustix::net::sendmsg(&self.socket, &parts, &mut ancillary, flags)?;
-        if sent == bytes.len() {
-            Ok(())
-        } else {
-            Err(ErrorKind::WriteZero.into())
-        }
+        if sent == bytes.len() { Ok(()) } else { Err(ErrorKind::WriteZero.into()) }
     }
 
     /// Sends one message.
@@ -118,11 +106,7 @@ impl Session {
         let header = Header::read_from_bytes(&header).expect("as long as a header");
         let mut payload = vec![0; header.size.get() as usize];
         (&self.socket).read_exact(&mut payload)?;
-        Ok(Reply {
-            request: header.request.get(),
-            flags: header.flags.get(),
-            payload,
-        })
+        Ok(Reply { request: header.request.get(), flags: header.flags.get(), payload })
     }
 
     /// Asks for a number.
@@ -142,10 +126,7 @@ impl Session {
         self.send(request, FLAG_NEED_REPLY, payload.as_bytes(), fds)?;
         match self.number(request)? {
             0 => Ok(()),
-            _ => Err(io::Error::new(
-                ErrorKind::PermissionDenied,
-                "the back end refused",
-            )),
+            _ => Err(io::Error::new(ErrorKind::PermissionDenied, "the back end refused")),
         }
     }
 
@@ -176,11 +157,7 @@ impl Session {
 /// A message's bytes, with flags as they are.
 pub fn message(request: u32, flags: u32, payload: &[u8]) -> Vec<u8> {
     let size = payload.len() as u32;
-    let header = Header {
-        request: request.into(),
-        flags: flags.into(),
-        size: size.into(),
-    };
+    let header = Header { request: request.into(), flags: flags.into(), size: size.into() };
     [header.as_bytes(), payload].concat()
 }
 

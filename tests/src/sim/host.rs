@@ -75,9 +75,7 @@ impl Host {
             let Some(buf) = self.memory.take_for(Owner::Stack) else {
                 continue;
             };
-            self.memory
-                .bytes_mut(buf, usize::from(RX_OFFSET), len)
-                .copy_from_slice(&bytes[..len]);
+            self.memory.bytes_mut(buf, usize::from(RX_OFFSET), len).copy_from_slice(&bytes[..len]);
             let frame = RxFrame {
                 buf,
                 offset: RX_OFFSET,
@@ -130,13 +128,8 @@ impl Host {
         // In order, but now and then late: windows close and open again.
         self.reads += 1;
         let last = self.reading.back().map_or(now, |&(at, _)| at);
-        let pause = if self.reads.is_multiple_of(512) {
-            READ_NS_MAX
-        } else {
-            0
-        };
-        self.reading
-            .push_back((last.max(now) + pause, slot.buf_idx));
+        let pause = if self.reads.is_multiple_of(512) { READ_NS_MAX } else { 0 };
+        self.reading.push_back((last.max(now) + pause, slot.buf_idx));
         Told::Data(slot.flow, data)
     }
 
@@ -155,12 +148,7 @@ impl Host {
         }
         let buf = self.memory.take_for(Owner::Guest)?;
         fill(self.memory.bytes_mut(buf, usize::from(HEADROOM), len));
-        let tx = Tx {
-            buf,
-            offset: HEADROOM,
-            len: len as u16,
-            ..Tx::default()
-        };
+        let tx = Tx { buf, offset: HEADROOM, len: len as u16, ..Tx::default() };
         self.memory.pass(Owner::Guest, Owner::Stack, buf);
         let sent = self.stack.send(&mut self.memory, now, 0, flow, &tx);
         if sent.is_err() {
@@ -198,25 +186,14 @@ impl Host {
     pub fn next_deadline(&self, now: u64) -> Option<u64> {
         let reading = self.reading.front().map(|&(at, _)| at);
         let unsent = (!self.unsent.is_empty()).then_some(now);
-        [self.stack.next_deadline(), reading, unsent]
-            .into_iter()
-            .flatten()
-            .min()
+        [self.stack.next_deadline(), reading, unsent].into_iter().flatten().min()
     }
 
     /// Nothing is left: no flow, and every buffer is in the pool.
     pub fn assert_empty(&self) {
         let side = self.side;
         assert_eq!(self.stack.flows(), 0, "flows at {side:?}");
-        assert_eq!(
-            self.memory.count_of(Owner::Guest),
-            0,
-            "the guest's buffers at {side:?}"
-        );
-        assert_eq!(
-            self.memory.count_of(Owner::Stack),
-            0,
-            "the stack's buffers at {side:?}"
-        );
+        assert_eq!(self.memory.count_of(Owner::Guest), 0, "the guest's buffers at {side:?}");
+        assert_eq!(self.memory.count_of(Owner::Stack), 0, "the stack's buffers at {side:?}");
     }
 }

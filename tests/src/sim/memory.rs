@@ -52,10 +52,7 @@ impl StrictMemory {
 
     /// Passes a buffer from one owner to another.
     pub fn pass(&mut self, from: Owner, to: Owner, buf: u32) {
-        assert_eq!(
-            self.owners[buf as usize], from,
-            "buffer {buf} on its way to {to:?}"
-        );
+        assert_eq!(self.owners[buf as usize], from, "buffer {buf} on its way to {to:?}");
         self.owners[buf as usize] = to;
     }
 
@@ -76,10 +73,7 @@ impl StrictMemory {
 }
 
 fn range(buf: u32, offset: usize, len: usize) -> Range<usize> {
-    assert!(
-        offset + len <= BUFFER_SIZE,
-        "{offset}+{len} is beyond a buffer"
-    );
+    assert!(offset + len <= BUFFER_SIZE, "{offset}+{len} is beyond a buffer");
     let start = buf as usize * BUFFER_SIZE + offset;
     start..start + len
 }
@@ -110,17 +104,13 @@ impl Memory for StrictMemory {
     }
 
     fn write(&mut self, buf: u32, offset: usize, data: &[u8]) {
-        self.bytes_mut(buf, offset, data.len())
-            .copy_from_slice(data);
+        self.bytes_mut(buf, offset, data.len()).copy_from_slice(data);
     }
 
     fn sum(&self, buf: u32, offset: usize, len: usize) -> u16 {
         let mut sum: u32 = 0;
         for pair in self.bytes(buf, offset, len).chunks(2) {
-            sum += u32::from(u16::from_be_bytes([
-                pair[0],
-                pair.get(1).copied().unwrap_or(0),
-            ]));
+            sum += u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
         }
         while sum > 0xffff {
             sum = (sum >> 16) + (sum & 0xffff);
