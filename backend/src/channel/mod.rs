@@ -269,7 +269,9 @@ impl Channels {
         bye.reason.set(reason as u16);
         bye.expected.set(expected);
         bye.got.set(got);
-        self.places[usize::from(number)].bye = Some(bye);
+        // The first reason is the one that counts; what was under way behind it
+        // only finds the channel closed.
+        self.places[usize::from(number)].bye.get_or_insert(bye);
     }
 
     /// A frame that has its place in the sequence: slots or returned buffers.

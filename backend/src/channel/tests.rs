@@ -468,6 +468,8 @@ fn more_frames_than_allowed_close_the_channel() {
     }
     assert_eq!(bench.channels.open_count(), 1);
     bench.slots(&[]);
+    // What comes behind does not hide the reason.
+    bench.slots(&[]);
     assert_eq!(bench.hear_bye(), (Reason::OverCredit, WINDOW, WINDOW));
 }
 

@@ -56,6 +56,18 @@ pub struct Figures {
     pub server_us: Vec<f64>,
     /// How much of its core the client's process used, in percent.
     pub client_busy_percent: f64,
+    /// Share of the CPU time of all cores that went to none of these processes:
+    /// to others, and to interrupts; in percent, in the round that had most.
+    pub other_percent: f64,
+}
+
+impl Round {
+    /// Share of the CPU time of all cores that the round's own processes did not
+    /// use, in percent.
+    fn other_percent(&self) -> f64 {
+        let own_ns = self.client_ns + self.server_ns.iter().sum::<u64>();
+        per(100.0 * self.busy_ns.saturating_sub(own_ns) as f64, self.busy_ns)
+    }
 }
 
 impl Side {
@@ -133,6 +145,7 @@ impl Side {
             client_us: each(&|r| r.client_ns),
             server_us: (0..servers).map(|i| each(&|r| r.server_ns[i])).collect(),
             client_busy_percent: per(100.0 * client_ns as f64, all.elapsed_ns),
+            other_percent: self.rounds.iter().map(Round::other_percent).fold(0.0, f64::max),
         }
     }
 }
@@ -167,6 +180,8 @@ mod tests {
         assert_eq!(figures.rps, [1_000.0, 2_000.0, 1_000.0]);
         assert_eq!((figures.cpu_us, figures.client_us), (20.0, 10.0));
         assert_eq!(figures.server_us, [5.0, 2.0]);
+        // Of 20 us, 10 are the client's and 7 the servers'.
+        assert!((figures.other_percent - 15.0).abs() < 1e-9);
         // 6 ms of CPU time in 250 ms.
         assert!((figures.client_busy_percent - 2.4).abs() < 1e-9);
         assert!((figures.p50_us - 100.0).abs() < 0.1);

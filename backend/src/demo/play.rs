@@ -435,8 +435,17 @@ fn report(
         ("optimised", json!(!cfg!(debug_assertions))),
     ];
     report.notes = notes(cores);
+    if report.columns.iter().any(|c| c.figures.other_percent > OTHER_PERCENT_MAX) {
+        report.notes.insert(0, DISTURBED.to_owned());
+    }
     report
 }
+
+/// The share of the CPU that others may have used before the reader is warned.
+const OTHER_PERCENT_MAX: f64 = 10.0;
+const DISTURBED: &str = "DISTURBED: other programs used the machine during a round, so that the \
+                         sides were not measured alike; do not compare these figures, repeat the \
+                         demo on a quiet machine";
 
 /// What the reader must know beside the figures, so that none flatters.
 fn notes(cores: Cores) -> Vec<String> {

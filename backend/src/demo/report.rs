@@ -123,6 +123,9 @@ impl Report {
         self.row(&mut text, "client's process busy, % of a core", |c| {
             format!("{:.0}", c.figures.client_busy_percent)
         });
+        self.row(&mut text, "CPU of others, %, worst round", |c| {
+            format!("{:.0}", c.figures.other_percent)
+        });
         text.push_str("payload bytes copied per request\n");
         for (name, cells) in
             self.parts(|c| c.copies.iter().map(|(part, n)| (part.label(), *n)).collect())
@@ -217,6 +220,11 @@ impl Report {
             "epoll_veth_p99_us": round(veth.figures.p99_us),
             "epoll_veth_batch_mean": round(veth.batch_mean),
             "epoll_veth_cpu_us_per_request": round(veth.figures.cpu_us),
+            "other_cpu_percent": {
+                "pasted": round(pasted.figures.other_percent),
+                "epoll": round(tap.figures.other_percent),
+                "epoll_veth": round(veth.figures.other_percent),
+            },
             "conditions": conditions,
             "notes": self.notes,
             "first_error": self.first_fault,

@@ -91,6 +91,10 @@ impl Stack {
             self.rst_done(index);
             return false;
         }
+        if plan.why == Why::Ack {
+            // There was nothing else to send: it may be for the peer's window.
+            self.wait_for_window(now, index);
+        }
         self.arm(index);
         plan.why != Why::Ack
     }
