@@ -17,6 +17,10 @@ const CLIENT_LIMIT_PERCENT: f64 = 90.0;
 /// More than this was taken from the machine: the row is not to be trusted.
 const STEAL_LIMIT_PERCENT: f64 = 1.0;
 
+/// Neither client nor server used so much of the cores' busy time: other
+/// programs ran, and the row is not to be trusted.
+const OTHER_LIMIT_PERCENT: f64 = 5.0;
+
 /// Under what conditions was measured.
 #[derive(Clone, Debug)]
 pub struct Conditions {
@@ -97,6 +101,10 @@ impl Report {
         }
         if row.retransmits > 0 {
             remarks.push(format!("{} segments sent again", row.retransmits));
+        }
+        let other_percent = 100.0 * row.other_us() / row.cpu_us.median.max(f64::MIN_POSITIVE);
+        if other_percent > OTHER_LIMIT_PERCENT {
+            remarks.push(format!("disturbed: {other_percent:.0} % of CPU time by others"));
         }
         if row.steal_percent > STEAL_LIMIT_PERCENT {
             remarks.push(format!("{:.1} % stolen", row.steal_percent));
@@ -453,6 +461,19 @@ mod tests {
             assert!(text.contains("0.50x"));
         }
         assert!(report.remarks(&report.rows[3]).iter().all(|remark| !remark.starts_with("LOST")));
+    }
+
+    #[test]
+    fn rows_that_others_disturbed_are_marked() {
+        let mut report = report();
+        let is_marked = |report: &Report| {
+            report.remarks(&report.rows[0]).iter().any(|remark| remark.starts_with("disturbed"))
+        };
+        report.rows[0].client_us = 0.97;
+        report.rows[0].server_us = vec![0.0, 0.0];
+        assert!(!is_marked(&report));
+        report.rows[0].client_us = 0.9;
+        assert!(is_marked(&report));
     }
 
     #[test]
