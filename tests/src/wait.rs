@@ -1,6 +1,7 @@
 //! Waiting for what another process does, and taking turns with other tests.
 
 use std::fs::File;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long anything may take that should take milliseconds, on a machine that
@@ -40,4 +41,15 @@ pub fn turn() -> Turn {
     let lock = File::create(&path).expect("a lock file can be made");
     lock.lock().expect("a lock can be had");
     Turn { _lock: lock }
+}
+
+/// Tells other threads to stop when it is dropped, even by a failure: a scope
+/// waits for its threads, and they for this.
+#[derive(Debug)]
+pub struct Ending<'a>(pub &'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }

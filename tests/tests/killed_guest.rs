@@ -3,8 +3,9 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use paste_tests::backend::{FIXED_BODY, Server};
+use paste_tests::backend::{Backend, FIXED_BODY, Server};
 use paste_tests::client;
+use paste_tests::process::Process;
 use paste_tests::require;
 use paste_tests::require::Need;
 use paste_tests::wait;
@@ -43,33 +44,29 @@ fn the_backend_outlives_twenty_guests_killed_under_load() {
     let stop = AtomicBool::new(false);
     let answers = AtomicU64::new(0);
     let mut private_kb = 0;
+    let Server { application, backend, guest, net } = &mut server;
     std::thread::scope(|scope| {
+        let _ending = wait::Ending(&stop);
         for _ in 0..CONNECTIONS {
-            let (net, ip) = (&server.net, server.guest.ip());
+            let (net, ip) = (&*net, guest.ip());
             scope.spawn(|| net.run(|| load(ip, &stop, &answers)));
         }
-        let more = || {
+        let more = |application: &mut Process, backend: &mut Backend| {
             let before = answers.load(Ordering::Relaxed);
             wait::until("the guest answers", || {
+                assert!(backend.process.is_alive(), "the backend ended");
+                assert!(application.is_alive(), "the guest ended");
                 (answers.load(Ordering::Relaxed) > before + 50).then_some(())
             });
         };
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            more();
-            for kill in 0..KILLS {
-                server.application.kill();
-                server.application =
-                    server.backend.example(&server.net, &server.guest, "http", &[]);
-                more();
-                assert!(server.backend.process.is_alive(), "the backend ended");
-                if kill == 1 {
-                    private_kb = server.backend.private_kb();
-                }
+        more(application, backend);
+        for kill in 0..KILLS {
+            application.kill();
+            *application = backend.example(net, guest, "http", &[]);
+            more(application, backend);
+            if kill == 1 {
+                private_kb = backend.private_kb();
             }
-        }));
-        stop.store(true, Ordering::Relaxed);
-        if let Err(panic) = outcome {
-            std::panic::resume_unwind(panic);
         }
     });
     assert_eq!(server.backend.process.id(), backend_pid);

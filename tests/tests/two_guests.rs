@@ -94,7 +94,7 @@ fn one_guest_does_not_notice_the_end_of_the_other() {
     let stop = AtomicBool::new(false);
     let answers = AtomicU64::new(0);
     std::thread::scope(|scope| {
-        // A failure here must not leave the others waiting.
+        let _ending = wait::Ending(&stop);
         let served = scope.spawn(|| {
             scene.clients[0].run(|| {
                 let mut stream = client::connect(second.ip(), 80).expect("a connection");
@@ -121,7 +121,6 @@ fn one_guest_does_not_notice_the_end_of_the_other() {
             scene.clients[1].run(|| ask(first, 5));
             more();
         }
-        stop.store(true, Ordering::Relaxed);
     });
     // The same connection lasted through all of it.
     for application in &mut scene.applications {
