@@ -21,8 +21,9 @@ fn ended_by(test: &str, child: impl FnOnce()) -> Option<i32> {
     let status = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture"])
         .env(CHILD, "1")
-        .status()
-        .unwrap();
+        .output()
+        .unwrap()
+        .status;
     status.signal()
 }
 

@@ -65,7 +65,7 @@ impl Scene {
 
     fn ping(&self, address: &str, size: &str) {
         let mut command = self.net.command("ping");
-        command.args(["-c5", "-i0.01", "-W10", "-p", "c0ffee", "-s", size, address]);
+        command.args(["-c5", "-i0.3", "-W10", "-p", "c0ffee", "-s", size, address]);
         let output = command.output().expect("ping runs");
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(said.contains("5 received, 0% packet loss"), "{said}");

@@ -160,7 +160,7 @@ fn ping_is_answered() {
     for size in ["0", "56", "1472"] {
         let mut command = server.net.command("ping");
         // Payload of a pattern, which ping compares; five answers to five.
-        command.args(["-c5", "-i0.01", "-W10", "-p", "c0ffee", "-s", size]);
+        command.args(["-c5", "-i0.3", "-W10", "-p", "c0ffee", "-s", size]);
         let output = run(command.arg(server.guest.ip()));
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(said.contains("5 received, 0% packet loss"), "{said}");
