@@ -37,6 +37,28 @@ const WINDOW: u32 = 64;
 /// Buffers that a channel is granted when it opens, at most.
 const GRANT_AT_OPEN: u32 = 256;
 
+/// Lines that a guest can cause in the log in one second.
+const LOG_LINES_PER_SECOND: u32 = 10;
+
+/// Keeps a guest that opens and breaks channels at its own rate from filling
+/// the log; the counters miss nothing.
+#[derive(Debug, Default)]
+struct LogGate {
+    second: u64,
+    lines: u32,
+}
+
+impl LogGate {
+    fn allows(&mut self, now: Now) -> bool {
+        let second = now.monotonic_ns / 1_000_000_000;
+        if second != self.second {
+            *self = LogGate { second, lines: 0 };
+        }
+        self.lines += 1;
+        self.lines <= LOG_LINES_PER_SECOND
+    }
+}
+
 /// What all channels of one guest are told in WELCOME.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
@@ -76,6 +98,7 @@ pub struct Channels {
     /// Slots on their way into a frame.
     slots: Box<[Slot]>,
     counters: ChannelCounters,
+    log: LogGate,
 }
 
 impl Channels {
@@ -87,6 +110,7 @@ impl Channels {
             turn: 0,
             slots: vec![Slot::default(); frame::records_in(FRAME_SIZE)].into_boxed_slice(),
             counters: ChannelCounters::default(),
+            log: LogGate::default(),
         }
     }
 
@@ -165,8 +189,10 @@ impl Channels {
             return self.refuse(now, mem, engine, number, Reason::BadFrame, 0, 0);
         }
         let granted = hello.buffers_wanted.get().min(GRANT_AT_OPEN);
-        let name = name_of(&hello.name);
-        tracing::info!(channel = number, application = %name, "channel opened");
+        if self.log.allows(now) {
+            let name = name_of(&hello.name);
+            tracing::info!(channel = number, application = %name, "channel opened");
+        }
         let welcome = self.welcome(mem, &hello, frame_size, granted);
         self.places[usize::from(number)] = Place {
             open: Some(Box::new(Conversation::new(
@@ -230,7 +256,9 @@ impl Channels {
         }
         let reclaimed = pool.reclaim(number);
         self.counters.closed += 1;
-        tracing::info!(channel = number, reclaimed, why, "channel closed");
+        if self.log.allows(now) {
+            tracing::info!(channel = number, reclaimed, why, "channel closed");
+        }
     }
 
     /// Closes all channels: the guest is gone.
@@ -263,7 +291,9 @@ impl Channels {
         got: u32,
     ) {
         self.counters.refused_channels += 1;
-        tracing::warn!(channel = number, %reason, expected, got, "channel refused");
+        if self.log.allows(now) {
+            tracing::warn!(channel = number, %reason, expected, got, "channel refused");
+        }
         self.close(now, mem, engine, number, "refused");
         let mut bye = Bye::new_zeroed();
         bye.reason.set(reason as u16);

@@ -523,6 +523,16 @@ fn a_frame_that_does_not_parse_closes_the_channel_that_it_names() {
 }
 
 #[test]
+fn a_guest_causes_a_bounded_number_of_log_lines() {
+    let mut gate = LogGate::default();
+    let at = |monotonic_ns| Now { monotonic_ns, real_ns: 0 };
+    let lines = |gate: &mut LogGate, ns| (0..1000).filter(|_| gate.allows(at(ns))).count();
+    assert_eq!(lines(&mut gate, 5), LOG_LINES_PER_SECOND as usize);
+    assert_eq!(lines(&mut gate, 999_999_999), 0, "the same second");
+    assert_eq!(lines(&mut gate, 1_000_000_000), LOG_LINES_PER_SECOND as usize);
+}
+
+#[test]
 fn no_guest_is_granted_more_than_its_share() {
     let mut bench = Bench::new();
     bench.hello(4096, 1000, 0);

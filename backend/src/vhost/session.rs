@@ -228,7 +228,7 @@ impl Session {
                     return Err(SessionError::Refused { name, refusal });
                 };
                 let guest = &control.options.name;
-                tracing::warn!(guest, message = %name, %refusal, "message refused");
+                tracing::debug!(guest, message = %name, %refusal, "message refused");
                 self.reply(id, payload)
             }
         }
