@@ -13,7 +13,7 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use pasted::sys::demo::{Isolation, NamespaceError, Network, Tap, netns};
+use pasted::sys::demo::{NamespaceError, Network, Tap, netns};
 
 use crate::sys;
 
@@ -54,7 +54,7 @@ pub enum NetworkError {
     #[error("a TAP device cannot be made ({0}): load the kernel's tun module, allow /dev/net/tun")]
     Tap(io::Error),
     /// No bridge.
-    #[error("a bridge cannot be made ({0}): load the kernel's bridge module")]
+    #[error("a bridge cannot be made ({0}): run as root, with the kernel's bridge module loaded")]
     Bridge(io::Error),
     /// The bridge has no address.
     #[error("the bridge cannot be given an address: {0}")]
@@ -63,8 +63,8 @@ pub enum NetworkError {
 
 /// Moves the process into a network of its own and makes the devices in it.
 /// Must be called before the process has a second thread.
-pub fn enter() -> Result<Isolation, NetworkError> {
-    let isolation = netns::enter()?;
+pub fn enter() -> Result<(), NetworkError> {
+    netns::enter()?;
     sys::settle_network();
     let ports = [CLIENT_DEVICE, GUEST_DEVICE];
     for name in ports {
@@ -73,6 +73,5 @@ pub fn enter() -> Result<Isolation, NetworkError> {
     sys::bridge(BRIDGE, &ports, QUEUE_LEN).map_err(NetworkError::Bridge)?;
     Network::open()
         .and_then(|mut network| network.set_up(BRIDGE, Some(BRIDGE_MAC), *EPOLL.ip(), PREFIX))
-        .map_err(NetworkError::Address)?;
-    Ok(isolation)
+        .map_err(NetworkError::Address)
 }

@@ -11,7 +11,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use pasted::demo::{Directory, SceneError};
-use pasted::sys::demo::{Isolation, children, usage};
+use pasted::sys::demo::{children, usage};
 
 use crate::client::{Client, ClientError, Group};
 use crate::network::{self, NetworkError};
@@ -123,7 +123,7 @@ pub fn run(args: &Args) -> ExitCode {
 }
 
 fn measure(args: &Args) -> Result<Report, Error> {
-    let isolation = network::enter()?;
+    network::enter()?;
     let cores = children::cores().map_err(refused("the cores cannot be counted"))?;
     let [client_core, server_core, ..] = cores[..] else {
         return Err(Error::OneCore);
@@ -147,7 +147,6 @@ fn measure(args: &Args) -> Result<Report, Error> {
             poll_us,
             seconds: args.seconds,
             rounds: args.rounds,
-            is_privileged: isolation == Isolation::Privileged,
         },
         rows,
     })

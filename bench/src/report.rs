@@ -40,8 +40,6 @@ pub struct Conditions {
     pub seconds: u64,
     /// Rounds of each row.
     pub rounds: u32,
-    /// Not in a user namespace.
-    pub is_privileged: bool,
 }
 
 /// All rows, and their conditions.
@@ -293,7 +291,6 @@ impl Report {
                 "cores": self.conditions.cores,
                 "client_core": self.conditions.client_core,
                 "server_core": self.conditions.server_core,
-                "privileged": self.conditions.is_privileged,
                 "poll_us": poll_us.map_or_else(|| json!("always"), |us| json!(us)),
                 "seconds": self.conditions.seconds,
                 "rounds": self.conditions.rounds,
@@ -403,7 +400,6 @@ mod tests {
                 poll_us: Some(50),
                 seconds: 1,
                 rounds: 5,
-                is_privileged: true,
             },
             rows: vec![
                 row(Kind::Pasted, 1, 100, 100),
