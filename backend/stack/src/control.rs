@@ -12,6 +12,7 @@ use crate::stack::Stack;
 use crate::tcp::seq::Seq;
 use crate::wire::arp::{self, Arp};
 use crate::wire::ethernet::{self, Mac};
+use crate::wire::ip::ecn;
 use crate::wire::tcp::{self, flag};
 use crate::wire::{icmp, ipv4};
 
@@ -127,7 +128,14 @@ impl Stack {
         let head = frame.head_mut(ethernet::LEN + ipv4::LEN + tcp::LEN);
         ethernet::write(head, to, &self.config.mac, ethernet::IPV4);
         let ours = self.config.address;
-        ipv4::write(&mut head[ethernet::LEN..], ours, key.remote, ipv4::TCP, tcp::LEN);
+        ipv4::write(
+            &mut head[ethernet::LEN..],
+            ours,
+            key.remote,
+            ipv4::TCP,
+            ecn::NOT_ECT,
+            tcp::LEN,
+        );
         let header = tcp::Header {
             src_port: key.local_port,
             dst_port: key.remote_port,
@@ -163,7 +171,8 @@ impl Stack {
         let head = frame.head_mut(ethernet::LEN + ipv4::LEN + icmp::LEN);
         ethernet::write(head, to, &self.config.mac, ethernet::IPV4);
         let len = icmp::LEN + usize::from(data.len);
-        ipv4::write(&mut head[ethernet::LEN..], self.config.address, ip, ipv4::ICMP, len);
+        let ours = self.config.address;
+        ipv4::write(&mut head[ethernet::LEN..], ours, ip, ipv4::ICMP, ecn::NOT_ECT, len);
         head[ethernet::LEN + ipv4::LEN..].copy_from_slice(header);
         self.counters.echo_replies_out += 1;
         if data.len == 0 {

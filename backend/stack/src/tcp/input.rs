@@ -34,6 +34,8 @@ pub(crate) struct Segment {
     pub csum: Option<u16>,
     /// Arrival, ns since the Unix epoch.
     pub time: u64,
+    /// The ECN field of the IP header (RFC 3168 section 5).
+    pub ecn: u8,
     /// The station that sent the frame.
     pub from: Mac,
 }
@@ -96,6 +98,7 @@ impl Stack {
             len: len as u16,
             csum,
             time: frame.time,
+            ecn: ip.ecn,
             from: *from,
         };
         let key = Key { remote: ip.src, remote_port: header.src_port, local_port: header.dst_port };

@@ -1,5 +1,5 @@
 //! TCP (RFC 9293), by subject: what arrives ([`input`], [`ack`], [`receive`]),
-//! what leaves ([`output`], [`window`]), and what time does ([`timers`]). The
+//! what leaves ([`output`], [`segment`], [`window`]), and what time does ([`timers`]). The
 //! state that they share is [`crate::flow::FlowState`].
 
 pub(crate) mod ack;
@@ -9,6 +9,7 @@ pub(crate) mod open;
 pub(crate) mod output;
 pub(crate) mod receive;
 pub(crate) mod rtt;
+pub(crate) mod segment;
 pub(crate) mod seq;
 pub(crate) mod timers;
 pub(crate) mod window;

@@ -101,7 +101,7 @@ impl Stack {
 
     /// Notes what the peer's SYN says.
     fn take_syn(&mut self, now: u64, index: u32, segment: &Segment) {
-        let Options { mss, scale, timestamps } = segment.header.options;
+        let Options { mss, scale, timestamps, .. } = segment.header.options;
         let flow = &mut self.flows[index];
         // What our own SYN promised, if there was one, now has a place.
         let promised = flow.rcv_wnd();

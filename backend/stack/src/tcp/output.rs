@@ -1,21 +1,20 @@
 //! What a flow sends: one segment at a time, chosen by [`Stack::plan`] and
-//! written by [`Stack::write_segment`].
+//! written by [`crate::tcp::segment`].
 
 use crate::arp::Route;
 use crate::bufs::NIL;
-use crate::checksum;
 use crate::flow::{FlowState, Links, NEVER, State};
-use crate::frame::{HEAD_MAX, Origin, Payload, TxBatch, TxCsum};
+use crate::frame::{Payload, TxBatch};
 use crate::memory::Memory;
 use crate::stack::Stack;
 use crate::tcp::congestion::Congestion;
 use crate::tcp::seq::Seq;
-use crate::wire::tcp::{self, Header, Options, Timestamps, flag};
-use crate::wire::{ethernet, ipv4};
+use crate::wire::ip::ecn;
+use crate::wire::tcp::flag;
 
 /// Why a segment is sent, which decides how the flow's state moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Why {
+pub(crate) enum Why {
     Reset,
     Syn,
     /// The segment at `snd_una`, again.
@@ -33,16 +32,18 @@ enum Why {
 
 /// A segment that is to be sent.
 #[derive(Clone, Copy, Debug)]
-struct Plan {
-    why: Why,
-    seq: Seq,
-    flags: u8,
-    payload: Option<Payload>,
+pub(crate) struct Plan {
+    pub why: Why,
+    pub seq: Seq,
+    pub flags: u8,
+    pub payload: Option<Payload>,
+    /// The ECN field of the IP header (RFC 3168 section 5).
+    pub ecn: u8,
 }
 
 impl Plan {
     fn bare(why: Why, seq: Seq, flags: u8) -> Plan {
-        Plan { why, seq, flags, payload: None }
+        Plan { why, seq, flags, payload: None, ecn: ecn::NOT_ECT }
     }
 
     /// After the last sequence number that it occupies.
@@ -199,7 +200,7 @@ impl Stack {
             }
         }
         let payload = Payload { buf, offset: meta.offset + skip as u16, len: len as u16 };
-        Some(Plan { why, seq, flags, payload: Some(payload) })
+        Some(Plan { why, seq, flags, payload: Some(payload), ecn: ecn::NOT_ECT })
     }
 
     /// Moves the flow's state over a segment that was written.
@@ -320,98 +321,5 @@ impl Stack {
         flow.tx_cursor = flow.tx.head;
         flow.rexmit_due = false;
         flow.rtt.stop();
-    }
-
-    /// Writes the frame of a planned segment.
-    fn write_segment<M: Memory>(
-        &mut self,
-        mem: &mut M,
-        now: u64,
-        index: u32,
-        mac: &ethernet::Mac,
-        plan: &Plan,
-        out: &mut TxBatch,
-    ) {
-        let syn = plan.flags & flag::SYN != 0;
-        let window = if plan.why == Why::Reset { 0 } else { self.advertise(index, !syn) };
-        let flow = &self.flows[index];
-        let acks = plan.flags & flag::ACK != 0;
-        let mut options = Options::default();
-        if flow.timestamps {
-            let echo = if acks { flow.ts_recent } else { 0 };
-            options.timestamps = Some(Timestamps { value: flow.timestamp(now), echo });
-        }
-        if syn {
-            options.mss = Some(self.mss);
-            // An answer offers a scale only if the SYN did (RFC 7323 section
-            // 2.2); without one `rcv_scale` is zero, as is a scale of nothing.
-            options.scale = (!acks || flow.peer_scales).then_some(flow.rcv_scale);
-        }
-        let header = Header {
-            src_port: flow.key.local_port,
-            dst_port: flow.key.remote_port,
-            seq: plan.seq,
-            ack: if acks { flow.rcv_nxt } else { Seq(0) },
-            flags: plan.flags,
-            window,
-            options,
-        };
-        let remote = flow.key.remote;
-        let header_len = ethernet::LEN + ipv4::LEN + tcp::header_len(&options);
-        let payload_len = plan.payload.map_or(0, |p| usize::from(p.len));
-
-        let Some(frame) = out.push(Origin::Stack) else {
-            return;
-        };
-        // The header may lie in front of the payload if that is headroom and
-        // not payload of an earlier segment, nobody else may read the buffer,
-        // and the port is not just reading it.
-        let in_buffer = self.config.header_in_buffer
-            && plan.payload.is_some_and(|p| {
-                let meta = self.bufs.get(p.buf);
-                p.offset == meta.offset
-                    && usize::from(p.offset) >= header_len
-                    && !meta.keep
-                    && meta.pins == 0
-            });
-        frame.csum = self.config.tx_csum_offload.then_some(TxCsum {
-            start: (ethernet::LEN + ipv4::LEN) as u16,
-            offset: tcp::CSUM_OFFSET as u16,
-        });
-        let mut local = [0; HEAD_MAX];
-        let head = if in_buffer { &mut local[..header_len] } else { frame.head_mut(header_len) };
-
-        ethernet::write(head, mac, &self.config.mac, ethernet::IPV4);
-        let (ours, ip) = (self.config.address, &mut head[ethernet::LEN..]);
-        let segment_len = header_len - ethernet::LEN - ipv4::LEN + payload_len;
-        ipv4::write(ip, ours, remote, ipv4::TCP, segment_len);
-        let segment = &mut ip[ipv4::LEN..];
-        tcp::write(segment, &header);
-        let pseudo = checksum::pseudo(ours, remote, ipv4::TCP, segment_len as u16);
-        let field = if self.config.tx_csum_offload {
-            pseudo
-        } else {
-            let payload =
-                plan.payload.map_or(0, |p| mem.sum(p.buf, usize::from(p.offset), payload_len));
-            !checksum::add(checksum::add(pseudo, checksum::sum(segment)), payload)
-        };
-        segment[tcp::CSUM_OFFSET..tcp::CSUM_OFFSET + 2].copy_from_slice(&field.to_be_bytes());
-
-        frame.payload = plan.payload;
-        if let Some(payload) = plan.payload {
-            self.bufs.get_mut(payload.buf).pins += 1;
-            if in_buffer {
-                let offset = payload.offset - header_len as u16;
-                mem.write(payload.buf, usize::from(offset), &local[..header_len]);
-                frame.payload = Some(Payload {
-                    buf: payload.buf,
-                    offset,
-                    len: payload.len + header_len as u16,
-                });
-            }
-        }
-        if acks {
-            self.acknowledged(index);
-        }
     }
 }

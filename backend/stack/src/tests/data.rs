@@ -401,7 +401,7 @@ fn ping_is_answered_from_its_own_buffer() {
     for len in [0usize, 1, 56, 1472] {
         let mut frame = vec![0u8; 14 + 20 + 8 + len];
         ethernet::write(&mut frame, &HOST_MAC, &PEER_MAC, ethernet::IPV4);
-        ipv4::write(&mut frame[14..], PEER, HOST, ipv4::ICMP, 8 + len);
+        ipv4::write(&mut frame[14..], PEER, HOST, ipv4::ICMP, 0, 8 + len);
         frame[34] = icmp::ECHO;
         frame[38..42].copy_from_slice(&[1, 2, 3, 4]);
         for (i, byte) in frame[42..].iter_mut().enumerate() {
@@ -435,11 +435,11 @@ fn a_smaller_path_mtu_makes_smaller_segments() {
         let quoted = Seg { seq, ..sent.clone() }.frame();
         let mut frame = vec![0u8; 14 + 20 + 8 + 28];
         ethernet::write(&mut frame, &HOST_MAC, &PEER_MAC, ethernet::IPV4);
-        ipv4::write(&mut frame[14..], PEER, HOST, ipv4::ICMP, 36);
+        ipv4::write(&mut frame[14..], PEER, HOST, ipv4::ICMP, 0, 36);
         frame[34] = icmp::UNREACHABLE;
         frame[35] = icmp::FRAGMENTATION_NEEDED;
         frame[40..42].copy_from_slice(&mtu.to_be_bytes());
-        ipv4::write(&mut frame[42..], HOST, PEER, ipv4::TCP, 1420);
+        ipv4::write(&mut frame[42..], HOST, PEER, ipv4::TCP, 0, 1420);
         frame[62..70].copy_from_slice(&quoted[34..42]);
         let sum = !checksum::sum(&frame[34..]);
         frame[36..38].copy_from_slice(&sum.to_be_bytes());

@@ -384,7 +384,7 @@ impl Seg {
         let len = header_len + self.data.len();
         let mut bytes = vec![0; ethernet::LEN + ipv4::LEN + len];
         ethernet::write(&mut bytes, &HOST_MAC, &PEER_MAC, ethernet::IPV4);
-        ipv4::write(&mut bytes[ethernet::LEN..], PEER, HOST, ipv4::TCP, len);
+        ipv4::write(&mut bytes[ethernet::LEN..], PEER, HOST, ipv4::TCP, 0, len);
         let segment = &mut bytes[ethernet::LEN + ipv4::LEN..];
         tcp::write(segment, &header);
         segment[header_len..].copy_from_slice(&self.data);

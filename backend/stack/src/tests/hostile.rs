@@ -7,7 +7,8 @@ use super::lossy::Random;
 use crate::config::{Config, MS};
 use crate::frame::{RxCsum, RxFrame};
 use crate::stack::{Outcome, Tx};
-use crate::wire::tcp::{Options, Timestamps};
+use crate::tcp::seq::Seq;
+use crate::wire::tcp::{Options, SackBlock, SackBlocks, Timestamps};
 use crate::wire::{arp, ethernet, ipv4};
 
 /// A frame that is nearly right: built well, then changed here and there, with
@@ -21,13 +22,20 @@ fn nearly_right(pair: &Pair, random: &mut Random) -> Vec<u8> {
         _ => value,
     };
     let data = vec![random.next() as u8; random.below(1400) as usize * random.below(2) as usize];
-    let options = Options {
+    let mut options = Options {
         mss: (random.below(4) == 0).then(|| random.next() as u16),
         scale: (random.below(4) == 0).then(|| random.below(15) as u8),
         timestamps: (random.below(4) == 0)
             .then(|| Timestamps { value: near(random, 100), echo: random.next() as u32 }),
+        sack_permitted: random.below(4) == 0,
+        sack: SackBlocks::default(),
     };
-    let mut seg = pair.seg(random.next() as u8 & 0x3f, options, &data);
+    for _ in 0..random.below(4) {
+        let (start, end) = (Seq(near(random, pair.ack)), Seq(near(random, pair.ack)));
+        options.sack.push(SackBlock { start, end });
+    }
+    options.sack.truncate(if options.timestamps.is_some() { 1 } else { 3 });
+    let mut seg = pair.seg(random.next() as u8, options, &data);
     if random.below(3) > 0 {
         seg.flags = ACK | (seg.flags & PSH);
     }
@@ -120,7 +128,7 @@ fn random_bytes_are_dropped() {
             ethernet::write(&mut frame, &HOST_MAC, &PEER_MAC, ethernet::IPV4);
             if round % 4 > 1 {
                 let protocol = [ipv4::TCP, ipv4::ICMP][round % 2];
-                ipv4::write(&mut frame[14..], PEER, HOST, protocol, len - 34);
+                ipv4::write(&mut frame[14..], PEER, HOST, protocol, 0, len - 34);
             }
         }
         let outcome = pair.host.input(&frame);

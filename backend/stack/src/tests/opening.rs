@@ -48,7 +48,11 @@ fn options_are_offered_only_where_the_peer_offers_them() {
     assert_eq!(plain, Options { mss: Some(1460), ..Options::default() });
     pair.peer_port += 1;
     let ts = Some(Timestamps { value: 9, echo: 0 });
-    pair.send_with(SYN, Options { mss: Some(1000), scale: Some(3), timestamps: ts }, &[]);
+    pair.send_with(
+        SYN,
+        Options { mss: Some(1000), scale: Some(3), timestamps: ts, ..Options::default() },
+        &[],
+    );
     let full = pair.recv_one().options;
     assert!(full.scale.is_some());
     assert_eq!(full.timestamps.unwrap().echo, 9);

@@ -2,6 +2,7 @@
 
 use core::net::Ipv4Addr;
 
+use super::ip::ecn;
 use super::{be16, be32};
 use crate::checksum;
 
@@ -22,6 +23,8 @@ pub(crate) struct Ipv4 {
     pub header_len: usize,
     /// Bytes of the datagram, header included; never less than `header_len`.
     pub total_len: usize,
+    /// The ECN field ([`ecn`]).
+    pub ecn: u8,
     /// Part of a larger datagram.
     pub fragment: bool,
 }
@@ -52,6 +55,7 @@ pub(crate) fn parse(bytes: &[u8], len: usize) -> Result<Ipv4, Bad> {
         src: Ipv4Addr::from_bits(be32(header, 12)),
         dst: Ipv4Addr::from_bits(be32(header, 16)),
         protocol: header[9],
+        ecn: header[1] & ecn::MASK,
         header_len,
         total_len,
         // More-fragments flag, or an offset.
@@ -73,19 +77,20 @@ pub(crate) fn write(
     src: Ipv4Addr,
     dst: Ipv4Addr,
     protocol: u8,
+    ecn: u8,
     payload_len: usize,
 ) {
     let total = (LEN + payload_len) as u16;
     out[0] = 0x45;
-    out[1] = 0;
+    out[1] = ecn;
     out[2..4].copy_from_slice(&total.to_be_bytes());
     out[4..8].copy_from_slice(&[0, 0, 0x40, 0]);
     out[8] = 64;
     out[9] = protocol;
-    // The constant words 0x4500, 0x4000 and TTL 64, and the pseudo-header's
+    // The words 0x4500 with the ECN field, 0x4000 and TTL 64, and the pseudo-header's
     // words, which are just the others of this header.
     let sum = checksum::add(
-        checksum::fold(0x4500 + 0x4000 + 0x4000),
+        checksum::fold(0x4500 + u32::from(ecn) + 0x4000 + 0x4000),
         checksum::pseudo(src, dst, protocol, total),
     );
     out[10..12].copy_from_slice(&(!sum).to_be_bytes());
@@ -110,16 +115,17 @@ mod tests {
     fn what_is_written_parses() {
         let mut bytes = [0; LEN];
         let (a, b) = (Ipv4Addr::new(10, 1, 2, 3), Ipv4Addr::new(192, 168, 77, 255));
-        write(&mut bytes, a, b, TCP, 1480);
+        write(&mut bytes, a, b, TCP, ecn::ECT_0, 1480);
         let ip = parse(&bytes, 1500).unwrap();
         assert_eq!((ip.src, ip.dst, ip.protocol, ip.total_len), (a, b, TCP, 1500));
         assert!(!ip.fragment);
+        assert_eq!(ip.ecn, ecn::ECT_0);
     }
 
     #[test]
     fn refuses_lengths_that_lie() {
         let mut bytes = [0; LEN];
-        write(&mut bytes, Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST, TCP, 10);
+        write(&mut bytes, Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST, TCP, ecn::NOT_ECT, 10);
         assert_eq!(parse(&bytes, 29).unwrap_err(), Bad::Header);
         assert_eq!(parse(&bytes[..19], 30).unwrap_err(), Bad::Header);
         bytes[8] ^= 1;

@@ -4,6 +4,7 @@
 pub(crate) mod arp;
 pub(crate) mod ethernet;
 pub(crate) mod icmp;
+pub(crate) mod ip;
 pub(crate) mod ipv4;
 pub(crate) mod tcp;
 

@@ -17,6 +17,10 @@ pub(crate) mod flag {
     pub(crate) const RST: u8 = 0x04;
     pub(crate) const PSH: u8 = 0x08;
     pub(crate) const ACK: u8 = 0x10;
+    /// ECN echo (RFC 3168 section 6.1).
+    pub(crate) const ECE: u8 = 0x40;
+    /// Congestion window reduced (RFC 3168 section 6.1).
+    pub(crate) const CWR: u8 = 0x80;
 }
 
 /// The timestamps option (RFC 7323 section 3.2).
@@ -24,6 +28,64 @@ pub(crate) mod flag {
 pub(crate) struct Timestamps {
     pub value: u32,
     pub echo: u32,
+}
+
+/// SACK blocks that fit into the options next to nothing else; with
+/// timestamps it is one less (RFC 2018 section 3).
+pub(crate) const SACK_BLOCKS_MAX: usize = 4;
+
+/// One block of a SACK option (RFC 2018 section 3): bytes that have arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(crate) struct SackBlock {
+    /// The first byte.
+    pub start: Seq,
+    /// After the last byte.
+    pub end: Seq,
+}
+
+/// The blocks of a SACK option, the most recent first; empty without one.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SackBlocks {
+    blocks: [SackBlock; SACK_BLOCKS_MAX],
+    len: u8,
+}
+
+impl SackBlocks {
+    /// Adds a block; what has no room is left out.
+    pub(crate) fn push(&mut self, block: SackBlock) {
+        if let Some(place) = self.blocks.get_mut(usize::from(self.len)) {
+            *place = block;
+            self.len += 1;
+        }
+    }
+
+    /// Leaves out all but the first `len` blocks.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len as u8);
+    }
+
+    /// Whether there are none.
+    #[inline]
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+impl PartialEq for SackBlocks {
+    fn eq(&self, other: &SackBlocks) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for SackBlocks {}
+
+impl core::ops::Deref for SackBlocks {
+    type Target = [SackBlock];
+
+    #[inline]
+    fn deref(&self) -> &[SackBlock] {
+        &self.blocks[..usize::from(self.len)]
+    }
 }
 
 /// Options that we understand.
@@ -34,6 +96,9 @@ pub(crate) struct Options {
     /// Window scale shift (RFC 7323 section 2); on SYN only.
     pub scale: Option<u8>,
     pub timestamps: Option<Timestamps>,
+    /// SACK may be sent (RFC 2018 section 2); on SYN only.
+    pub sack_permitted: bool,
+    pub sack: SackBlocks,
 }
 
 /// A parsed or to be written header.
@@ -70,7 +135,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<(Header, usize)> {
             dst_port: be16(fixed, 2),
             seq: Seq(be32(fixed, 4)),
             ack: Seq(be32(fixed, 8)),
-            flags: fixed[13] & 0x3f,
+            flags: fixed[13],
             window: be16(fixed, 14),
             options: parse_options(options),
         },
@@ -100,6 +165,15 @@ fn parse_options(mut bytes: &[u8]) -> Options {
                     (2, 4) => options.mss = Some(be16(option, 2)),
                     // RFC 7323 section 2.3: a larger shift counts as 14.
                     (3, 3) => options.scale = Some(option[2].min(14)),
+                    (4, 2) => options.sack_permitted = true,
+                    (5, 10..) if len % 8 == 2 => {
+                        for block in option[2..].as_chunks::<8>().0 {
+                            options.sack.push(SackBlock {
+                                start: Seq(be32(block, 0)),
+                                end: Seq(be32(block, 4)),
+                            });
+                        }
+                    }
                     (8, 10) => {
                         options.timestamps =
                             Some(Timestamps { value: be32(option, 2), echo: be32(option, 6) });
@@ -119,6 +193,9 @@ pub(crate) fn header_len(options: &Options) -> usize {
     LEN + if options.mss.is_some() { 4 } else { 0 }
         + if options.scale.is_some() { 4 } else { 0 }
         + if options.timestamps.is_some() { TIMESTAMPS_LEN } else { 0 }
+        // With timestamps it takes the place of their padding.
+        + if options.sack_permitted && options.timestamps.is_none() { 4 } else { 0 }
+        + if options.sack.is_empty() { 0 } else { 4 + 8 * options.sack.len() }
 }
 
 /// Writes the header at the start of `out`, which has room for it, with a
@@ -144,9 +221,25 @@ pub(crate) fn write(out: &mut [u8], header: &Header) -> usize {
         at += 4;
     }
     if let Some(ts) = header.options.timestamps {
-        out[at..at + 4].copy_from_slice(&[1, 1, 8, 10]);
+        let padding = if header.options.sack_permitted { [4, 2] } else { [1, 1] };
+        out[at..at + 2].copy_from_slice(&padding);
+        out[at + 2..at + 4].copy_from_slice(&[8, 10]);
         out[at + 4..at + 8].copy_from_slice(&ts.value.to_be_bytes());
         out[at + 8..at + 12].copy_from_slice(&ts.echo.to_be_bytes());
+        at += TIMESTAMPS_LEN;
+    } else if header.options.sack_permitted {
+        out[at..at + 4].copy_from_slice(&[1, 1, 4, 2]);
+        at += 4;
+    }
+    if !header.options.sack.is_empty() {
+        let len = 2 + 8 * header.options.sack.len() as u8;
+        out[at..at + 4].copy_from_slice(&[1, 1, 5, len]);
+        at += 4;
+        for block in header.options.sack.iter() {
+            out[at..at + 4].copy_from_slice(&block.start.0.to_be_bytes());
+            out[at + 4..at + 8].copy_from_slice(&block.end.0.to_be_bytes());
+            at += 8;
+        }
     }
     len
 }
@@ -161,13 +254,15 @@ mod tests {
             mss: Some(1460),
             scale: Some(7),
             timestamps: Some(Timestamps { value: 1, echo: u32::MAX }),
+            sack_permitted: true,
+            ..Options::default()
         };
         let header = Header {
             src_port: 80,
             dst_port: 40000,
             seq: Seq(u32::MAX),
             ack: Seq(7),
-            flags: flag::SYN | flag::ACK,
+            flags: flag::SYN | flag::ACK | flag::ECE | flag::CWR,
             window: 0xfedc,
             options,
         };
@@ -177,6 +272,35 @@ mod tests {
         assert_eq!(read_len, len);
         assert_eq!(read.options, options);
         assert_eq!((read.seq, read.ack, read.window), (header.seq, header.ack, header.window));
+        assert_eq!(read.flags, header.flags);
+    }
+
+    #[test]
+    fn sack_blocks_fill_the_options_and_no_more() {
+        for timestamps in [None, Some(Timestamps { value: 1, echo: 2 })] {
+            let room = if timestamps.is_some() { 3 } else { 4 };
+            let mut options = Options { timestamps, ..Options::default() };
+            for i in 0..9 {
+                options.sack.push(SackBlock { start: Seq(i), end: Seq(u32::MAX - i) });
+            }
+            options.sack.truncate(room);
+            let header = Header {
+                src_port: 1,
+                dst_port: 2,
+                seq: Seq(3),
+                ack: Seq(4),
+                flags: flag::ACK,
+                window: 5,
+                options,
+            };
+            let mut bytes = [0; 60];
+            let len = write(&mut bytes, &header);
+            assert!(len <= 60);
+            assert_eq!(parse(&bytes[..len]).unwrap().0.options, options);
+            assert_eq!(options.sack.len(), room);
+        }
+        // A length that is not whole blocks is no SACK.
+        assert!(parse_options(&[5, 11, 0, 0, 0, 1, 0, 0, 0, 2, 0]).sack.is_empty());
     }
 
     #[test]
