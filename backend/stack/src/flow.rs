@@ -52,6 +52,23 @@ impl State {
     pub(crate) fn is_synchronized(self) -> bool {
         !matches!(self, State::Closed | State::SynSent | State::SynReceived)
     }
+
+    /// Whether RFC 9293 section 3.3.2, figure 5, has an edge to `next`. A
+    /// listener's flow begins in CLOSED, which stands for LISTEN too; every
+    /// state may be reset or time out (sections 3.10.5, 3.10.7.4 and 3.10.8).
+    pub(crate) fn leads_to(self, next: State) -> bool {
+        use State::*;
+        match self {
+            Closed => matches!(next, SynSent | SynReceived),
+            SynSent => matches!(next, SynReceived | Established | Closed),
+            SynReceived => matches!(next, Established | FinWait1 | Closed),
+            Established => matches!(next, FinWait1 | CloseWait | Closed),
+            FinWait1 => matches!(next, FinWait2 | Closing | Closed),
+            FinWait2 | Closing => matches!(next, TimeWait | Closed),
+            CloseWait => matches!(next, LastAck | Closed),
+            LastAck | TimeWait => next == Closed,
+        }
+    }
 }
 
 /// What tells flows apart, our own address being the stack's only one. The
@@ -326,6 +343,15 @@ impl FlowState {
         };
     }
 
+    /// Moves to another state.
+    #[inline]
+    pub(crate) fn enter(&mut self, next: State) {
+        if cfg!(any(test, debug_assertions, feature = "audit")) {
+            assert!(self.state.leads_to(next), "from {:?} to {next:?}", self.state);
+        }
+        self.state = next;
+    }
+
     /// Bytes sent and not acknowledged, as far as has been sent since the last
     /// timeout.
     #[inline]
@@ -405,7 +431,7 @@ impl Flows {
         let flow = &mut self.slab[index as usize];
         flow.generation = (flow.generation + 1) % Flow::GENERATIONS;
         flow.detached = true;
-        flow.state = State::Closed;
+        debug_assert_eq!(flow.state, State::Closed);
         let mut free = self.free;
         // At the back, so that an index rests long before it is used again.
         self.push_back(&mut free, Links::Channel, index);

@@ -184,7 +184,7 @@ impl Stack {
         };
         let index = self.open_flow(now, key, hash, channel as u8).ok_or(Reason::NoRoom)?;
         let flow = &mut self.flows[index];
-        flow.state = State::SynSent;
+        flow.enter(State::SynSent);
         flow.syn_due = true;
         flow.cookie = cookie;
         flow.timestamps = self.config.timestamps;

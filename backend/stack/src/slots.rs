@@ -205,8 +205,8 @@ impl Stack {
                 self.terminate(mem, index, None);
                 return Ok(());
             }
-            State::Established => state.state = State::FinWait1,
-            State::CloseWait => state.state = State::LastAck,
+            State::Established => state.enter(State::FinWait1),
+            State::CloseWait => state.enter(State::LastAck),
             // Moves on when the handshake is complete.
             _ => {}
         }

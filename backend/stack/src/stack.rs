@@ -294,7 +294,7 @@ impl Stack {
         }
         self.withdraw_promise(index);
         let flow = &mut self.flows[index];
-        flow.state = State::Closed;
+        flow.enter(State::Closed);
         flow.rexmit_at = NEVER;
         flow.delayed_ack_at = NEVER;
         flow.idle_at = NEVER;
@@ -377,7 +377,7 @@ impl Stack {
         self.time_wait_len -= 1;
         self.wheel.cancel(index);
         let flow = &mut self.flows[index];
-        flow.state = State::Closed;
+        flow.enter(State::Closed);
         flow.idle_at = NEVER;
         let hash = flow.hash;
         self.table.remove(hash, index);

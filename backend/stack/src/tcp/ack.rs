@@ -164,7 +164,7 @@ impl Stack {
         }
         match flow.state {
             State::FinWait1 => {
-                flow.state = State::FinWait2;
+                flow.enter(State::FinWait2);
                 flow.idle_at = now.saturating_add(self.config.timers.fin_wait_2);
             }
             State::Closing => self.enter_time_wait(mem, now, index),
@@ -187,7 +187,7 @@ impl Stack {
             self.recycle_time_wait();
         }
         let flow = &mut self.flows[index];
-        flow.state = State::TimeWait;
+        flow.enter(State::TimeWait);
         flow.tx = Queue::EMPTY;
         flow.rexmit_at = NEVER;
         flow.delayed_ack_at = NEVER;

@@ -321,7 +321,7 @@ impl Stack {
         if flow.rtt.backoff() > 0 {
             flow.rtt = super::rtt::Rtt::new(3 * SEC);
         }
-        flow.state = if flow.fin_queued { State::FinWait1 } else { State::Established };
+        flow.enter(if flow.fin_queued { State::FinWait1 } else { State::Established });
         flow.syn_due = false;
         // SYN is acknowledged by this very segment.
         flow.snd_wl1 = segment.header.seq;

@@ -44,7 +44,7 @@ impl Stack {
         };
         self.listeners.enter(listener);
         let flow = &mut self.flows[index];
-        flow.state = State::SynReceived;
+        flow.enter(State::SynReceived);
         flow.listener = Some(listener);
         // See the module `arp` for why the SYN's sender is believed.
         flow.mac = ethernet::is_station(&segment.from).then_some(segment.from);
@@ -93,7 +93,7 @@ impl Stack {
         } else {
             // Both sides opened at once (section 3.5, figure 8).
             let flow = &mut self.flows[index];
-            flow.state = State::SynReceived;
+            flow.enter(State::SynReceived);
             flow.syn_due = true;
             self.kick(index);
         }

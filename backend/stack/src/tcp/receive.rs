@@ -272,10 +272,10 @@ impl Stack {
         flow.rcv_adv = flow.rcv_adv.max(flow.rcv_nxt);
         flow.events |= event::FIN;
         match flow.state {
-            State::Established => flow.state = State::CloseWait,
+            State::Established => flow.enter(State::CloseWait),
             // Our FIN is not acknowledged yet, or this segment did it and the
             // state is FIN-WAIT-2 already.
-            State::FinWait1 => flow.state = State::Closing,
+            State::FinWait1 => flow.enter(State::Closing),
             State::FinWait2 => self.enter_time_wait(mem, now, index),
             _ => {}
         }
