@@ -13,7 +13,8 @@ use std::num::NonZeroU64;
 
 use super::prng::Prng;
 
-/// Frames that can be on their way in one direction.
+/// Frames that can be on their way in one direction, where nobody asks for
+/// another number.
 pub const FRAMES_MAX: usize = 1024;
 
 /// The longest time by which a reordered frame is held back, in ns. Frames
@@ -57,7 +58,7 @@ pub struct LaneCounters {
     pub reordered: u64,
     /// Corrupted by chance.
     pub corrupted: u64,
-    /// Dropped because [`FRAMES_MAX`] were on their way.
+    /// Dropped because as many as the wire carries were on their way.
     pub overflowed: u64,
     /// Dropped because they were longer than the wire carries.
     pub oversize: u64,
@@ -112,15 +113,21 @@ pub struct Lane {
 }
 
 impl Lane {
-    /// A direction that carries frames of up to `frame_max` bytes.
+    /// A direction that carries [`FRAMES_MAX`] frames of up to `frame_max` bytes.
     pub fn new(faults: Faults, seed: u64, frame_max: usize) -> Lane {
+        Lane::with_frames(faults, seed, frame_max, FRAMES_MAX as u32)
+    }
+
+    /// A direction that carries `frames_max` frames at once, each of up to
+    /// `frame_max` bytes: a long and fast wire needs its bandwidth-delay product.
+    pub fn with_frames(faults: Faults, seed: u64, frame_max: usize, frames_max: u32) -> Lane {
         Lane {
             faults,
             prng: Prng::new(seed),
             frame_max,
-            bytes: vec![0; FRAMES_MAX * frame_max].into_boxed_slice(),
-            free: (0..FRAMES_MAX as u32).rev().collect(),
-            in_flight: BinaryHeap::with_capacity(FRAMES_MAX),
+            bytes: vec![0; frames_max as usize * frame_max].into_boxed_slice(),
+            free: (0..frames_max).rev().collect(),
+            in_flight: BinaryHeap::with_capacity(frames_max as usize),
             order: 0,
             line_free_ns: 0,
             due_ns_last: 0,
@@ -254,13 +261,16 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// A wire with the same faults in both directions, that carries frames of
-    /// up to `frame_max` bytes.
+    /// A wire with the same faults in both directions, that carries
+    /// [`FRAMES_MAX`] frames of up to `frame_max` bytes in each.
     pub fn new(faults: Faults, seed: u64, frame_max: usize) -> Wire {
-        Wire {
-            lanes: [Side::A, Side::B]
-                .map(|side| Lane::new(faults, lane_seed(seed, side), frame_max)),
-        }
+        Wire::with_frames(faults, seed, frame_max, FRAMES_MAX as u32)
+    }
+
+    /// Likewise, with `frames_max` frames in each direction.
+    pub fn with_frames(faults: Faults, seed: u64, frame_max: usize, frames_max: u32) -> Wire {
+        let lane = |side| Lane::with_frames(faults, lane_seed(seed, side), frame_max, frames_max);
+        Wire { lanes: [Side::A, Side::B].map(lane) }
     }
 
     /// Puts a frame on the wire at `side`.
@@ -272,6 +282,17 @@ impl Wire {
     /// length; what `out` has no room for is cut off.
     pub fn pop(&mut self, now_ns: u64, side: Side, out: &mut [u8]) -> Option<usize> {
         self.lanes[side.other().index()].pop(now_ns, out)
+    }
+
+    /// Takes a frame that has arrived at `side` off the wire; `read` is lent its
+    /// bytes.
+    pub fn pop_with<R>(
+        &mut self,
+        now_ns: u64,
+        side: Side,
+        read: impl FnOnce(&[u8]) -> R,
+    ) -> Option<R> {
+        self.lanes[side.other().index()].pop_with(now_ns, read)
     }
 
     /// When the next frame arrives at either side, in ns.
@@ -470,6 +491,23 @@ mod tests {
             delivered += 1;
         }
         assert_eq!(delivered, FRAMES_MAX);
+    }
+
+    #[test]
+    fn a_wire_carries_as_many_frames_as_asked() {
+        let faults = Faults { delay_ns: 10, ..Faults::default() };
+        let mut wire = Wire::with_frames(faults, 0, 64, 3);
+        for n in 0..5 {
+            wire.push(0, Side::B, &[n; 8]);
+        }
+        assert_eq!(wire.counters(Side::B).overflowed, 2);
+        assert_eq!(wire.pop_with(9, Side::A, |_| ()), None);
+        for n in 0..3 {
+            assert_eq!(wire.pop_with(10, Side::A, |bytes| bytes == [n; 8]), Some(true));
+        }
+        assert_eq!(wire.pop_with(10, Side::A, |_| ()), None);
+        wire.push(10, Side::B, &[9; 8]);
+        assert_eq!(wire.counters(Side::B).overflowed, 2);
     }
 
     #[test]
