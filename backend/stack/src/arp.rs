@@ -16,7 +16,7 @@ use core::net::Ipv4Addr;
 
 use crate::bufs::NIL;
 use crate::control::Control;
-use crate::flow::{Links, List, State};
+use crate::flow::{Key, Links, List, State};
 use crate::memory::Memory;
 use crate::stack::Stack;
 use crate::table::Table;
@@ -95,7 +95,7 @@ pub(crate) enum Route {
 
 impl Stack {
     /// The address on our link through which `remote` is reached.
-    pub(crate) fn next_hop(&self, remote: Ipv4Addr) -> Option<Ipv4Addr> {
+    fn next_hop(&self, remote: Ipv4Addr) -> Option<Ipv4Addr> {
         if self.on_link(remote) { Some(remote) } else { self.config.gateway }
     }
 
@@ -103,9 +103,14 @@ impl Stack {
         (address.to_bits() ^ self.config.address.to_bits()) & self.netmask == 0
     }
 
-    /// Finds the way to `remote`, asking for its neighbour if need be.
-    pub(crate) fn route(&mut self, now: u64, remote: Ipv4Addr) -> Route {
-        let Some(hop) = self.next_hop(remote) else {
+    /// Whether there may be a way to a flow's peer.
+    pub(crate) fn routable(&self, key: &Key) -> bool {
+        self.next_hop(key.remote_v4()).is_some()
+    }
+
+    /// Finds the way to a flow's peer, asking for its neighbour if need be.
+    pub(crate) fn route(&mut self, now: u64, key: Key) -> Route {
+        let Some(hop) = self.next_hop(key.remote_v4()) else {
             return Route::None;
         };
         let hash = self.hash(&hop.octets());

@@ -131,7 +131,7 @@ impl Stack {
         ipv4::write(
             &mut head[ethernet::LEN..],
             ours,
-            key.remote,
+            key.remote_v4(),
             ipv4::TCP,
             ecn::NOT_ECT,
             tcp::LEN,
@@ -148,7 +148,7 @@ impl Stack {
         let segment = &mut head[ethernet::LEN + ipv4::LEN..];
         tcp::write(segment, &header);
         let sum = checksum::add(
-            checksum::pseudo(ours, key.remote, ipv4::TCP, tcp::LEN as u16),
+            checksum::pseudo(ours, key.remote_v4(), ipv4::TCP, tcp::LEN as u16),
             checksum::sum(segment),
         );
         segment[tcp::CSUM_OFFSET..tcp::CSUM_OFFSET + 2].copy_from_slice(&(!sum).to_be_bytes());

@@ -1,7 +1,7 @@
 //! The state of flows: a slab allocated once, with a free list, and lists that
 //! run through the flows themselves, so that no flow is ever searched for.
 
-use core::net::Ipv4Addr;
+use core::net::{IpAddr, Ipv4Addr};
 use core::ops::{Index, IndexMut};
 
 use paste_abi::{Flow, Reason};
@@ -71,23 +71,58 @@ impl State {
     }
 }
 
-/// What tells flows apart, our own address being the stack's only one. The
-/// remote address becomes 16 bytes when IPv6 comes; nothing but this type and
-/// its users' headers knows its size.
+/// Which of the stack's own addresses a flow has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Key {
-    pub remote: Ipv4Addr,
-    pub remote_port: u16,
-    pub local_port: u16,
+pub(crate) enum Local {
+    /// The IPv4 address.
+    V4,
 }
 
+/// What tells flows apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Key {
+    /// An IPv4 address is mapped (RFC 4291 section 2.5.5.2).
+    remote: [u8; 16],
+    pub remote_port: u16,
+    pub local_port: u16,
+    pub local: Local,
+}
+
+const _: () = assert!(size_of::<Key>() <= 22);
+
 impl Key {
+    /// The key of a flow that there is not yet.
+    pub(crate) const NONE: Key = Key::v4(Ipv4Addr::UNSPECIFIED, 0, 0);
+    /// Bytes of a key.
+    const BYTES: usize = 21;
+
+    /// The key of a flow over IPv4.
+    pub(crate) const fn v4(remote: Ipv4Addr, remote_port: u16, local_port: u16) -> Key {
+        let remote = remote.to_ipv6_mapped().octets();
+        Key { remote, remote_port, local_port, local: Local::V4 }
+    }
+
+    /// The peer's address.
+    pub(crate) fn remote(&self) -> IpAddr {
+        IpAddr::V4(self.remote_v4())
+    }
+
+    /// The peer's IPv4 address.
+    #[inline]
+    pub(crate) fn remote_v4(&self) -> Ipv4Addr {
+        let [.., a, b, c, d] = self.remote;
+        Ipv4Addr::new(a, b, c, d)
+    }
+
     /// The key as bytes, for hashing.
-    pub(crate) fn bytes(&self) -> [u8; 8] {
-        let [a, b, c, d] = self.remote.octets();
-        let [e, f] = self.remote_port.to_be_bytes();
-        let [g, h] = self.local_port.to_be_bytes();
-        [a, b, c, d, e, f, g, h]
+    #[inline]
+    pub(crate) fn bytes(&self) -> [u8; Key::BYTES] {
+        let mut bytes = [0; Key::BYTES];
+        bytes[..16].copy_from_slice(&self.remote);
+        bytes[16..18].copy_from_slice(&self.remote_port.to_be_bytes());
+        bytes[18..20].copy_from_slice(&self.local_port.to_be_bytes());
+        bytes[20] = self.local as u8;
+        bytes
     }
 }
 
@@ -255,7 +290,7 @@ pub(crate) struct FlowState {
 impl FlowState {
     fn new() -> FlowState {
         FlowState {
-            key: Key { remote: Ipv4Addr::UNSPECIFIED, remote_port: 0, local_port: 0 },
+            key: Key::NONE,
             hash: 0,
             generation: 0,
             state: State::Closed,

@@ -172,11 +172,7 @@ impl Stack {
     /// A router or the peer's host could not deliver a segment. Believed only
     /// when it quotes a sequence number that is in flight (RFC 5927 section 4.1).
     fn unreachable<M: Memory>(&mut self, mem: &mut M, message: &Unreachable) {
-        let key = Key {
-            remote: message.dst,
-            remote_port: message.dst_port,
-            local_port: message.src_port,
-        };
+        let key = Key::v4(message.dst, message.dst_port, message.src_port);
         let found = if message.src == self.config.address {
             self.find_flow(&key, self.hash(&key.bytes()))
         } else {

@@ -173,10 +173,10 @@ impl Stack {
         if remote.port() == 0 || !ipv4::is_host(address) || address == self.config.address {
             return Err(Reason::BadAddress);
         }
-        if self.next_hop(address).is_none() {
+        let mut key = Key::v4(address, remote.port(), local_port);
+        if !self.routable(&key) {
             return Err(Reason::Unreachable);
         }
-        let mut key = Key { remote: address, remote_port: remote.port(), local_port };
         let hash = if local_port == 0 {
             self.choose_port(&mut key).ok_or(Reason::NoRoom)?
         } else {

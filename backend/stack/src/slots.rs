@@ -4,7 +4,7 @@
 //! as queues of buffers, until it polls; a guest that stops polling costs no
 //! memory but the buffers that are its own share anyway.
 
-use core::net::{IpAddr, SocketAddr};
+use core::net::SocketAddr;
 
 use paste_abi::slot::{CSUM_VALID, KEEP, Opt};
 use paste_abi::{CHANNELS_MAX, Event, Flow, NO_BUFFER, Reason, Slot};
@@ -60,7 +60,7 @@ impl Stack {
         let flow = &mut self.flows[index];
         if flow.events & event::ACCEPTED != 0 {
             flow.events &= !event::ACCEPTED;
-            let peer = SocketAddr::new(IpAddr::V4(flow.key.remote), flow.key.remote_port);
+            let peer = SocketAddr::new(flow.key.remote(), flow.key.remote_port);
             let listener = flow.listener.unwrap_or_default();
             let slot = Slot::accepted(name, listener, peer, flow.key.local_port);
             self.leave_backlog(index);

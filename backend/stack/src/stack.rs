@@ -12,7 +12,7 @@ use crate::bufs::{Bufs, NIL, Place, Queue};
 use crate::config::Config;
 use crate::control::{CONTROL_MAX, Control, Limit};
 use crate::counters::Counters;
-use crate::flow::{Flows, Key, Links, List, NEVER, State, event};
+use crate::flow::{Flows, Key, Links, List, Local, NEVER, State, event};
 use crate::frame::TxBatch;
 use crate::listen::Listeners;
 use crate::memory::Memory;
@@ -198,6 +198,14 @@ impl Stack {
         self.now
     }
 
+    /// Payload bytes of a segment without options that the link carries.
+    #[inline]
+    pub(crate) fn base_mss(&self, key: &Key) -> u16 {
+        match key.local {
+            Local::V4 => self.mss,
+        }
+    }
+
     /// The keyed hash of a few bytes.
     #[inline]
     pub(crate) fn hash(&self, bytes: &[u8]) -> u32 {
@@ -261,6 +269,7 @@ impl Stack {
         self.flows[index].reset(key, hash, &self.config, now);
         let iss = self.initial_sequence(now, &key);
         let ts_offset = self.secret_word(&key, 1);
+        let mss = self.base_mss(&key);
         let flow = &mut self.flows[index];
         flow.channel = channel;
         flow.iss = iss;
@@ -270,7 +279,7 @@ impl Stack {
         flow.snd_end = iss + 1;
         flow.recover = iss;
         flow.ts_offset = ts_offset;
-        flow.mss = self.mss;
+        flow.mss = mss;
         self.table.insert(hash, index);
         let list = &mut self.channels[usize::from(channel)].flows;
         self.flows.push_back(list, Links::Channel, index);

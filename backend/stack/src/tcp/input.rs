@@ -101,7 +101,7 @@ impl Stack {
             ecn: ip.ecn,
             from: *from,
         };
-        let key = Key { remote: ip.src, remote_port: header.src_port, local_port: header.dst_port };
+        let key = Key::v4(ip.src, header.src_port, header.dst_port);
         let hash = self.hash(&key.bytes());
         match self.find_flow(&key, hash) {
             Some(index) => self.flow_input(mem, now, index, &segment),

@@ -102,6 +102,7 @@ impl Stack {
     /// Notes what the peer's SYN says.
     fn take_syn(&mut self, now: u64, index: u32, segment: &Segment) {
         let Options { mss, scale, timestamps, .. } = segment.header.options;
+        let base = self.base_mss(&self.flows[index].key);
         let flow = &mut self.flows[index];
         // What our own SYN promised, if there was one, now has a place.
         let promised = flow.rcv_wnd();
@@ -126,7 +127,7 @@ impl Stack {
         flow.snd_wl2 = flow.iss;
         // RFC 6691 section 2: options come off the MSS.
         let options = if flow.timestamps { tcp::TIMESTAMPS_LEN as u16 } else { 0 };
-        let mss = mss.unwrap_or(MSS_DEFAULT).max(MSS_MIN).min(self.mss);
+        let mss = mss.unwrap_or(MSS_DEFAULT).max(MSS_MIN).min(base);
         flow.mss = mss - options;
         flow.congestion = NewReno::new(u32::from(flow.mss));
         flow.rexmit_at = NEVER;

@@ -69,7 +69,7 @@ impl Stack {
         };
         let mac = match self.flows[index].mac {
             Some(mac) => mac,
-            None => match self.route(now, self.flows[index].key.remote) {
+            None => match self.route(now, self.flows[index].key) {
                 Route::Known(mac) => {
                     self.flows[index].mac = Some(mac);
                     mac

@@ -32,7 +32,7 @@ impl Stack {
             options.timestamps = Some(Timestamps { value: flow.timestamp(now), echo });
         }
         if syn {
-            options.mss = Some(self.mss);
+            options.mss = Some(self.base_mss(&flow.key));
             // An answer offers a scale only if the SYN did (RFC 7323 section
             // 2.2); without one `rcv_scale` is zero, as is a scale of nothing.
             options.scale = (!acks || flow.peer_scales).then_some(flow.rcv_scale);
@@ -46,7 +46,7 @@ impl Stack {
             window,
             options,
         };
-        let remote = flow.key.remote;
+        let remote = flow.key.remote_v4();
         let header_len = ethernet::LEN + ipv4::LEN + tcp::header_len(&options);
         let payload_len = plan.payload.map_or(0, |p| usize::from(p.len));
 

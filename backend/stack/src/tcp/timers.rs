@@ -71,7 +71,7 @@ impl Stack {
             let silent = flow.rtt.backoff() >= 2;
             self.resend_all(index);
             // The neighbour may have moved.
-            if silent && self.next_hop(self.flows[index].key.remote).is_some() {
+            if silent && self.routable(&self.flows[index].key) {
                 self.flows[index].mac = None;
             }
         }
