@@ -82,6 +82,15 @@ impl Neighbours {
     }
 }
 
+#[cfg(any(test, feature = "audit"))]
+impl Neighbours {
+    /// Of each entry the flows that wait for it, and when it is asked for again
+    /// if it is being asked for.
+    pub(crate) fn waits(&self) -> impl Iterator<Item = (List, Option<u64>)> {
+        self.entries.iter().map(|entry| (entry.waiting, entry.asking.then_some(entry.ask_at)))
+    }
+}
+
 /// What is known of the way to an address.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Route {

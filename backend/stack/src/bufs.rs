@@ -160,6 +160,13 @@ impl Bufs {
         Some(buf)
     }
 
+    /// The buffers of a queue that is sound, in order.
+    #[cfg(any(test, feature = "audit"))]
+    pub(crate) fn walk(&self, queue: Queue) -> impl Iterator<Item = u32> {
+        let known = |buf: u32| (buf != NIL).then_some(buf);
+        core::iter::successors(known(queue.head), move |&buf| known(self.get(buf).next))
+    }
+
     /// Takes the buffer after `prev` out of `queue`, or the first when `prev`
     /// is [`NIL`].
     pub(crate) fn remove_after(&mut self, queue: &mut Queue, prev: u32) -> Option<u32> {

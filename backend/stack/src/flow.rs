@@ -176,6 +176,11 @@ impl List {
     pub(crate) const fn is_empty(&self) -> bool {
         self.head == NIL
     }
+
+    #[cfg(any(test, feature = "audit"))]
+    pub(crate) const fn tail(&self) -> Option<u32> {
+        if self.tail == NIL { None } else { Some(self.tail) }
+    }
 }
 
 /// One flow. Names of variables are RFC 9293's (section 3.3.1) where it has one.
@@ -532,6 +537,21 @@ impl Flows {
         let index = list.head()?;
         self.remove(list, kind, index);
         Some(index)
+    }
+}
+
+#[cfg(any(test, feature = "audit"))]
+impl Flows {
+    /// The flows that nobody uses.
+    pub(crate) fn free_list(&self) -> List {
+        self.free
+    }
+
+    /// The flows before and after this one in its list.
+    pub(crate) fn around(&self, kind: Links, index: u32) -> (Option<u32>, Option<u32>) {
+        let Link { next, prev } = self.slab[index as usize].links[kind as usize];
+        let known = |index| (index < self.slab.len() as u32).then_some(index);
+        (known(prev), known(next))
     }
 }
 

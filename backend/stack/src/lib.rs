@@ -43,6 +43,8 @@
 #![forbid(unsafe_code)]
 
 mod arp;
+#[cfg(any(test, feature = "audit"))]
+pub mod audit;
 mod bufs;
 mod checksum;
 pub mod config;

@@ -109,6 +109,16 @@ impl Listeners {
     }
 }
 
+#[cfg(any(test, feature = "audit"))]
+impl Listeners {
+    /// The name of each listener, and how many of its flows it counts as not
+    /// delivered.
+    pub(crate) fn pending(&self) -> impl Iterator<Item = (Flow, u16)> {
+        let living = (0..).zip(&self.entries).filter(|(_, entry)| entry.port != 0);
+        living.map(|(index, entry)| (Flow::new(index, entry.generation), entry.pending))
+    }
+}
+
 impl Stack {
     /// Accepts flows on `port` for `channel`, at most `backlog` of them (but
     /// one at least) not yet delivered to the guest; SYNs beyond that are

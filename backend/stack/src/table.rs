@@ -85,6 +85,14 @@ impl Table {
     }
 }
 
+#[cfg(any(test, feature = "audit"))]
+impl Table {
+    /// Indices in the table.
+    pub(crate) fn len(&self) -> u64 {
+        self.entries.iter().filter(|entry| entry.index != EMPTY).count() as u64
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;

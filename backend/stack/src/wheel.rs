@@ -169,6 +169,21 @@ impl Wheel {
     }
 }
 
+#[cfg(any(test, feature = "audit"))]
+impl Wheel {
+    /// When the timer of `id` rings, ns.
+    pub(crate) fn rings_at(&self, id: u32) -> Option<u64> {
+        let node = &self.nodes[id as usize];
+        (node.slot != IDLE).then_some(node.tick << TICK_BITS)
+    }
+
+    /// The latest time at which a timer that was set for `deadline` rings, ns.
+    pub(crate) fn latest(&self, deadline: u64) -> u64 {
+        let tick = (deadline >> TICK_BITS).saturating_add(1);
+        tick.min(self.tick + HORIZON).max(self.tick) << TICK_BITS
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use paste_abi::slot::{CSUM_VALID, KEEP};
 use paste_abi::{Event, Flow, Reason, Slot};
 
-use crate::bufs::Place;
 use crate::checksum;
 use crate::config::{Config, MS};
 use crate::flow::State;
@@ -306,43 +305,10 @@ impl Host {
         self.events.iter().map(|s| s.as_event().unwrap()).collect()
     }
 
-    /// Every buffer that the stack's records have is the stack's, and the other
-    /// way round; what flows hold and were promised adds up.
+    /// Nothing that the stack knows contradicts anything else.
     pub(super) fn check(&self) {
-        let mut held = 0;
-        for buf in 0..self.stack.bufs.count() {
-            let place = self.stack.bufs.get(buf).place;
-            let ours = !matches!(place, Place::Elsewhere | Place::Delivered);
-            let owner = self.mem.owners[buf as usize];
-            assert_eq!(ours, owner == Owner::Stack, "buffer {buf} is {owner:?} at {place:?}");
-            if matches!(place, Place::Readable | Place::Held) {
-                held += 1;
-            }
-        }
-        let (mut promised, mut queued) = (0, 0);
-        for index in 0..self.stack.config.flows_max {
-            let flow = &self.stack.flows[index];
-            if flow.state == State::Closed && flow.detached {
-                continue;
-            }
-            if flow.promises {
-                promised += u64::from(flow.rcv_wnd());
-            }
-            for queue in [flow.rx, flow.held] {
-                let mut at = queue.head;
-                let mut previous: Option<Seq> = None;
-                while at != crate::bufs::NIL {
-                    let meta = self.stack.bufs.get(at);
-                    assert!(meta.len > 0);
-                    assert!(previous.is_none_or(|p| !Seq(meta.seq).before(p)), "overlap");
-                    previous = Some(Seq(meta.seq) + u32::from(meta.len));
-                    queued += 1;
-                    at = meta.next;
-                }
-            }
-        }
-        assert_eq!(promised, self.stack.promised, "promised bytes");
-        assert_eq!(queued, held, "received buffers in queues");
+        let owned = |buf: u32| self.mem.owners[buf as usize] == Owner::Stack;
+        self.stack.audit(owned).unwrap_or_else(|violation| panic!("{violation}"));
     }
 
     /// All that is left when every flow is gone: nothing.

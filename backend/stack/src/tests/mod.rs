@@ -1,6 +1,7 @@
 //! Tests of the stack as a whole. The rules of single modules are tested
 //! beside them.
 
+mod audit;
 mod closing;
 mod data;
 mod harness;

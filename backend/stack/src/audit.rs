@@ -1,0 +1,513 @@
+//! An audit of the stack from inside, for tests and simulations: whether all
+//! that its records say in two places agrees, and whether everything that waits
+//! will be woken.
+//!
+//! The audit only reads, between two calls of the caller's. It is linear in the
+//! whole stack and allocates, so nothing of it is compiled without the feature
+//! `audit`. Edges between states are watched where they are taken, by
+//! [`FlowState::enter`].
+
+use paste_abi::Flow;
+use thiserror::Error;
+
+use crate::bufs::{NIL, Place, Queue};
+use crate::flow::{FlowState, Links, List, NEVER, State, event};
+use crate::stack::Stack;
+use crate::tcp::seq::Seq;
+
+/// Something that must hold in a [`Stack`] and does not.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Violation {
+    /// A queue does not end with the buffer that it has as its last.
+    #[error("flow {flow}: its {queue} queue has another tail")]
+    Torn {
+        /// Index of the flow.
+        flow: u32,
+        /// The queue.
+        queue: &'static str,
+    },
+    /// A buffer is in a queue that its record does not say.
+    #[error("flow {flow}: buffer {buf} in its {queue} queue is {place}, charged to {charged:#x}")]
+    Misplaced {
+        /// Index of the flow.
+        flow: u32,
+        /// The queue.
+        queue: &'static str,
+        /// The buffer.
+        buf: u32,
+        /// Where its record says it is.
+        place: String,
+        /// The name of the flow that its record has.
+        charged: u32,
+    },
+    /// A buffer is in two queues, or in one that runs in a circle.
+    #[error("buffer {buf} is met again in flow {flow}'s {queue} queue")]
+    Twice {
+        /// Index of the flow where it is met again.
+        flow: u32,
+        /// The queue.
+        queue: &'static str,
+        /// The buffer.
+        buf: u32,
+    },
+    /// A buffer's record says that it is in a queue, and it is in none.
+    #[error("buffer {buf} is {place} and in no queue, with {pins} pins")]
+    Stray {
+        /// The buffer.
+        buf: u32,
+        /// Where its record says it is.
+        place: String,
+        /// Frames that carry it.
+        pins: u16,
+    },
+    /// The stack and the memory do not agree on a buffer's owner.
+    #[error("buffer {buf} is {place}, which is not what the memory has")]
+    Owner {
+        /// The buffer.
+        buf: u32,
+        /// Where its record says it is.
+        place: String,
+    },
+    /// A count is not the number of what it counts.
+    #[error("{whose}: {what} is {counted}, and there are {found}")]
+    Count {
+        /// Whose count.
+        whose: String,
+        /// Which.
+        what: &'static str,
+        /// The count.
+        counted: u64,
+        /// What there is.
+        found: u64,
+    },
+    /// Sequence numbers, or payload by them, out of order.
+    #[error("flow {flow} in {state}: {what} does not hold: {left} and {right}")]
+    Sequence {
+        /// Index of the flow.
+        flow: u32,
+        /// Its state.
+        state: String,
+        /// The rule.
+        what: &'static str,
+        /// The rule's left side.
+        left: u32,
+        /// The rule's right side.
+        right: u32,
+    },
+    /// A deadline that no timer of the wheel stands for.
+    #[error("timer {timer}: due at {deadline}, rings at {rings:?}")]
+    Timer {
+        /// The timer: a flow's index, or behind those a neighbour's.
+        timer: u32,
+        /// What it must not ring later than, ns.
+        deadline: u64,
+        /// When it rings, ns.
+        rings: Option<u64>,
+    },
+    /// A flow that waits for what nothing will bring about.
+    #[error("flow {flow} in {state}: {what}, and nothing will wake it")]
+    Asleep {
+        /// Index of the flow.
+        flow: u32,
+        /// Its state.
+        state: String,
+        /// What it has to do.
+        what: &'static str,
+    },
+    /// A flow is in a list where it does not belong, or is not where it does,
+    /// or a list is torn.
+    #[error("flow {flow} in {state}: {what}")]
+    Listed {
+        /// Index of the flow.
+        flow: u32,
+        /// Its state.
+        state: String,
+        /// What is wrong.
+        what: &'static str,
+    },
+}
+
+/// What the lists hold, flow by flow.
+struct Lists {
+    /// A bit for each kind of list that was seen to hold the flow.
+    seen: Vec<u8>,
+}
+
+impl Stack {
+    /// Looks for a contradiction in all that the stack knows. `owned` says
+    /// whether the memory has a buffer as the stack's.
+    pub fn audit(&self, owned: impl Fn(u32) -> bool) -> Result<(), Violation> {
+        let lists = self.audit_lists()?;
+        let mut queued = vec![false; self.bufs.count() as usize];
+        let delivered = self.count_delivered();
+        let mut totals = Totals::default();
+        for index in 0..self.config.flows_max {
+            if self.is_free(index) {
+                continue;
+            }
+            self.audit_membership(index, &lists)?;
+            self.audit_queues(index, delivered[index as usize], &mut queued)?;
+            self.audit_sequence(index)?;
+            self.audit_timer(index, self.flows[index].deadline())?;
+            self.audit_wakers(index)?;
+            totals.add(&self.flows[index]);
+        }
+        self.audit_buffers(&queued, owned)?;
+        self.audit_totals(&totals)?;
+        self.audit_neighbours()
+    }
+
+    /// Whether the flow is in the free list.
+    fn is_free(&self, index: u32) -> bool {
+        let flow = &self.flows[index];
+        flow.state == State::Closed && flow.detached && !flow.rst_due
+    }
+
+    /// Buffers of each flow that its guest has.
+    fn count_delivered(&self) -> Vec<u64> {
+        let mut delivered = vec![0; self.config.flows_max as usize];
+        for buf in 0..self.bufs.count() {
+            let meta = self.bufs.get(buf);
+            if meta.place == Place::Delivered
+                && let Some(index) = self.flows.find(Flow(meta.flow))
+            {
+                delivered[index as usize] += 1;
+            }
+        }
+        delivered
+    }
+
+    fn audit_lists(&self) -> Result<Lists, Violation> {
+        let mut lists = Lists { seen: vec![0; self.config.flows_max as usize] };
+        let mut count = |kind, list| self.audit_list(kind, list, &mut lists);
+        for channel in &self.channels {
+            count(Links::Channel, channel.flows)?;
+            count(Links::Ready, channel.ready)?;
+        }
+        count(Links::Sending, self.sending)?;
+        for (list, _) in self.neighbours.waits() {
+            count(Links::Sending, list)?;
+        }
+        let waiting = count(Links::TimeWait, self.time_wait)?;
+        equal("stack", "time_wait_len", self.time_wait_len.into(), waiting)?;
+        let free = count(Links::Channel, self.flows.free_list())?;
+        let used = u64::from(self.config.flows_max) - free;
+        equal("stack", "used", self.flows.used().into(), used)?;
+        Ok(lists)
+    }
+
+    /// Walks a list of flows, and returns how many there are.
+    fn audit_list(&self, kind: Links, list: List, lists: &mut Lists) -> Result<u64, Violation> {
+        let (mut at, mut previous, mut count) = (list.head(), None, 0);
+        while let Some(index) = at {
+            let bit = 1 << kind as u8;
+            if lists.seen[index as usize] & bit != 0 {
+                return Err(self.listed(index, "is in two lists of a kind, or in a circle"));
+            }
+            lists.seen[index as usize] |= bit;
+            let (before, after) = self.flows.around(kind, index);
+            if before != previous || !self.flows.linked(kind, index) {
+                return Err(self.listed(index, "is not linked to the one before it"));
+            }
+            (previous, at) = (at, after);
+            count += 1;
+        }
+        if list.tail() != previous {
+            return Err(self.listed(previous.unwrap_or(NIL), "is not the tail that its list has"));
+        }
+        Ok(count)
+    }
+
+    /// The flow is in the lists that its state asks for, and no others.
+    fn audit_membership(&self, index: u32, lists: &Lists) -> Result<(), Violation> {
+        let flow = &self.flows[index];
+        let seen = |kind: Links| lists.seen[index as usize] & (1 << kind as u8) != 0;
+        for kind in [Links::Sending, Links::Ready, Links::Channel, Links::TimeWait] {
+            if seen(kind) != self.flows.linked(kind, index) {
+                return Err(self.listed(index, "is linked and in no list"));
+            }
+        }
+        if seen(Links::Channel) == flow.detached {
+            return Err(self.listed(index, "is in its channel's list if and only if detached"));
+        }
+        if seen(Links::Ready) && flow.detached {
+            return Err(self.listed(index, "is detached and has something for its guest"));
+        }
+        if seen(Links::TimeWait) != (flow.state == State::TimeWait) {
+            return Err(self.listed(index, "is in TIME-WAIT's list if and only if not in it"));
+        }
+        let found = self.find_flow(&flow.key, flow.hash);
+        if flow.hash != self.hash(&flow.key.bytes()) {
+            return Err(self.listed(index, "has another hash than its key"));
+        }
+        if flow.state != State::Closed && found != Some(index) {
+            return Err(self.listed(index, "is not found by its key"));
+        }
+        if flow.state == State::Closed && found == Some(index) {
+            return Err(self.listed(index, "is dead and found by its key"));
+        }
+        Ok(())
+    }
+
+    /// Buffers in the flow's queues are there once, in order, and counted.
+    fn audit_queues(
+        &self,
+        index: u32,
+        delivered: u64,
+        queued: &mut [bool],
+    ) -> Result<(), Violation> {
+        let flow = &self.flows[index];
+        let rx = self.audit_queue(index, "readable", flow.rx, Place::Readable, queued)?;
+        let held = self.audit_queue(index, "held", flow.held, Place::Held, queued)?;
+        let tx = self.audit_queue(index, "send", flow.tx, Place::Sending, queued)?;
+        self.audit_queue(index, "done", flow.done, Place::Done, queued)?;
+        let whose = || format!("flow {index} in {:?}", flow.state);
+        equal(whose(), "held_len", flow.held_len.into(), held)?;
+        equal(whose(), "tx_len", flow.tx_len.into(), tx)?;
+        equal(whose(), "rx_bufs", flow.rx_bufs.into(), rx + held + delivered)
+    }
+
+    fn audit_queue(
+        &self,
+        index: u32,
+        name: &'static str,
+        queue: Queue,
+        place: Place,
+        queued: &mut [bool],
+    ) -> Result<u64, Violation> {
+        let (mut at, mut last, mut count) = (queue.head, NIL, 0);
+        while at != NIL {
+            let meta = self.bufs.get(at);
+            if meta.place != place || meta.flow != self.flows.name(index).0 {
+                return Err(Violation::Misplaced {
+                    flow: index,
+                    queue: name,
+                    buf: at,
+                    place: format!("{:?}", meta.place),
+                    charged: meta.flow,
+                });
+            }
+            if core::mem::replace(&mut queued[at as usize], true) {
+                return Err(Violation::Twice { flow: index, queue: name, buf: at });
+            }
+            count += 1;
+            (last, at) = (at, meta.next);
+        }
+        let tail = if count == 0 { NIL } else { queue.tail };
+        if tail != last {
+            return Err(Violation::Torn { flow: index, queue: name });
+        }
+        Ok(count)
+    }
+
+    /// Every buffer is in a queue exactly if its record says so, and the
+    /// memory's owner of it is the same.
+    fn audit_buffers(&self, queued: &[bool], owned: impl Fn(u32) -> bool) -> Result<(), Violation> {
+        for buf in 0..self.bufs.count() {
+            let meta = self.bufs.get(buf);
+            let in_queue = match meta.place {
+                Place::Elsewhere | Place::Delivered | Place::Pinned => false,
+                Place::Readable | Place::Held | Place::Sending | Place::Done => true,
+            };
+            let idle = meta.place == Place::Pinned && meta.pins == 0;
+            if in_queue != queued[buf as usize] || idle {
+                let place = format!("{:?}", meta.place);
+                return Err(Violation::Stray { buf, place, pins: meta.pins });
+            }
+            if owned(buf) == matches!(meta.place, Place::Elsewhere | Place::Delivered) {
+                return Err(Violation::Owner { buf, place: format!("{:?}", meta.place) });
+            }
+        }
+        Ok(())
+    }
+
+    /// RFC 9293 section 3.3.1: the variables of both sequence spaces are in
+    /// order, and payload lies where they say.
+    fn audit_sequence(&self, index: u32) -> Result<(), Violation> {
+        let flow = &self.flows[index];
+        if flow.state == State::Closed {
+            return Ok(());
+        }
+        let ordered = |what, left: Seq, right: Seq| {
+            if left.after(right) { Err(self.sequence(index, what, left, right)) } else { Ok(()) }
+        };
+        let same = |what, left: Seq, right: Seq| {
+            if left != right { Err(self.sequence(index, what, left, right)) } else { Ok(()) }
+        };
+        ordered("ISS <= SND.UNA", flow.iss, flow.snd_una)?;
+        ordered("SND.UNA <= SND.NXT", flow.snd_una, flow.snd_nxt)?;
+        ordered("SND.NXT <= what was ever sent", flow.snd_nxt, flow.snd_max)?;
+        let end = flow.snd_end + u32::from(flow.fin_queued);
+        ordered("what was ever sent <= what was queued", flow.snd_max, end)?;
+
+        // The send queue is one run of payload that ends with what was queued.
+        let first = flow.snd_una.max(flow.iss + 1);
+        let mut expected = None;
+        for buf in self.bufs.walk(flow.tx) {
+            let meta = self.bufs.get(buf);
+            match expected {
+                None => ordered("the send queue begins at SND.UNA", Seq(meta.seq), first)?,
+                Some(seq) => same("the send queue has no gap", seq, Seq(meta.seq))?,
+            }
+            let after = Seq(meta.seq) + u32::from(meta.len);
+            ordered("what is acknowledged has left", first + 1, after)?;
+            expected = Some(after);
+        }
+        if let Some(after) = expected {
+            same("the send queue ends with what was queued", after, flow.snd_end)?;
+        }
+
+        if flow.state == State::SynSent {
+            return Ok(());
+        }
+        ordered("IRS < RCV.NXT", flow.irs + 1, flow.rcv_nxt)?;
+        ordered("RCV.NXT <= the window's edge", flow.rcv_nxt, flow.rcv_adv)?;
+        ordered("what was acknowledged <= RCV.NXT", flow.last_ack_sent, flow.rcv_nxt)?;
+        let mut expected = None;
+        for buf in self.bufs.walk(flow.rx) {
+            let meta = self.bufs.get(buf);
+            if let Some(seq) = expected {
+                same("readable payload has no gap", seq, Seq(meta.seq))?;
+            }
+            expected = Some(Seq(meta.seq) + u32::from(meta.len));
+        }
+        if let Some(after) = expected {
+            let fin = u32::from(flow.fin_at.is_some_and(|fin| flow.rcv_nxt.after(fin)));
+            same("readable payload ends at RCV.NXT", after + fin, flow.rcv_nxt)?;
+        }
+        let mut least = flow.rcv_nxt + 1;
+        for buf in self.bufs.walk(flow.held) {
+            let meta = self.bufs.get(buf);
+            ordered("held payload is early and does not overlap", least, Seq(meta.seq))?;
+            least = Seq(meta.seq) + u32::from(meta.len);
+            ordered("held payload lies in the window", least, flow.rcv_adv)?;
+        }
+        Ok(())
+    }
+
+    /// A deadline has a timer that rings not later than a tick after it.
+    fn audit_timer(&self, timer: u32, deadline: u64) -> Result<(), Violation> {
+        let rings = self.wheel.rings_at(timer);
+        if deadline != NEVER && !rings.is_some_and(|at| at <= self.wheel.latest(deadline)) {
+            return Err(Violation::Timer { timer, deadline, rings });
+        }
+        if let Some(at) = rings
+            && self.wheel.next().is_none_or(|next| next > at)
+        {
+            return Err(Violation::Timer { timer, deadline: at, rings: self.wheel.next() });
+        }
+        Ok(())
+    }
+
+    /// Whatever the flow has to do, something will make it do it.
+    fn audit_wakers(&self, index: u32) -> Result<(), Violation> {
+        let flow = &self.flows[index];
+        let asleep =
+            |what| Violation::Asleep { flow: index, state: format!("{:?}", flow.state), what };
+        let sending = self.flows.linked(Links::Sending, index);
+        if flow.rst_due && !sending {
+            return Err(asleep("a RST is due"));
+        }
+        if !flow.detached && !self.flows.linked(Links::Ready, index) {
+            // The guest is told of payload before it is told of acknowledged
+            // buffers, and of those before the end; a buffer that the port
+            // still sends holds up what comes after it.
+            let pinned =
+                self.bufs.walk(flow.done).next().is_some_and(|b| self.bufs.get(b).pins > 0);
+            let first = event::ACCEPTED | event::CONNECTED | event::FIN;
+            if flow.events & first != 0 || !flow.rx.is_empty() {
+                return Err(asleep("the guest is to be told"));
+            }
+            if !pinned && (flow.events != 0 || !flow.done.is_empty()) {
+                return Err(asleep("the guest is to be told of acknowledged buffers or the end"));
+            }
+        }
+        let may_wait = sending || flow.rexmit_at != NEVER;
+        match flow.state {
+            State::Closed => {}
+            State::TimeWait if flow.idle_at == NEVER => return Err(asleep("TIME-WAIT has no end")),
+            State::TimeWait => {}
+            State::FinWait2 if flow.idle_at == NEVER => {
+                return Err(asleep("FIN-WAIT-2 has no end"));
+            }
+            _ if may_wait => {}
+            State::SynSent | State::SynReceived => return Err(asleep("the handshake is to go on")),
+            _ if flow.outstanding() => return Err(asleep("not all is acknowledged")),
+            _ if flow.snd_max != flow.snd_end + u32::from(flow.fin_queued) => {
+                return Err(asleep("not all is sent"));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn audit_totals(&self, totals: &Totals) -> Result<(), Violation> {
+        equal("stack", "open", self.open.into(), totals.open)?;
+        equal("stack", "promised", self.promised, totals.promised)?;
+        equal("stack", "entries of the table", self.table.len(), totals.known)?;
+        for (name, pending) in self.listeners.pending() {
+            let found = totals.pending.iter().filter(|&&listener| listener == name).count();
+            equal("a listener", "pending", pending.into(), found as u64)?;
+        }
+        Ok(())
+    }
+
+    /// A neighbour for which flows wait is being asked for.
+    fn audit_neighbours(&self) -> Result<(), Violation> {
+        for (number, (list, ask_at)) in (0..).zip(self.neighbours.waits()) {
+            if let (Some(flow), None) = (list.head(), ask_at) {
+                let what = "waits for a neighbour that nobody asks for";
+                return Err(self.listed(flow, what));
+            }
+            self.audit_timer(self.config.flows_max + number, ask_at.unwrap_or(NEVER))?;
+        }
+        Ok(())
+    }
+
+    fn listed(&self, flow: u32, what: &'static str) -> Violation {
+        let state = match flow {
+            NIL => "no state".to_string(),
+            _ => format!("{:?}", self.flows[flow].state),
+        };
+        Violation::Listed { flow, state, what }
+    }
+
+    fn sequence(&self, flow: u32, what: &'static str, left: Seq, right: Seq) -> Violation {
+        let state = format!("{:?}", self.flows[flow].state);
+        Violation::Sequence { flow, state, what, left: left.0, right: right.0 }
+    }
+}
+
+/// Sums over all flows, to be compared with the stack's.
+#[derive(Default)]
+struct Totals {
+    open: u64,
+    promised: u64,
+    /// Flows that the table must know.
+    known: u64,
+    /// The listener of each flow that has one.
+    pending: Vec<Flow>,
+}
+
+impl Totals {
+    fn add(&mut self, flow: &FlowState) {
+        self.open += u64::from(!matches!(flow.state, State::Closed | State::TimeWait));
+        self.known += u64::from(flow.state != State::Closed);
+        if flow.promises {
+            self.promised += u64::from(flow.rcv_wnd());
+        }
+        self.pending.extend(flow.listener);
+    }
+}
+
+fn equal(
+    whose: impl Into<String>,
+    what: &'static str,
+    counted: u64,
+    found: u64,
+) -> Result<(), Violation> {
+    if counted == found {
+        return Ok(());
+    }
+    Err(Violation::Count { whose: whose.into(), what, counted, found })
+}
