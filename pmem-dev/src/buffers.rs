@@ -95,6 +95,27 @@ impl Buffers {
         Ok(())
     }
 
+    /// Copies `len` bytes at `from_offset` of buffer `from` to `to_offset` of
+    /// buffer `to`.
+    ///
+    /// # Errors
+    /// [`RangeError`] for the range that is not inside, and nothing is copied.
+    #[inline]
+    pub fn copy(
+        &self,
+        from: u32,
+        from_offset: usize,
+        to: u32,
+        to_offset: usize,
+        len: usize,
+    ) -> Result<(), RangeError> {
+        let from = self.locate(from, from_offset, len)?;
+        let to = self.locate(to, to_offset, len)?;
+        let done = self.mapping.copy_within(from, to, len);
+        debug_assert!(done, "checked when the buffers were laid out");
+        Ok(())
+    }
+
     /// The ones' complement sum (RFC 1071) of a range, folded to 16 bits and
     /// not complemented: bytes paired from the range's start, in network order.
     ///

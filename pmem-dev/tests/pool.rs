@@ -239,6 +239,17 @@ fn sums_at_their_edges() {
 }
 
 #[test]
+fn a_copy_moves_bytes_between_buffers_and_within_one() {
+    let buffers = buffers(2);
+    buffers.write(0, 2040, b"01234567").unwrap();
+    buffers.copy(0, 2042, 1, 5, 6).unwrap();
+    buffers.copy(1, 5, 1, 7, 6).unwrap();
+    let mut bytes = [0; 8];
+    buffers.read(1, 5, &mut bytes).unwrap();
+    assert_eq!(&bytes, b"23234567");
+}
+
+#[test]
 fn nothing_outside_a_buffer_is_reached() {
     let buffers = buffers(COUNT);
     let huge = [0, 1, 2047, 2048, 2049, usize::MAX - 1, usize::MAX];
@@ -248,6 +259,8 @@ fn nothing_outside_a_buffer_is_reached() {
                 let inside = buf < COUNT && offset.checked_add(len).is_some_and(|end| end <= 2048);
                 assert_eq!(buffers.as_ptr(buf, offset, len).is_ok(), inside);
                 assert_eq!(buffers.sum(buf, offset, len).is_ok(), inside);
+                assert_eq!(buffers.copy(buf, offset, 0, 0, len).is_ok(), inside);
+                assert_eq!(buffers.copy(0, 0, buf, offset, len).is_ok(), inside);
             }
         }
     }

@@ -54,6 +54,10 @@ impl Memory for RegionMemory {
         inside(self.0.buffers().write(buf, offset, data));
     }
 
+    fn copy(&mut self, from: u32, from_offset: usize, to: u32, to_offset: usize, len: usize) {
+        inside(self.0.buffers().copy(from, from_offset, to, to_offset, len));
+    }
+
     fn sum(&self, buf: u32, offset: usize, len: usize) -> u16 {
         inside(self.0.buffers().sum(buf, offset, len))
     }

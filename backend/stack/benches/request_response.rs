@@ -53,6 +53,11 @@ impl Memory for Region {
         self.bytes[at..at + data.len()].copy_from_slice(data);
     }
 
+    fn copy(&mut self, from: u32, from_offset: usize, to: u32, to_offset: usize, len: usize) {
+        let from = from as usize * BUFFER_SIZE + from_offset;
+        self.bytes.copy_within(from..from + len, to as usize * BUFFER_SIZE + to_offset);
+    }
+
     fn sum(&self, buf: u32, offset: usize, len: usize) -> u16 {
         let at = buf as usize * BUFFER_SIZE + offset;
         let mut total: u64 = 0;

@@ -31,6 +31,10 @@ pub trait Memory {
     /// Copies bytes into a buffer.
     fn write(&mut self, buf: u32, offset: usize, data: &[u8]);
 
+    /// Copies `len` bytes at `from_offset` of buffer `from` to `to_offset` of
+    /// buffer `to`, as if by way of private memory.
+    fn copy(&mut self, from: u32, from_offset: usize, to: u32, to_offset: usize, len: usize);
+
     /// The ones' complement sum (RFC 1071) of a range, folded to 16 bits and
     /// not complemented: bytes paired from the range's start, in network order.
     fn sum(&self, buf: u32, offset: usize, len: usize) -> u16;

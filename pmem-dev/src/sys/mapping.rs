@@ -202,6 +202,22 @@ impl Mapping {
         true
     }
 
+    /// Copies `len` bytes at `from` to `to`, which may overlap; `false` and no
+    /// copy if either range is not all in the mapping. The mapping must be
+    /// writable.
+    #[inline]
+    #[must_use]
+    pub fn copy_within(&self, from: usize, to: usize, len: usize) -> bool {
+        let (Some(from), Some(to)) = (self.at(from, len), self.at(to, len)) else {
+            return false;
+        };
+        // SAFETY: both ranges are valid for `len` bytes, and `copy` minds an
+        // overlap. Others may write meanwhile: then some mix of bytes is copied.
+        unsafe { ptr::copy(from, to, len) };
+        compiler_fence(Ordering::SeqCst);
+        true
+    }
+
     /// Waits until what was written is in the file's storage. Memory files have
     /// none and return at once.
     ///

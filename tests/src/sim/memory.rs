@@ -107,6 +107,14 @@ impl Memory for StrictMemory {
         self.bytes_mut(buf, offset, data.len()).copy_from_slice(data);
     }
 
+    fn copy(&mut self, from: u32, from_offset: usize, to: u32, to_offset: usize, len: usize) {
+        for buf in [from, to] {
+            assert_eq!(self.owners[buf as usize], Owner::Stack, "a copy with buffer {buf}");
+        }
+        let from = range(from, from_offset, len);
+        self.bytes.copy_within(from, range(to, to_offset, len).start);
+    }
+
     fn sum(&self, buf: u32, offset: usize, len: usize) -> u16 {
         let mut sum: u32 = 0;
         for pair in self.bytes(buf, offset, len).chunks(2) {

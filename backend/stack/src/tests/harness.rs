@@ -109,6 +109,14 @@ impl Memory for Region {
         self.bytes[Region::range(buf, offset, data.len())].copy_from_slice(data);
     }
 
+    fn copy(&mut self, from: u32, from_offset: usize, to: u32, to_offset: usize, len: usize) {
+        for buf in [from, to] {
+            assert_eq!(self.owners[buf as usize], Owner::Stack, "copy with buffer {buf}");
+        }
+        let from = Region::range(from, from_offset, len);
+        self.bytes.copy_within(from, Region::range(to, to_offset, len).start);
+    }
+
     fn sum(&self, buf: u32, offset: usize, len: usize) -> u16 {
         checksum::sum(&self.bytes[Region::range(buf, offset, len)])
     }
