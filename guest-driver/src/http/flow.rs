@@ -72,6 +72,8 @@ pub(super) struct Conn {
     unacked: u16,
     since_ack: u16,
     file: Option<OpenFile>,
+    /// What the peer says that the body's CRC32C is, and what it is so far.
+    digest: Option<(u32, u32)>,
     fin: bool,
 }
 
@@ -145,6 +147,7 @@ impl Conn {
             unacked: 0,
             since_ack: 0,
             file: None,
+            digest: None,
             fin: false,
         }
     }
@@ -234,6 +237,7 @@ impl Conn {
                 if let Err(pause) = self.room(RESPONSE_MAX, channel) {
                     return Some(pause);
                 }
+                let response = self.judge(response);
                 let date = shared.date;
                 self.write(channel, |out| response.write(&date, out));
                 self.phase = match response.content {
@@ -288,6 +292,7 @@ impl Conn {
             Err(status) => {
                 // Where the next request would begin is not known any more.
                 self.phase = Phase::Respond(Response::fatal(status));
+                self.digest = None;
                 self.forget_head(shared);
                 buffer.len()
             }
@@ -322,6 +327,7 @@ impl Conn {
             Phase::Head => self.consume_head(buffer, shared, channel),
             Phase::Body(left, response) => {
                 let used = left.min(buffer.len() as u64);
+                sum(&mut self.digest, &channel.bytes(buffer)[..used as usize]);
                 self.phase = match left - used {
                     0 => Phase::Respond(response),
                     left => Phase::Body(left, response),
@@ -329,7 +335,10 @@ impl Conn {
                 Ok(used as usize)
             }
             Phase::Chunked(mut chunks, response) => {
-                let (used, done) = chunks.feed(channel.bytes(buffer), shared.body_max)?;
+                let digest = &mut self.digest;
+                let bytes = channel.bytes(buffer);
+                let (used, done) =
+                    chunks.feed(bytes, shared.body_max, |content| sum(digest, content))?;
                 self.phase =
                     if done { Phase::Respond(response) } else { Phase::Chunked(chunks, response) };
                 Ok(used)
@@ -348,6 +357,7 @@ impl Conn {
         let Some((block, before)) = self.head else {
             if let Some(head) = parse::head(bytes)? {
                 let (used, phase) = (head.len, decide(&head, shared, &mut self.file)?);
+                self.digest = head.digest.map(|digest| (digest, 0));
                 self.phase = phase;
                 return Ok(used);
             }
@@ -369,6 +379,7 @@ impl Conn {
         let start = block as usize * HEAD_MAX;
         let judged = match parse::head(&heads[start..start + len]) {
             Ok(Some(head)) => {
+                self.digest = head.digest.map(|digest| (digest, 0));
                 decide(&head, shared, &mut self.file).map(|phase| Some((head.len, phase)))
             }
             Ok(None) => Ok(None),
@@ -382,6 +393,18 @@ impl Conn {
         self.forget_head(shared);
         // It was incomplete without this buffer, so it ends in it.
         Ok(head_len.saturating_sub(before))
+    }
+
+    /// The response, once the body is whole: another one, if the body is not the
+    /// one whose digest the peer gave (RFC 9530 section 2).
+    fn judge(&mut self, response: Response) -> Response {
+        match self.digest.take() {
+            Some((said, found)) if said != found => {
+                self.file = None;
+                Response { status: Status::BadRequest, content: Content::Status, ..response }
+            }
+            _ => response,
+        }
     }
 
     /// Makes room for `len` bytes in the buffer that is being filled.
@@ -477,6 +500,13 @@ impl Conn {
                 None
             }
         }
+    }
+}
+
+/// Goes on with the body's digest, if the peer gave one.
+fn sum(digest: &mut Option<(u32, u32)>, content: &[u8]) {
+    if let Some((_, found)) = digest {
+        *found = crc32c::crc32c_append(*found, content);
     }
 }
 

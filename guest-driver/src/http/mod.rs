@@ -4,7 +4,9 @@
 //! a directory. It exists to show how an application uses a [`Channel`], to
 //! demonstrate and to measure; it is also careful enough to face the open
 //! internet: requests are parsed to RFC 9110 and RFC 9112 with limits on
-//! everything, and no work is linear in the number of flows.
+//! everything, and no work is linear in the number of flows. Bodies of requests
+//! are read and discarded; one that comes with its CRC32C (`Content-Digest`, RFC
+//! 9530) is compared with it, and refused with 400 if it is another.
 //!
 //! Requests are parsed where they lie. Only when a head spans slots are its
 //! pieces copied together ([`crate::Stats::bytes_copied`]). The response is

@@ -35,6 +35,8 @@ pub(super) struct Head<'a> {
     pub(super) keep_alive: bool,
     pub(super) expects_continue: bool,
     pub(super) body: Body,
+    /// CRC32C that the body has, says the peer.
+    pub(super) digest: Option<u32>,
     /// Bytes of the head.
     pub(super) len: usize,
 }
@@ -89,6 +91,7 @@ pub(super) fn head(bytes: &[u8]) -> Result<Option<Head<'_>>, Status> {
         // RFC 9110 section 10.1.1: ignored from an HTTP/1.0 client.
         expects_continue: modern && seen.expects_continue && body != Body::Length(0),
         body,
+        digest: seen.digest,
         len,
     }))
 }
@@ -110,6 +113,7 @@ struct Fields {
     close: bool,
     keep_alive: bool,
     expects_continue: bool,
+    digest: Option<u32>,
 }
 
 impl Fields {
@@ -138,9 +142,36 @@ impl Fields {
                 return Err(Status::ExpectationFailed);
             }
             self.expects_continue = true;
+        } else if name.eq_ignore_ascii_case("content-digest") {
+            self.digest = digest(value)?.or(self.digest);
         }
         Ok(())
     }
+}
+
+/// The CRC32C among the digests of a body: `crc32c=:a2Wv9w==:` (RFC 9530 section
+/// 2), four bytes in network order. The algorithms that resist an attacker are
+/// left to those who can trust the answer.
+fn digest(value: &[u8]) -> Result<Option<u32>, Status> {
+    let mut members = value.split(|&b| b == b',').map(<[u8]>::trim_ascii);
+    let Some(text) = members.find_map(|member| member.strip_prefix(b"crc32c=")) else {
+        return Ok(None);
+    };
+    let text = text.strip_prefix(b":").and_then(|text| text.strip_suffix(b"==:"));
+    // Six digits of base64 (RFC 4648 section 4) are 36 bits, the last 4 unused.
+    let text = text.filter(|text| text.len() == 6).ok_or(Status::BadRequest)?;
+    let bits = text.iter().try_fold(0u64, |bits, &digit| {
+        let digit = match digit {
+            b'A'..=b'Z' => digit - b'A',
+            b'a'..=b'z' => digit - b'a' + 26,
+            b'0'..=b'9' => digit - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        Some(bits << 6 | u64::from(digit))
+    });
+    bits.map(|bits| Some((bits >> 4) as u32)).ok_or(Status::BadRequest)
 }
 
 fn decimal(value: &[u8]) -> Option<u64> {
@@ -188,13 +219,20 @@ impl Chunks {
     /// Bytes of extension to a chunk's size, and of the trailer section.
     const EXTRA_MAX: u32 = 1024;
 
-    /// Passes over body bytes: returns how many of `bytes` belong to the body,
-    /// and whether it ends there. `max` bounds the body, in bytes.
-    pub(super) fn feed(&mut self, bytes: &[u8], max: u64) -> Result<(usize, bool), Status> {
+    /// Passes over body bytes, showing `content` what lies in the chunks: returns
+    /// how many of `bytes` belong to the body, and whether it ends there. `max`
+    /// bounds the body, in bytes.
+    pub(super) fn feed(
+        &mut self,
+        bytes: &[u8],
+        max: u64,
+        mut content: impl FnMut(&[u8]),
+    ) -> Result<(usize, bool), Status> {
         let mut at = 0;
         while let Some(&byte) = bytes.get(at) {
             if self.part == Part::Data {
                 let step = self.left.min((bytes.len() - at) as u64);
+                content(&bytes[at..at + step as usize]);
                 self.left -= step;
                 at += step as usize;
                 if self.left == 0 {
@@ -301,6 +339,26 @@ mod tests {
     }
 
     #[test]
+    fn a_digest_is_found_among_others() {
+        // The check value of CRC32C, over "123456789": 0xe3069283.
+        for (value, digest) in [
+            ("crc32c=:4waSgw==:", Ok(Some(0xe306_9283))),
+            ("sha-256=:AAAA:, crc32c=:4waSgw==:", Ok(Some(0xe306_9283))),
+            ("crc32c=://///w==:", Ok(Some(u32::MAX))),
+            ("sha-256=:AAAA:", Ok(None)),
+            ("", Ok(None)),
+            ("crc32c=4waSgw==", Err(Status::BadRequest)),
+            ("crc32c=:4waSg===:", Err(Status::BadRequest)),
+            ("crc32c=:4waSgwA==:", Err(Status::BadRequest)),
+            ("crc32c=:4wa-gw==:", Err(Status::BadRequest)),
+        ] {
+            let text = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Digest: {value}\r\n\r\n");
+            let found = parse(&text).map(|head| head.unwrap().digest);
+            assert_eq!(found, digest, "{value}");
+        }
+    }
+
+    #[test]
     fn what_must_be_refused() {
         let long = "a".repeat(TARGET_MAX);
         let many = "X: y\r\n".repeat(FIELDS_MAX + 1);
@@ -346,17 +404,21 @@ mod tests {
         let end = body.len() - 5;
         for cut in 0..=body.len() {
             let mut chunks = Chunks::start();
-            let (first, done) = chunks.feed(&body[..cut], 100).unwrap();
+            let mut content = Vec::new();
+            let (first, done) =
+                chunks.feed(&body[..cut], 100, |part| content.extend_from_slice(part)).unwrap();
             assert_eq!((first, done), (cut.min(end), cut >= end), "cut at {cut}");
             if !done {
-                assert_eq!(chunks.feed(&body[cut..], 100), Ok((end - cut, true)), "cut at {cut}");
+                let rest = chunks.feed(&body[cut..], 100, |part| content.extend_from_slice(part));
+                assert_eq!(rest, Ok((end - cut, true)), "cut at {cut}");
             }
+            assert_eq!(content, b"hello0123456789", "cut at {cut}");
         }
         let mut chunks = Chunks::start();
         for (i, byte) in body[..end].iter().enumerate() {
-            assert_eq!(chunks.feed(&[*byte], 15), Ok((1, i + 1 == end)));
+            assert_eq!(chunks.feed(&[*byte], 15, |_| ()), Ok((1, i + 1 == end)));
         }
-        assert_eq!(Chunks::start().feed(body, 14), Err(Status::ContentTooLarge));
+        assert_eq!(Chunks::start().feed(body, 14, |_| ()), Err(Status::ContentTooLarge));
     }
 
     #[test]
@@ -373,10 +435,10 @@ mod tests {
             "11111111111111111\r\n",
             "5 ;\n",
         ] {
-            let result = Chunks::start().feed(body.as_bytes(), u64::MAX);
+            let result = Chunks::start().feed(body.as_bytes(), u64::MAX, |_| ());
             assert_eq!(result, Err(Status::BadRequest), "{body:?}");
         }
         let long = format!("5;{}\r\n", "x".repeat(2000));
-        assert_eq!(Chunks::start().feed(long.as_bytes(), 100), Err(Status::HeadTooLarge));
+        assert_eq!(Chunks::start().feed(long.as_bytes(), 100, |_| ()), Err(Status::HeadTooLarge));
     }
 }

@@ -93,6 +93,34 @@ fn it_listens_and_answers_from_the_buffer_of_the_request() {
     rig.assert_nothing_held();
 }
 
+/// A body is compared with the digest that came with it, whole or in pieces, in
+/// chunks or not; and the next request is read after it all the same.
+#[test]
+fn a_body_with_another_digest_is_refused() {
+    let plain = "Content-Length: 9\r\n\r\n123456789";
+    let chunked = "Transfer-Encoding: chunked\r\n\r\n4\r\n1234\r\n5\r\n56789\r\n0\r\n\r\n";
+    let empty = "Content-Length: 0\r\n\r\n";
+    for (digest, body, status) in [
+        ("4waSgw==", plain, 200),
+        ("4waSgw==", chunked, 200),
+        ("4waSgQ==", plain, 400),
+        ("4waSgQ==", chunked, 400),
+        ("4waSgw==", empty, 400),
+        ("AAAAAA==", empty, 200),
+    ] {
+        let request = format!(
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Digest: crc32c=:{digest}:\r\n{body}\
+             POST / HTTP/1.1\r\nHost: a\r\n{plain}"
+        );
+        for cut in 1..request.len() {
+            let mut rig = Rig::fixed();
+            rig.feed(&request.as_bytes()[..cut]);
+            rig.feed(&request.as_bytes()[cut..]);
+            assert_eq!(statuses(&rig.answer()), [status, 200], "cut at {cut}: {request}");
+        }
+    }
+}
+
 /// Requests of every kind in a row, cut in two at every byte: always the same
 /// answers.
 #[test]
