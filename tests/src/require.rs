@@ -65,10 +65,11 @@ fn program(name: &str) -> Option<PathBuf> {
 }
 
 /// Where a program of this workspace was built: in the target directory that
-/// this test runs from.
+/// this test or program runs from.
 pub fn built(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("a test has a path");
-    // target/PROFILE/deps/test-HASH
-    let profile = test.ancestors().nth(2).expect("a test lies in a target directory");
+    let own = std::env::current_exe().expect("a program has a path");
+    // target/PROFILE/deps/test-HASH, or target/PROFILE/program
+    let dir = own.parent().expect("a program lies in a directory");
+    let profile = if dir.ends_with("deps") { dir.parent().unwrap_or(dir) } else { dir };
     profile.join(name)
 }

@@ -1,0 +1,167 @@
+//! What serves at the far end: a guest behind `pasted`, or Linux.
+
+use std::fmt;
+use std::path::Path;
+
+use super::path::{self, Settings, tcp_counter};
+use super::server::KernelServer;
+use crate::backend::{Backend, Guest, Stats};
+use crate::client;
+use crate::process::Process;
+use crate::wait;
+
+/// The guest's device in the bridge at the far end.
+const GUEST_DEVICE: &str = "tap1";
+
+/// Who serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerKind {
+    /// A guest behind `pasted run`.
+    Pasted,
+    /// The kernel's TCP.
+    Linux,
+}
+
+impl PeerKind {
+    /// Its name in a row.
+    pub fn name(self) -> &'static str {
+        match self {
+            PeerKind::Pasted => "pasted",
+            PeerKind::Linux => "linux",
+        }
+    }
+}
+
+impl fmt::Display for PeerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What is served.
+#[derive(Clone, Copy, Debug)]
+pub enum Service<'a> {
+    /// HTTP: the files of a directory.
+    Files(&'a Path),
+    /// HTTP: a fixed body for every request; bodies of up to so many bytes.
+    Fixed(u64),
+}
+
+/// A server at the far end of a path.
+#[derive(Debug)]
+pub enum Peer {
+    /// A guest.
+    Pasted {
+        /// The guest application.
+        application: Process,
+        /// The backend.
+        backend: Box<Backend>,
+        /// The guest.
+        guest: Box<Guest>,
+    },
+    /// The kernel's TCP.
+    Linux {
+        /// The server.
+        server: KernelServer,
+        /// Segments that it had sent again before.
+        retransmits_before: u64,
+    },
+}
+
+/// What a peer counted.
+#[derive(Debug)]
+pub struct PeerCounters {
+    /// Segments sent again.
+    pub retransmits: u64,
+    /// All that `pasted` counted, and for which guest.
+    pub stats: Option<(Stats, Guest)>,
+}
+
+impl Peer {
+    /// Starts a server and waits until it serves.
+    pub fn start(
+        kind: PeerKind,
+        path: &path::Path,
+        settings: &Settings,
+        what: Service<'_>,
+    ) -> Peer {
+        let peer = match kind {
+            PeerKind::Pasted => start_pasted(path, settings, what),
+            PeerKind::Linux => start_linux(path, settings, what),
+        };
+        path.near.run(|| {
+            wait::until(&format!("{kind} listens"), || {
+                client::connect(settings.family.far_ip(), 80).ok()
+            });
+        });
+        peer
+    }
+
+    /// Whether it is still there.
+    pub fn is_alive(&mut self) -> bool {
+        match self {
+            Peer::Pasted { application, backend, .. } => {
+                application.is_alive() && backend.process.is_alive()
+            }
+            Peer::Linux { .. } => true,
+        }
+    }
+
+    /// Ends it in good order.
+    ///
+    /// # Panics
+    /// If the guest, the backend or one of its buffers is missing.
+    pub fn stop(self, path: &path::Path) -> PeerCounters {
+        match self {
+            Peer::Pasted { mut application, backend, guest } => {
+                application.terminate();
+                assert_eq!(application.wait().code(), Some(0), "the application's exit");
+                let stats = backend.stop();
+                stats.assert_no_buffer_missing(&guest);
+                PeerCounters {
+                    retransmits: stats.get(&guest, "stack.retransmits"),
+                    stats: Some((stats, *guest)),
+                }
+            }
+            Peer::Linux { server, retransmits_before } => {
+                drop(server);
+                let retransmits = tcp_counter(&path.far, "RetransSegs") - retransmits_before;
+                PeerCounters { retransmits, stats: None }
+            }
+        }
+    }
+}
+
+fn start_pasted(path: &path::Path, settings: &Settings, what: Service<'_>) -> Peer {
+    path.add_far_tap(GUEST_DEVICE, settings.mtu);
+    // A buffer holds the longest frame with its headroom.
+    let buffer_size = if settings.mtu > 1500 { 16384 } else { 2048 };
+    let guest = Guest {
+        name: "far".to_owned(),
+        tap: GUEST_DEVICE.to_owned(),
+        mac: "52:54:00:00:09:02".to_owned(),
+        address: settings.family.far().to_owned(),
+        more: format!(
+            "mtu = {}\nregion = {{ size = \"64MiB\", buffer_size = {buffer_size} }}\n",
+            settings.mtu
+        ),
+    };
+    let backend = Backend::start(&path.far, std::slice::from_ref(&guest));
+    let arguments = match what {
+        Service::Files(root) => ["--root".to_owned(), root.display().to_string()],
+        Service::Fixed(body_max) => ["--body-max".to_owned(), body_max.to_string()],
+    };
+    let arguments = arguments.each_ref().map(String::as_str);
+    let application = backend.example(&path.far, &guest, "http", &arguments);
+    Peer::Pasted { application, backend: Box::new(backend), guest: Box::new(guest) }
+}
+
+fn start_linux(path: &path::Path, settings: &Settings, what: Service<'_>) -> Peer {
+    path.give_far_address(settings.family);
+    let root = match what {
+        Service::Files(root) => Some(root),
+        Service::Fixed(_) => None,
+    };
+    let server = KernelServer::start(&path.far, root).expect("a server can be started");
+    Peer::Linux { server, retransmits_before: tcp_counter(&path.far, "RetransSegs") }
+}
