@@ -10,6 +10,16 @@ pub const MS: u64 = 1_000_000;
 /// Nanoseconds in a second.
 pub const SEC: u64 = 1_000 * MS;
 
+/// How a flow finds out what the path carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum CongestionControl {
+    /// CUBIC (RFC 9438).
+    #[default]
+    Cubic,
+    /// NewReno (RFC 5681 and RFC 6582).
+    NewReno,
+}
+
 /// The settings of one stack, fixed for its life. Times are in ns.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -47,6 +57,8 @@ pub struct Config {
     pub header_in_buffer: bool,
     /// Offer and accept timestamps (RFC 7323 section 3).
     pub timestamps: bool,
+    /// The congestion control of every flow.
+    pub congestion: CongestionControl,
     /// Times.
     pub timers: Timers,
     /// RSTs per second to segments that belong to no flow; a reflector of
@@ -139,6 +151,7 @@ impl Config {
             tx_csum_offload: false,
             header_in_buffer: false,
             timestamps: true,
+            congestion: CongestionControl::default(),
             timers: Timers::default(),
             rst_per_second: 1000,
             echo_per_second: 1000,

@@ -7,8 +7,8 @@ use core::ops::{Index, IndexMut};
 use paste_abi::{Flow, Reason};
 
 use crate::bufs::{NIL, Queue};
-use crate::config::Config;
-use crate::tcp::congestion::{Congestion, NewReno};
+use crate::config::{Config, CongestionControl};
+use crate::tcp::congestion::Control;
 use crate::tcp::rtt::Rtt;
 use crate::tcp::seq::Seq;
 
@@ -236,12 +236,14 @@ pub(crate) struct FlowState {
     pub persist: bool,
 
     // Congestion.
-    pub congestion: NewReno,
+    pub congestion: Control,
     pub rtt: Rtt,
     /// RFC 6582: the highest number sent when recovery began.
     pub recover: Seq,
     pub in_recovery: bool,
-    pub dupacks: u8,
+    /// Duplicate acknowledgements: segments that the peer has beyond a gap, less
+    /// those that were acknowledged since.
+    pub dupacks: u32,
 
     // Receiving.
     pub irs: Seq,
@@ -326,7 +328,7 @@ impl FlowState {
             rexmit_due: false,
             probe_due: false,
             persist: false,
-            congestion: NewReno::new(0),
+            congestion: Control::new(CongestionControl::default(), 0),
             rtt: Rtt::new(0),
             recover: Seq(0),
             in_recovery: false,
@@ -397,6 +399,13 @@ impl FlowState {
     #[inline]
     pub(crate) fn flight(&self) -> u32 {
         self.snd_nxt.since(self.snd_una)
+    }
+
+    /// Bytes in flight that the peer has not got, as far as duplicate
+    /// acknowledgements tell: each stands for a segment.
+    #[inline]
+    pub(crate) fn pipe(&self) -> u32 {
+        self.flight().saturating_sub(self.dupacks.saturating_mul(u32::from(self.mss)))
     }
 
     /// Whether anything sent is not acknowledged, SYN and FIN included.

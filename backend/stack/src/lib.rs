@@ -38,7 +38,7 @@
 //! queues, TIME-WAITs, backlogs, replies to strangers ([`Config`]). Buffers are
 //! the flow control: see `tcp::window`.
 //!
-//! Not here yet: SACK, RACK, CUBIC (another `tcp::congestion::Congestion`), SYN cookies, ECN, IPv6, urgent data.
+//! Not here yet: SACK, RACK, SYN cookies, ECN, IPv6, urgent data.
 
 #![forbid(unsafe_code)]
 
@@ -64,7 +64,7 @@ mod tests;
 mod wheel;
 mod wire;
 
-pub use config::{Config, Timers};
+pub use config::{Config, CongestionControl, Timers};
 pub use counters::Counters;
 pub use frame::{HEAD_MAX, Origin, Payload, RxCsum, RxFrame, TxBatch, TxCsum, TxFrame};
 pub use memory::Memory;

@@ -7,13 +7,12 @@ use crate::bufs::{NIL, Queue};
 use crate::flow::{Links, NEVER, State, event};
 use crate::memory::Memory;
 use crate::stack::Stack;
-use crate::tcp::congestion::Congestion;
 use crate::tcp::input::Segment;
 use crate::tcp::seq::Seq;
 use crate::wire::tcp::flag;
 
 /// RFC 5681 section 3.2: duplicate acknowledgements that mean a loss.
-const DUPACKS: u8 = 3;
+const DUPACKS: u32 = 3;
 
 impl Stack {
     /// Processes the acknowledgement of an acceptable segment. `false` when the
@@ -37,7 +36,7 @@ impl Stack {
             && window == flow.snd_wnd
             && flow.flight() > 0
         {
-            self.duplicate_ack(index);
+            self.duplicate_ack(now, index);
         }
 
         let flow = &mut self.flows[index];
@@ -68,7 +67,9 @@ impl Stack {
         let mss = u32::from(flow.mss);
         let acked = ack.since(flow.snd_una);
         let flight = flow.flight();
-        flow.rtt.on_ack(ack, now);
+        if let Some(rtt) = flow.rtt.on_ack(ack, now) {
+            flow.congestion.on_rtt(rtt);
+        }
         flow.snd_una = ack;
         self.free_acknowledged(mem, index, ack);
 
@@ -80,17 +81,23 @@ impl Stack {
         }
         if flow.in_recovery {
             if ack.before(flow.recover) {
-                flow.congestion.on_partial_ack(acked, mss);
+                // What was retransmitted, and segments behind it whose
+                // duplicates were counted as delivered already.
+                let counted = (acked / mss).saturating_sub(1).min(flow.dupacks);
+                flow.dupacks -= counted;
+                let delivered = acked - counted * mss;
+                flow.congestion.on_recovery_ack(delivered, flow.pipe(), true, mss);
                 flow.rexmit_due = true;
             } else {
                 flow.in_recovery = false;
                 flow.dupacks = 0;
-                flow.congestion.on_recovered(flow.snd_nxt.since(ack), mss);
+                flow.congestion.on_recovered(now, flow.pipe(), mss);
             }
         } else {
             flow.dupacks = 0;
             let limited = 2 * u64::from(flight) >= u64::from(flow.congestion.window());
-            flow.congestion.on_ack(acked, mss, limited);
+            let srtt = flow.rtt.smoothed();
+            flow.congestion.on_ack(now, acked, srtt, mss, limited);
         }
         // RFC 6298 sections 5.2 and 5.3.
         flow.rtt.end_backoff();
@@ -134,18 +141,20 @@ impl Stack {
         self.flows[index].tx = queue;
     }
 
-    fn duplicate_ack(&mut self, index: u32) {
+    fn duplicate_ack(&mut self, now: u64, index: u32) {
         self.counters.duplicate_acks_in += 1;
         let flow = &mut self.flows[index];
         let mss = u32::from(flow.mss);
+        flow.dupacks = flow.dupacks.saturating_add(1);
         if flow.in_recovery {
-            flow.congestion.on_duplicate(mss);
+            flow.congestion.on_recovery_ack(mss, flow.pipe(), false, mss);
         } else {
-            flow.dupacks = flow.dupacks.saturating_add(1);
             // RFC 6582 section 3.2, step 2: not again for what a timeout has
             // sent again already.
             if flow.dupacks == DUPACKS && !flow.snd_una.before(flow.recover) {
-                flow.congestion.on_recovery(flow.flight(), mss);
+                let flight = flow.flight();
+                flow.congestion.on_loss(now, flight, mss);
+                flow.congestion.on_recovery_ack(mss, flow.pipe(), false, mss);
                 flow.in_recovery = true;
                 flow.recover = flow.snd_max;
                 flow.rexmit_due = true;

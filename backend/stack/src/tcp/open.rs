@@ -5,7 +5,7 @@ use paste_abi::Reason;
 use crate::flow::{Key, NEVER, State};
 use crate::memory::Memory;
 use crate::stack::Stack;
-use crate::tcp::congestion::{Congestion, NewReno};
+use crate::tcp::congestion::Control;
 use crate::tcp::input::Segment;
 use crate::wire::ethernet;
 use crate::wire::tcp::{self, Options, flag};
@@ -129,7 +129,7 @@ impl Stack {
         let options = if flow.timestamps { tcp::TIMESTAMPS_LEN as u16 } else { 0 };
         let mss = mss.unwrap_or(MSS_DEFAULT).max(MSS_MIN).min(base);
         flow.mss = mss - options;
-        flow.congestion = NewReno::new(u32::from(flow.mss));
+        flow.congestion = Control::new(self.config.congestion, u32::from(flow.mss));
         flow.rexmit_at = NEVER;
     }
 }

@@ -7,7 +7,6 @@ use crate::flow::{FlowState, Links, NEVER, State};
 use crate::frame::{Payload, TxBatch};
 use crate::memory::Memory;
 use crate::stack::Stack;
-use crate::tcp::congestion::Congestion;
 use crate::tcp::seq::Seq;
 use crate::wire::ip::ecn;
 use crate::wire::tcp::flag;
@@ -151,20 +150,23 @@ impl Stack {
         let flow = &self.flows[index];
         let mss = u32::from(flow.mss);
         let mut congestion = flow.congestion.window();
-        if !flow.in_recovery {
-            // Limited transmit (RFC 3042): one more segment for each of the
-            // first two duplicates.
-            congestion += mss * u32::from(flow.dupacks.min(2));
-        }
         if !flow.outstanding() {
             let rto = self.rto(flow);
             if now.saturating_sub(flow.progress_at) > rto {
                 let mut restarted = flow.congestion;
-                restarted.on_idle(mss);
+                restarted.on_idle(now, mss);
                 congestion = restarted.window();
             }
         }
-        let usable = flow.snd_wnd.min(congestion).saturating_sub(flow.flight());
+        // Outside recovery `pipe` makes room for a segment for each of the first
+        // two duplicates: limited transmit (RFC 3042).
+        let pipe = if flow.in_recovery || flow.dupacks <= 2 {
+            flow.pipe()
+        } else {
+            flow.flight().saturating_sub(2 * mss)
+        };
+        let offered = flow.snd_wnd.saturating_sub(flow.flight());
+        let usable = offered.min(congestion.saturating_sub(pipe));
         let meta = self.bufs.get(flow.tx_cursor);
         let left = u32::from(meta.len) - flow.snd_nxt.since(Seq(meta.seq));
         let whole = left.min(mss);
@@ -248,7 +250,7 @@ impl Stack {
                 if !flow.outstanding() {
                     let idle = now.saturating_sub(flow.progress_at);
                     if idle > rto {
-                        flow.congestion.on_idle(u32::from(flow.mss));
+                        flow.congestion.on_idle(now, u32::from(flow.mss));
                     }
                     flow.progress_at = now;
                 }
@@ -266,6 +268,9 @@ impl Stack {
             }
         }
         let flow = &mut self.flows[index];
+        if flow.in_recovery {
+            flow.congestion.on_sent_in_recovery(len as u32);
+        }
         // RFC 6298 section 5.1.
         if flow.rexmit_at == NEVER || flow.persist {
             flow.persist = false;

@@ -29,6 +29,12 @@ impl Rtt {
         Rtt { srtt: 0, var: 0, rto: initial, backoff: 0, timing: None, timed_at: 0 }
     }
 
+    /// Smoothed round-trip time, ns; zero before the first measurement.
+    #[inline]
+    pub(crate) fn smoothed(&self) -> u64 {
+        self.srtt
+    }
+
     /// The timeout now, backed off and within its limits.
     #[inline]
     pub(crate) fn timeout(&self, min: u64, max: u64) -> u64 {
@@ -64,15 +70,17 @@ impl Rtt {
         self.timing = None;
     }
 
-    /// Everything before `ack` was acknowledged.
+    /// Everything before `ack` was acknowledged. Gives what this measured, ns.
     #[inline]
-    pub(crate) fn on_ack(&mut self, ack: Seq, now: u64) {
-        if let Some(end) = self.timing
-            && !ack.before(end)
-        {
-            self.timing = None;
-            self.sample(now.saturating_sub(self.timed_at));
+    pub(crate) fn on_ack(&mut self, ack: Seq, now: u64) -> Option<u64> {
+        let end = self.timing?;
+        if ack.before(end) {
+            return None;
         }
+        self.timing = None;
+        let rtt = now.saturating_sub(self.timed_at);
+        self.sample(rtt);
+        Some(rtt)
     }
 
     /// Takes a measurement, ns.

@@ -7,7 +7,6 @@ use paste_abi::Reason;
 use crate::flow::{NEVER, State};
 use crate::memory::Memory;
 use crate::stack::Stack;
-use crate::tcp::congestion::Congestion;
 
 impl Stack {
     /// Runs the timers that are due.
@@ -58,7 +57,7 @@ impl Stack {
         } else if flow.outstanding() {
             self.counters.timeouts += 1;
             let (flight, mss) = (flow.flight(), u32::from(flow.mss));
-            flow.congestion.on_timeout(flight, mss, flow.rtt.backoff() == 0);
+            flow.congestion.on_timeout(now, flight, mss, flow.rtt.backoff() == 0);
             flow.in_recovery = false;
             flow.dupacks = 0;
             flow.recover = flow.snd_max;

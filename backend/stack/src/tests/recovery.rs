@@ -24,8 +24,8 @@ fn the_initial_window_is_ten_segments_and_acknowledgements_clock_more() {
     let (mut pair, segs) = in_flight(20);
     assert_eq!(segs.len(), 10);
     pair.ack_more(2 * 1460);
-    // Slow start: two acknowledged, one more for the acknowledgement.
-    assert_eq!(pair.recv().len(), 3);
+    // Slow start: two acknowledged, two more (RFC 9406 section 4.2).
+    assert_eq!(pair.recv().len(), 4);
 }
 
 #[test]
