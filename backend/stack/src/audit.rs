@@ -262,7 +262,7 @@ impl Stack {
         let tx = self.audit_queue(index, "send", flow.tx, Place::Sending, queued)?;
         self.audit_queue(index, "done", flow.done, Place::Done, queued)?;
         let whose = || format!("flow {index} in {:?}", flow.state);
-        equal(whose(), "held_len", flow.held_len.into(), held)?;
+        equal(whose(), "held_blocks", flow.held_blocks.into(), self.audit_blocks(index)?)?;
         equal(whose(), "tx_len", flow.tx_len.into(), tx)?;
         equal(whose(), "rx_bufs", flow.rx_bufs.into(), rx + held + delivered)
     }
@@ -296,6 +296,25 @@ impl Stack {
         let tail = if count == 0 { NIL } else { queue.tail };
         if tail != last {
             return Err(Violation::Torn { flow: index, queue: name });
+        }
+        Ok(count)
+    }
+
+    /// The ends of every held block know each other. Returns how many there are.
+    fn audit_blocks(&self, index: u32) -> Result<u64, Violation> {
+        let (mut count, mut first) = (0, NIL);
+        for buf in self.bufs.walk(self.flows[index].held) {
+            if first == NIL {
+                (first, count) = (buf, count + 1);
+            }
+            let next = self.bufs.get(buf).next;
+            if next != NIL && self.bufs.end(buf) == Seq(self.bufs.get(next).seq) {
+                continue;
+            }
+            if self.bufs.get(first).far != buf || self.bufs.get(buf).far != first {
+                return Err(Violation::Torn { flow: index, queue: "held" });
+            }
+            first = NIL;
         }
         Ok(count)
     }

@@ -44,6 +44,8 @@ pub(crate) struct BufMeta {
     pub next: u32,
     /// Name of the flow to which the buffer is charged or belongs.
     pub flow: u32,
+    /// Held, at an end of its block: the buffer at the other end.
+    pub far: u32,
     /// Sequence number of the first payload byte.
     pub seq: u32,
     pub offset: u16,
@@ -89,6 +91,7 @@ impl Bufs {
         let meta = BufMeta {
             next: NIL,
             flow: 0,
+            far: NIL,
             seq: 0,
             offset: 0,
             len: 0,

@@ -48,8 +48,9 @@ pub struct Config {
     pub recv_window_max: u32,
     /// Buffers that may wait in one flow's send queue.
     pub send_queue_max: u16,
-    /// Out-of-order segments held for one flow.
-    pub held_max: u16,
+    /// Blocks of out-of-order payload held for one flow, each of any number of
+    /// segments without a hole between them.
+    pub held_blocks_max: u8,
     /// The port completes TCP checksums ([`crate::TxCsum`]).
     pub tx_csum_offload: bool,
     /// Headers may be written into a buffer's headroom. Off, they always lie in
@@ -59,6 +60,8 @@ pub struct Config {
     pub timestamps: bool,
     /// The congestion control of every flow.
     pub congestion: CongestionControl,
+    /// Offer and accept SACK (RFC 2018).
+    pub sack: bool,
     /// Times.
     pub timers: Timers,
     /// RSTs per second to segments that belong to no flow; a reflector of
@@ -147,11 +150,12 @@ impl Config {
             headroom: 128,
             recv_window_max: 1 << 20,
             send_queue_max: 1024,
-            held_max: 64,
+            held_blocks_max: 64,
             tx_csum_offload: false,
             header_in_buffer: false,
             timestamps: true,
             congestion: CongestionControl::default(),
+            sack: true,
             timers: Timers::default(),
             rst_per_second: 1000,
             echo_per_second: 1000,

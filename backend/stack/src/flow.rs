@@ -9,6 +9,7 @@ use paste_abi::{Flow, Reason};
 use crate::bufs::{NIL, Queue};
 use crate::config::{Config, CongestionControl};
 use crate::tcp::congestion::Control;
+use crate::tcp::held::RECENT;
 use crate::tcp::rtt::Rtt;
 use crate::tcp::seq::Seq;
 
@@ -257,7 +258,16 @@ pub(crate) struct FlowState {
     pub rcv_mss: u16,
     pub rx: Queue,
     pub held: Queue,
-    pub held_len: u16,
+    pub held_blocks: u8,
+    /// A number in each of the blocks that changed last, the latest first.
+    pub held_recent: [Seq; RECENT],
+    /// SACK was agreed on (RFC 2018 section 2).
+    pub sack: bool,
+    /// Bytes that came twice, to be told of; `dsack_len` is zero for none.
+    pub dsack: Seq,
+    pub dsack_len: u16,
+    /// Duplicate acknowledgements due besides the one that `ack_due` means.
+    pub dup_acks: u8,
     /// Buffers charged: readable, held and delivered.
     pub rx_bufs: u32,
     pub fin_at: Option<Seq>,
@@ -341,7 +351,12 @@ impl FlowState {
             rcv_mss: 0,
             rx: Queue::EMPTY,
             held: Queue::EMPTY,
-            held_len: 0,
+            held_blocks: 0,
+            held_recent: [Seq(0); RECENT],
+            sack: false,
+            dsack: Seq(0),
+            dsack_len: 0,
+            dup_acks: 0,
             rx_bufs: 0,
             fin_at: None,
             timestamps: false,

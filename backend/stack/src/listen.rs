@@ -198,6 +198,7 @@ impl Stack {
         flow.syn_due = true;
         flow.cookie = cookie;
         flow.timestamps = self.config.timestamps;
+        flow.sack = self.config.sack;
         flow.rcv_scale = self.rcv_scale;
         flow.rexmit_at = NEVER;
         self.kick(index);

@@ -437,17 +437,6 @@ impl Stack {
         }
     }
 
-    /// Returns held buffers to the pool.
-    pub(crate) fn drop_held<M: Memory>(&mut self, mem: &mut M, index: u32) {
-        let mut queue = core::mem::replace(&mut self.flows[index].held, Queue::EMPTY);
-        self.flows[index].held_len = 0;
-        while let Some(buf) = self.bufs.pop(&mut queue) {
-            self.flows[index].rx_bufs -= 1;
-            self.bufs.get_mut(buf).place = Place::Elsewhere;
-            mem.give(buf);
-        }
-    }
-
     /// Gives up what waits to be sent or acknowledged. Kept buffers return to
     /// the guest, with the reason why they were not acknowledged.
     fn drop_sending<M: Memory>(&mut self, mem: &mut M, index: u32, reason: Reason) {

@@ -279,6 +279,8 @@ impl Stack {
             }
         } else if segment.len > 0 && !header.seq.after(flow.rcv_nxt) {
             // Payload again: our acknowledgement was lost.
+            let end = header.seq + u32::from(segment.len);
+            flow.note_duplicate(header.seq, end.min(flow.rcv_nxt));
             self.counters.drop_duplicate += 1;
             self.ack_now(index);
         } else {

@@ -1,9 +1,10 @@
-//! TCP (RFC 9293), by subject: what arrives ([`input`], [`ack`], [`receive`]),
+//! TCP (RFC 9293), by subject: what arrives ([`input`], [`ack`], [`receive`], [`held`]),
 //! what leaves ([`output`], [`segment`], [`window`]), and what time does ([`timers`]). The
 //! state that they share is [`crate::flow::FlowState`].
 
 pub(crate) mod ack;
 pub(crate) mod congestion;
+pub(crate) mod held;
 pub(crate) mod input;
 pub(crate) mod open;
 pub(crate) mod output;

@@ -6,6 +6,7 @@ use crate::flow::{Key, NEVER, State};
 use crate::memory::Memory;
 use crate::stack::Stack;
 use crate::tcp::congestion::Control;
+use crate::tcp::held::RECENT;
 use crate::tcp::input::Segment;
 use crate::wire::ethernet;
 use crate::wire::tcp::{self, Options, flag};
@@ -101,7 +102,7 @@ impl Stack {
 
     /// Notes what the peer's SYN says.
     fn take_syn(&mut self, now: u64, index: u32, segment: &Segment) {
-        let Options { mss, scale, timestamps, .. } = segment.header.options;
+        let Options { mss, scale, timestamps, sack_permitted, .. } = segment.header.options;
         let base = self.base_mss(&self.flows[index].key);
         let flow = &mut self.flows[index];
         // What our own SYN promised, if there was one, now has a place.
@@ -110,7 +111,9 @@ impl Stack {
         flow.rcv_nxt = segment.header.seq + 1;
         flow.rcv_adv = flow.rcv_nxt + promised;
         flow.last_ack_sent = flow.rcv_nxt;
+        flow.held_recent = [flow.irs; RECENT];
         flow.heard_at = now;
+        flow.sack = self.config.sack && sack_permitted;
         flow.timestamps = self.config.timestamps && timestamps.is_some();
         if let Some(ts) = timestamps {
             flow.ts_recent = ts.value;

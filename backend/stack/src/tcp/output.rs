@@ -193,7 +193,7 @@ impl Stack {
         }
         let skip = seq.since(Seq(meta.seq));
         let left = u32::from(meta.len) - skip;
-        let len = len.min(left).min(u32::from(flow.mss));
+        let len = len.min(left).min(u32::from(flow.mss - flow.sack_len()));
         let mut flags = flag::ACK;
         if len == left {
             flags |= flag::PSH;

@@ -1,7 +1,8 @@
-//! Payload and FIN of acceptable segments: trimming, order, and the queue of
-//! what came too early (RFC 9293 section 3.10.7.4, seventh and eighth).
+//! Payload and FIN of acceptable segments: trimming and order (RFC 9293 section
+//! 3.10.7.4, seventh and eighth). What comes too early waits in
+//! [`crate::tcp::held`].
 
-use crate::bufs::{NIL, Place};
+use crate::bufs::Place;
 use crate::flow::{NEVER, State, event};
 use crate::memory::Memory;
 use crate::stack::{Outcome, Stack};
@@ -15,7 +16,7 @@ const FLOW_BUFS_MIN: u32 = 8;
 
 impl Segment {
     /// Cuts `bytes` off the front of the payload.
-    fn trim_front(&mut self, bytes: u32) {
+    pub(crate) fn trim_front(&mut self, bytes: u32) {
         self.header.seq += bytes;
         self.offset += bytes as u16;
         self.len -= bytes as u16;
@@ -23,14 +24,14 @@ impl Segment {
     }
 
     /// Cuts the payload to `len` bytes, and with it the FIN behind it.
-    fn trim_to(&mut self, len: u32) {
+    pub(crate) fn trim_to(&mut self, len: u32) {
         self.len = len as u16;
         self.header.flags &= !flag::FIN;
         self.csum = None;
     }
 
     /// After the last payload byte.
-    fn end(&self) -> Seq {
+    pub(crate) fn end(&self) -> Seq {
         self.header.seq + u32::from(self.len)
     }
 }
@@ -54,12 +55,14 @@ impl Stack {
         flow.rcv_mss = flow.rcv_mss.max(segment.len);
         let old = flow.rcv_nxt.since(segment.header.seq);
         if segment.header.seq.before(flow.rcv_nxt) {
+            let repeated = old.min(u32::from(segment.len));
+            flow.note_duplicate(segment.header.seq, segment.header.seq + repeated);
             if old >= u32::from(segment.len) && !segment.header.has(flag::FIN) {
                 self.counters.drop_duplicate += 1;
                 self.ack_now(index);
                 return Outcome::Consumed;
             }
-            segment.trim_front(old.min(u32::from(segment.len)));
+            segment.trim_front(repeated);
             if segment.header.seq.before(flow.rcv_nxt) {
                 // A FIN of long ago.
                 self.counters.drop_duplicate += 1;
@@ -125,16 +128,17 @@ impl Stack {
         let flow = &mut self.flows[index];
         flow.rx_bufs += 1;
         self.append_readable(index, segment.buf);
-        let gap = self.flows[index].held_len > 0;
+        let gap = !self.flows[index].held.is_empty();
         if gap {
             self.release_held(mem, index);
         }
         self.mark_ready(index);
         let flow = &mut self.flows[index];
         // RFC 1122 section 4.2.3.2: at least every second full segment; RFC
-        // 5681 section 4.2: at once when a gap closes.
+        // 5681 section 4.2: at once when a gap closes. And at once when there
+        // is news of a duplicate, which may undo a retransmission's harm.
         let unacknowledged = flow.rcv_nxt.since(flow.last_ack_sent);
-        if gap || unacknowledged >= 2 * u32::from(flow.rcv_mss) {
+        if gap || flow.dsack_len > 0 || unacknowledged >= 2 * u32::from(flow.rcv_mss) {
             self.ack_now(index);
         } else if !flow.ack_due && flow.delayed_ack_at == NEVER {
             flow.delayed_ack_at = now.saturating_add(self.config.timers.delayed_ack);
@@ -142,7 +146,7 @@ impl Stack {
     }
 
     /// Appends a buffer whose payload starts at `rcv_nxt`.
-    fn append_readable(&mut self, index: u32, buf: u32) {
+    pub(crate) fn append_readable(&mut self, index: u32, buf: u32) {
         let meta = self.bufs.get_mut(buf);
         meta.place = Place::Readable;
         let len = u32::from(meta.len);
@@ -150,116 +154,10 @@ impl Stack {
         debug_assert_eq!(flow.rcv_nxt, Seq(meta.seq));
         self.bufs.push(&mut flow.rx, buf);
         flow.rcv_nxt += len;
+        // They repeated the number before.
+        flow.dup_acks = 0;
         self.promised -= u64::from(len);
         self.counters.bytes_in += u64::from(len);
-    }
-
-    /// Moves what is in order now from held to readable.
-    fn release_held<M: Memory>(&mut self, mem: &mut M, index: u32) {
-        loop {
-            let flow = &mut self.flows[index];
-            let buf = flow.held.head;
-            if buf == NIL || Seq(self.bufs.get(buf).seq).after(flow.rcv_nxt) {
-                return;
-            }
-            self.bufs.pop(&mut flow.held);
-            flow.held_len -= 1;
-            let meta = self.bufs.get_mut(buf);
-            let old = flow.rcv_nxt.since(Seq(meta.seq));
-            if old >= u32::from(meta.len) {
-                self.drop_received(mem, index, buf);
-                continue;
-            }
-            if old > 0 {
-                meta.seq = flow.rcv_nxt.0;
-                meta.offset += old as u16;
-                meta.len -= old as u16;
-                meta.csum_valid = false;
-            }
-            self.append_readable(index, buf);
-        }
-    }
-
-    /// Puts an early segment into the held queue, sorted and without overlap:
-    /// what is held already stays, unless the new segment covers all of it.
-    fn hold<M: Memory>(&mut self, mem: &mut M, index: u32, segment: &mut Segment) -> Outcome {
-        // RFC 5681 section 4.2: a duplicate acknowledgement at once.
-        self.ack_now(index);
-        let flow = &self.flows[index];
-        let mut queue = flow.held;
-        let mut prev = NIL;
-        // Segments mostly arrive after all that is held; otherwise the walk is
-        // as long as the queue, which is limited.
-        if queue.tail != NIL && !Seq(self.bufs.get(queue.tail).seq).after(segment.header.seq) {
-            prev = queue.tail;
-        } else {
-            let mut at = queue.head;
-            while at != NIL && !Seq(self.bufs.get(at).seq).after(segment.header.seq) {
-                prev = at;
-                at = self.bufs.get(at).next;
-            }
-        }
-        if prev != NIL {
-            let meta = self.bufs.get(prev);
-            let prev_end = Seq(meta.seq) + u32::from(meta.len);
-            if !segment.end().after(prev_end) {
-                self.counters.drop_duplicate += 1;
-                return Outcome::Consumed;
-            }
-            if prev_end.after(segment.header.seq) {
-                segment.trim_front(prev_end.since(segment.header.seq));
-            }
-        }
-        let mut held_len = flow.held_len;
-        loop {
-            let next = if prev == NIL { queue.head } else { self.bufs.get(prev).next };
-            if next == NIL {
-                break;
-            }
-            let meta = self.bufs.get(next);
-            let (next_seq, next_end) = (Seq(meta.seq), Seq(meta.seq) + u32::from(meta.len));
-            if !segment.end().after(next_seq) {
-                break;
-            }
-            if next_end.after(segment.end()) {
-                segment.trim_to(next_seq.since(segment.header.seq));
-                break;
-            }
-            self.bufs.remove_after(&mut queue, prev);
-            held_len -= 1;
-            self.drop_received(mem, index, next);
-        }
-        let outcome = if segment.len == 0 {
-            self.counters.drop_duplicate += 1;
-            Outcome::Consumed
-        } else if held_len >= self.config.held_max {
-            self.counters.drop_held_full += 1;
-            // Its FIN would be taken for one whose payload is here.
-            segment.header.flags &= !flag::FIN;
-            Outcome::Consumed
-        } else {
-            let name = self.flows.name(index).0;
-            let meta = self.bufs.get_mut(segment.buf);
-            meta.fill_received(name, segment.header.seq, segment);
-            meta.place = Place::Held;
-            self.bufs.insert_after(&mut queue, prev, segment.buf);
-            held_len += 1;
-            self.flows[index].rx_bufs += 1;
-            self.counters.held += 1;
-            Outcome::Held
-        };
-        let flow = &mut self.flows[index];
-        flow.held = queue;
-        flow.held_len = held_len;
-        outcome
-    }
-
-    /// Returns a buffer that a flow had held to the pool.
-    fn drop_received<M: Memory>(&mut self, mem: &mut M, index: u32, buf: u32) {
-        self.flows[index].rx_bufs -= 1;
-        self.bufs.get_mut(buf).place = Place::Elsewhere;
-        self.counters.drop_duplicate += 1;
-        mem.give(buf);
     }
 
     /// The peer sends no more, and all that it sent is here.

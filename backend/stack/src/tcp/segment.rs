@@ -36,6 +36,10 @@ impl Stack {
             // An answer offers a scale only if the SYN did (RFC 7323 section
             // 2.2); without one `rcv_scale` is zero, as is a scale of nothing.
             options.scale = (!acks || flow.peer_scales).then_some(flow.rcv_scale);
+            options.sack_permitted = flow.sack;
+        }
+        if acks && !syn && plan.why != Why::Reset {
+            options.sack = self.sack_blocks(index);
         }
         let header = Header {
             src_port: flow.key.local_port,
@@ -101,7 +105,7 @@ impl Stack {
             }
         }
         if acks {
-            self.acknowledged(index);
+            self.acknowledged(index, payload_len == 0);
         }
     }
 }

@@ -24,6 +24,12 @@ impl Seq {
         other.before(self)
     }
 
+    /// The earlier of the two.
+    #[inline]
+    pub(crate) const fn min(self, other: Seq) -> Seq {
+        if other.before(self) { other } else { self }
+    }
+
     /// The later of the two.
     #[inline]
     pub(crate) const fn max(self, other: Seq) -> Seq {

@@ -105,11 +105,18 @@ impl Stack {
         }
     }
 
-    /// An acknowledgement has just been written into a segment.
-    pub(crate) fn acknowledged(&mut self, index: u32) {
+    /// An acknowledgement has just been written into a segment, which is `pure`
+    /// if it carries nothing else.
+    pub(crate) fn acknowledged(&mut self, index: u32, pure: bool) {
         let flow = &mut self.flows[index];
-        flow.ack_due = false;
         flow.delayed_ack_at = NEVER;
         flow.last_ack_sent = flow.rcv_nxt;
+        flow.dsack_len = 0;
+        flow.ack_due = flow.dup_acks > 0;
+        if flow.ack_due {
+            // RFC 5681 section 2: one with payload is no duplicate.
+            flow.dup_acks -= u8::from(pure);
+            self.kick(index);
+        }
     }
 }

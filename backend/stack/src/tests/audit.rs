@@ -63,6 +63,10 @@ fn buffers_out_of_place_are_found() {
     finds!(Violation::Torn { queue: "readable", .. }, |stack, flow| {
         stack.flows[flow].rx.tail = NIL;
     });
+    finds!(Violation::Torn { queue: "held", .. }, |stack, flow| {
+        let buf = stack.flows[flow].held.tail;
+        stack.bufs.get_mut(buf).far = NIL;
+    });
     finds!(Violation::Stray { .. }, |stack, _| {
         let buf = (0..256).find(|&b| stack.bufs.get(b).place == Place::Elsewhere).unwrap();
         stack.bufs.get_mut(buf).place = Place::Pinned;
@@ -83,8 +87,8 @@ fn wrong_counts_are_found() {
     finds!(Violation::Count { what: "rx_bufs", .. }, |stack, flow| {
         stack.flows[flow].rx_bufs -= 1;
     });
-    finds!(Violation::Count { what: "held_len", .. }, |stack, flow| {
-        stack.flows[flow].held_len += 1;
+    finds!(Violation::Count { what: "held_blocks", .. }, |stack, flow| {
+        stack.flows[flow].held_blocks += 1;
     });
     finds!(Violation::Count { what: "tx_len", .. }, |stack, flow| {
         stack.flows[flow].tx_len += 1;

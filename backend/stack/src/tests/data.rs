@@ -58,6 +58,7 @@ fn early_payload_is_held_and_delivered_in_order() {
     assert_eq!(pair.send_ahead(3, ACK, b"def"), Outcome::Held);
     pair.recv_ack(pair.seq);
     assert_eq!(pair.send_ahead(9, ACK, b"jkl"), Outcome::Held);
+    pair.recv_ack(pair.seq);
     assert_eq!(pair.send_ahead(3, ACK, b"def"), Outcome::Consumed);
     pair.recv_ack(pair.seq);
     assert!(!pair.host.stack.has_slots(0));
@@ -110,7 +111,7 @@ fn a_trimmed_slot_has_no_checksum() {
 
 #[test]
 fn held_payload_is_limited() {
-    let mut pair = Pair::established(crate::Config { held_max: 3, ..config() });
+    let mut pair = Pair::established(crate::Config { held_blocks_max: 3, ..config() });
     for i in 1..=5 {
         let fin = if i > 3 { FIN } else { 0 };
         pair.send_ahead(i * 10, fin | ACK, b"x");

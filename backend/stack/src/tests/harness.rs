@@ -422,6 +422,8 @@ pub(super) struct Pair {
     pub(super) ack: u32,
     pub(super) window: u16,
     pub(super) timestamps: Option<Timestamps>,
+    /// Options of the peer's SYN, besides timestamps.
+    pub(super) offers: Options,
 }
 
 pub(super) const FIN: u8 = tcp::flag::FIN;
@@ -444,6 +446,7 @@ impl Pair {
             ack: 0,
             window: 60000,
             timestamps: None,
+            offers: Options { mss: Some(1460), ..Options::default() },
         }
     }
 
@@ -456,8 +459,8 @@ impl Pair {
 
     /// The peer opens.
     pub(super) fn open(&mut self) {
-        let mss = Options { mss: Some(1460), ..self.options() };
-        self.send_with(SYN, mss, &[]);
+        let offers = Options { timestamps: self.timestamps, ..self.offers };
+        self.send_with(SYN, offers, &[]);
         self.seq += 1;
         let syn = self.recv_one();
         assert_eq!((syn.flags, syn.ack), (SYN | ACK, self.seq));

@@ -244,7 +244,7 @@ fn bytes_survive_a_bad_wire() {
                 header_in_buffer: seed & 4 != 0,
                 tx_csum_offload: seed & 8 != 0,
                 recv_window_max: if seed & 16 != 0 { 6000 } else { 1 << 20 },
-                held_max: if seed & 32 != 0 { 2 } else { 64 },
+                held_blocks_max: if seed & 32 != 0 { 2 } else { 64 },
                 ..c
             });
         }

@@ -9,3 +9,4 @@ mod hostile;
 mod lossy;
 mod opening;
 mod recovery;
+mod sack;
