@@ -30,7 +30,7 @@
 //! | `tcp::*` | RFC 9293 and its companions, by subject |
 //! | `flow`, `bufs`, `table`, `wheel` | state allocated once, and O(1) ways to find it: flows, buffer records, keyed hash table, timers |
 //! | `wire`, `checksum` | headers, checked and written; knows of no state |
-//! | [`Memory`], [`frame`], [`config`], [`counters`] | the contract with the caller |
+//! | [`Memory`], [`frame`], [`config`], [`counters`], [`FlowInfo`] | the contract with the caller |
 //!
 //! # Limits
 //!
@@ -52,6 +52,7 @@ mod control;
 pub mod counters;
 mod flow;
 pub mod frame;
+mod info;
 mod input;
 mod listen;
 pub mod memory;
@@ -67,5 +68,6 @@ mod wire;
 pub use config::{Config, CongestionControl, Timers};
 pub use counters::Counters;
 pub use frame::{HEAD_MAX, Origin, Payload, RxCsum, RxFrame, TxBatch, TxCsum, TxFrame};
+pub use info::FlowInfo;
 pub use memory::Memory;
 pub use stack::{Outcome, Stack, Tx};

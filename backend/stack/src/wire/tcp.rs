@@ -199,7 +199,8 @@ pub(crate) fn header_len(options: &Options) -> usize {
 }
 
 /// Writes the header at the start of `out`, which has room for it, with a
-/// checksum of zero, and returns its length.
+/// checksum of zero, and returns its length. Options come in the order in which
+/// Linux has them, which conformance scripts expect; RFCs ask for none.
 pub(crate) fn write(out: &mut [u8], header: &Header) -> usize {
     let len = header_len(&header.options);
     out[0..2].copy_from_slice(&header.src_port.to_be_bytes());
@@ -216,10 +217,6 @@ pub(crate) fn write(out: &mut [u8], header: &Header) -> usize {
         out[at + 2..at + 4].copy_from_slice(&mss.to_be_bytes());
         at += 4;
     }
-    if let Some(scale) = header.options.scale {
-        out[at..at + 4].copy_from_slice(&[1, 3, 3, scale]);
-        at += 4;
-    }
     if let Some(ts) = header.options.timestamps {
         let padding = if header.options.sack_permitted { [4, 2] } else { [1, 1] };
         out[at..at + 2].copy_from_slice(&padding);
@@ -229,6 +226,10 @@ pub(crate) fn write(out: &mut [u8], header: &Header) -> usize {
         at += TIMESTAMPS_LEN;
     } else if header.options.sack_permitted {
         out[at..at + 4].copy_from_slice(&[1, 1, 4, 2]);
+        at += 4;
+    }
+    if let Some(scale) = header.options.scale {
+        out[at..at + 4].copy_from_slice(&[1, 3, 3, scale]);
         at += 4;
     }
     if !header.options.sack.is_empty() {
