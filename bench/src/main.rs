@@ -8,6 +8,7 @@
 //! | `quick` | the order of measurements of `paste-bench quick` |
 //! | `row` | what rounds add up to |
 //! | `report` | tables, Markdown and JSON |
+//! | `stack` | the stack alone, beside smoltcp |
 //! | `sys` | the operating system |
 
 mod client;
@@ -17,6 +18,7 @@ mod report;
 mod row;
 mod serve;
 mod server;
+mod stack;
 mod sys;
 
 use std::process::ExitCode;
@@ -35,6 +37,8 @@ struct Cli {
 enum Command {
     /// Requests/s and CPU per request beside an epoll server, on the same TAP
     Quick(quick::Args),
+    /// CPU time and memory of the stack alone, beside smoltcp
+    Stack(stack::Args),
     #[command(flatten)]
     Serve(serve::Role),
 }
@@ -42,6 +46,7 @@ enum Command {
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Quick(args) => quick::run(&args),
+        Command::Stack(args) => stack::run(&args),
         Command::Serve(role) => serve::run(&role),
     }
 }

@@ -194,21 +194,7 @@ impl Report {
     /// The result for a terminal.
     pub fn table(&self) -> String {
         let (heads, rows) = self.cells();
-        let width = |column: usize| {
-            let cells = rows.iter().map(|row| row[column].chars().count());
-            cells.max().unwrap_or(0).max(heads[column].len())
-        };
-        let widths: Vec<usize> = (0..heads.len()).map(width).collect();
-        let mut out = String::new();
-        let mut line = |cells: &mut dyn Iterator<Item = &str>| {
-            let padded: Vec<String> =
-                cells.zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
-            let _ = writeln!(out, "{}", padded.join("  ").trim_end());
-        };
-        line(&mut heads.iter().copied());
-        for row in &rows {
-            line(&mut row.iter().map(String::as_str));
-        }
+        let mut out = padded(&heads, &rows);
         let _ = writeln!(out);
         for text in self.described() {
             let _ = writeln!(out, "{text}");
@@ -344,17 +330,37 @@ impl Report {
     }
 }
 
-fn spread(s: &Spread, digits: usize) -> String {
+/// A table for a terminal, its columns aligned.
+pub(crate) fn padded(heads: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.max().unwrap_or(0).max(heads[column].len())
+    };
+    let widths: Vec<usize> = (0..heads.len()).map(width).collect();
+    let mut out = String::new();
+    let mut line = |cells: &mut dyn Iterator<Item = &str>| {
+        let padded: Vec<String> =
+            cells.zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
+        let _ = writeln!(out, "{}", padded.join("  ").trim_end());
+    };
+    line(&mut heads.iter().copied());
+    for row in rows {
+        line(&mut row.iter().map(String::as_str));
+    }
+    out
+}
+
+pub(crate) fn spread(s: &Spread, digits: usize) -> String {
     format!("{:.digits$} ({:.digits$}..{:.digits$})", s.median, s.min, s.max)
 }
 
 /// To five digits behind the point: more are noise.
-fn rounded(value: f64) -> f64 {
+pub(crate) fn rounded(value: f64) -> f64 {
     (value * 1e5).round() / 1e5
 }
 
 /// Breaks a text into lines of at most `width` characters.
-fn wrapped(text: &str, width: usize) -> String {
+pub(crate) fn wrapped(text: &str, width: usize) -> String {
     let mut out = String::new();
     let mut column = 0;
     for word in text.split(' ').filter(|word| !word.is_empty()) {

@@ -34,7 +34,8 @@ pub struct Spread {
 }
 
 impl Spread {
-    fn of(values: &[f64]) -> Spread {
+    /// Of these values.
+    pub fn of(values: &[f64]) -> Spread {
         let (min, max) = range(values);
         Spread { median: median(values), min, max }
     }

@@ -46,7 +46,7 @@ mod arp;
 #[cfg(any(test, feature = "audit"))]
 pub mod audit;
 mod bufs;
-mod checksum;
+pub mod checksum;
 pub mod config;
 mod control;
 pub mod counters;

@@ -1,0 +1,204 @@
+//! The order of measurements. Of each row's rounds one is taken in turn, ours
+//! and smoltcp's one after the other, so that what disturbs the machine disturbs
+//! both. Time is the thread's CPU time: other programs that have the core for a
+//! while are not in it, though what they leave of the caches is.
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+
+use super::Args;
+use super::paste::{self, Paste};
+use super::peer::{HEADER_LEN, Order, Peers, REQUEST_LEN, RESPONSE_LEN, flag};
+use super::report::Report;
+use super::server::{BATCH, Server, step_ns};
+use super::smol::{self, Smol};
+use crate::row::Spread;
+use crate::sys::{Machine, allocated};
+
+/// Numbers of flows that our stack is measured with.
+const FLOWS: [u32; 5] = [64, 1_000, 10_000, 100_000, 1_000_000];
+/// And smoltcp, which looks at every socket for every segment.
+const SMOL_FLOWS_MAX: u32 = 10_000;
+/// One line of the result.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// `paste` or `smoltcp`.
+    pub stack: &'static str,
+    /// Flows at once.
+    pub flows: u32,
+    /// The order of their requests.
+    pub order: Order,
+    /// Whether checksums are left to the device.
+    pub offload: bool,
+    /// CPU time of a request with its response, in ns.
+    pub ns: Spread,
+    /// Memory that a flow without anything in flight takes.
+    pub bytes_per_flow: f64,
+}
+
+/// CPU time of this thread.
+fn cpu_ns() -> u64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// One stack with all its flows open.
+struct Side {
+    name: &'static str,
+    server: Box<dyn Server>,
+    peers: Peers,
+    rounds: Vec<f64>,
+}
+
+impl Side {
+    fn new(name: &'static str, mut server: Box<dyn Server>, flows: u32, order: Order) -> Side {
+        let mut peers = Peers::new(flows, order);
+        server.open_all(&mut peers);
+        let mut side = Side { name, server, peers, rounds: Vec::new() };
+        // Windows are open, estimates made, and caches as they will be.
+        side.server.cycle(&mut side.peers);
+        side
+    }
+
+    fn round(&mut self, at_least: Duration) {
+        let (start, mut cycles) = (cpu_ns(), 0);
+        let ns = loop {
+            self.server.cycle(&mut self.peers);
+            cycles += 1;
+            let ns = cpu_ns() - start;
+            if ns >= at_least.as_nanos() as u64 {
+                break ns;
+            }
+        };
+        let requests = cycles * self.peers.count() as u64;
+        self.rounds.push(ns as f64 / requests as f64);
+    }
+}
+
+/// Bytes that `make` allocates and keeps.
+fn bytes_of<T>(make: impl FnOnce() -> T) -> usize {
+    let before = allocated();
+    let made = black_box(make());
+    let bytes = allocated() - before;
+    drop(made);
+    bytes
+}
+
+/// What each of `flows` flows adds to our stack.
+fn paste_bytes(flows: u32) -> f64 {
+    let with = |flows| bytes_of(|| paste::stack(flows, BATCH as u32, false));
+    (with(flows) - with(1)) as f64 / f64::from(flows.max(2) - 1)
+}
+
+/// What each of `flows` flows adds to smoltcp: its socket and that one's buffers.
+fn smol_bytes(flows: u32) -> f64 {
+    bytes_of(|| smol::sockets(flows as usize)) as f64 / f64::from(flows)
+}
+
+/// CPU time of the peers for one request and response, in ns.
+fn peer_ns(at_least: Duration) -> f64 {
+    let mut peers = Peers::new(64, Order::Sequential);
+    let mut frame = [0; HEADER_LEN];
+    let mut answer = [0; HEADER_LEN];
+    let (start, mut count) = (cpu_ns(), 0);
+    loop {
+        for place in 0..peers.count() {
+            peers.segment(place, flag::ACK | flag::PSH, REQUEST_LEN, black_box(&mut frame));
+            peers.answer(place, &mut answer);
+            peers.take(black_box(&answer), RESPONSE_LEN);
+        }
+        count += peers.count() as u64;
+        let ns = cpu_ns() - start;
+        if ns >= at_least.as_nanos() as u64 {
+            return ns as f64 / count as f64;
+        }
+    }
+}
+
+/// Connections per second, each opened, asked once and closed.
+fn connections(server: &mut dyn Server, at_least: Duration) -> f64 {
+    let mut peers = Peers::new(BATCH as u32, Order::Sequential);
+    let (start, mut count) = (cpu_ns(), 0u64);
+    loop {
+        server.connect_and_close(&mut peers);
+        count += BATCH as u64;
+        let ns = cpu_ns() - start;
+        if ns >= at_least.as_nanos() as u64 {
+            return count as f64 * 1e9 / ns as f64;
+        }
+    }
+}
+
+/// Measures everything.
+pub fn measure(args: &Args) -> Report {
+    let (rounds, at_least) = if args.quick {
+        (args.rounds.min(3), Duration::from_millis(100))
+    } else {
+        (args.rounds, Duration::from_millis(400))
+    };
+    let mut counts: Vec<u32> = FLOWS.into_iter().filter(|&f| f <= args.flows_max).collect();
+    if counts.last() != Some(&args.flows_max) {
+        counts.push(args.flows_max);
+    }
+    let mut rows = Vec::new();
+    for offload in [false, true] {
+        for &flows in &counts {
+            for order in [Order::Sequential, Order::Random] {
+                rows.extend(compare(flows, order, offload, rounds, at_least));
+            }
+        }
+    }
+    let mut each = [Vec::new(), Vec::new()];
+    let mut paste = Paste::new(BATCH as u32, step_ns(BATCH as u32), false);
+    let mut smol = Smol::new(BATCH, step_ns(BATCH as u32), false);
+    for _ in 0..rounds {
+        each[0].push(connections(&mut paste, at_least));
+        each[1].push(connections(&mut smol, at_least));
+    }
+    Report {
+        machine: Machine::this(),
+        rounds,
+        round_ms: at_least.as_millis(),
+        rows,
+        connections_per_second: each.map(|values| Spread::of(&values)),
+        peer_ns: peer_ns(at_least),
+        stack_bytes: bytes_of(|| paste::stack(1, BATCH as u32, false)),
+    }
+}
+
+/// All rows for one number of flows in one order.
+fn compare(flows: u32, order: Order, offload: bool, rounds: u32, at_least: Duration) -> Vec<Row> {
+    let step_ns = step_ns(flows);
+    let paste = Box::new(Paste::new(flows, step_ns, offload));
+    let mut sides = vec![Side::new("paste", paste, flows, order)];
+    if flows <= SMOL_FLOWS_MAX {
+        let smol = Box::new(Smol::new(flows as usize, step_ns, offload));
+        sides.push(Side::new("smoltcp", smol, flows, order));
+    }
+    for _ in 0..rounds {
+        for side in &mut sides {
+            side.round(at_least);
+        }
+    }
+    let row = |side: Side| Row {
+        stack: side.name,
+        flows,
+        order,
+        offload,
+        ns: Spread::of(&side.rounds),
+        bytes_per_flow: if side.name == "paste" { paste_bytes(flows) } else { smol_bytes(flows) },
+    };
+    let rows: Vec<Row> = sides.into_iter().map(row).collect();
+    for row in &rows {
+        eprintln!(
+            "{}: {flows} flows, {}{}: {:.0} ns",
+            row.stack,
+            order.name(),
+            if offload { ", checksums by the device" } else { "" },
+            row.ns.median
+        );
+    }
+    rows
+}

@@ -1,0 +1,85 @@
+//! Buffers in a `Vec`: the memory that both stacks' frames lie in. Who owns what
+//! is the tests' affair; here nothing is kept but the pool.
+
+use paste_stack::{Memory, checksum};
+
+/// Bytes of one buffer.
+pub const BUFFER_SIZE: usize = 2048;
+
+/// Buffers, and those that are free, the last one returned on top.
+#[derive(Debug)]
+pub struct Region {
+    bytes: Vec<u8>,
+    free: Vec<u32>,
+    count: u32,
+}
+
+impl Region {
+    /// `count` free buffers. Their pages are touched, so that no measurement
+    /// finds them missing.
+    pub fn new(count: u32) -> Region {
+        Region {
+            bytes: vec![1; count as usize * BUFFER_SIZE],
+            free: (0..count).rev().collect(),
+            count,
+        }
+    }
+
+    /// The bytes of a range.
+    #[inline]
+    pub fn bytes(&self, buf: u32, offset: usize, len: usize) -> &[u8] {
+        let at = buf as usize * BUFFER_SIZE + offset;
+        &self.bytes[at..at + len]
+    }
+
+    /// The bytes of a range, for writing.
+    #[inline]
+    pub fn bytes_mut(&mut self, buf: u32, offset: usize, len: usize) -> &mut [u8] {
+        let at = buf as usize * BUFFER_SIZE + offset;
+        &mut self.bytes[at..at + len]
+    }
+}
+
+impl Memory for Region {
+    fn buffer_size(&self) -> usize {
+        BUFFER_SIZE
+    }
+
+    fn buffer_count(&self) -> u32 {
+        self.count
+    }
+
+    fn free(&self) -> u32 {
+        self.free.len() as u32
+    }
+
+    #[inline]
+    fn take(&mut self) -> Option<u32> {
+        self.free.pop()
+    }
+
+    #[inline]
+    fn give(&mut self, buf: u32) {
+        self.free.push(buf);
+    }
+
+    #[inline]
+    fn read(&self, buf: u32, offset: usize, out: &mut [u8]) {
+        out.copy_from_slice(self.bytes(buf, offset, out.len()));
+    }
+
+    #[inline]
+    fn write(&mut self, buf: u32, offset: usize, data: &[u8]) {
+        self.bytes_mut(buf, offset, data.len()).copy_from_slice(data);
+    }
+
+    fn copy(&mut self, from: u32, from_offset: usize, to: u32, to_offset: usize, len: usize) {
+        let from = from as usize * BUFFER_SIZE + from_offset;
+        self.bytes.copy_within(from..from + len, to as usize * BUFFER_SIZE + to_offset);
+    }
+
+    #[inline]
+    fn sum(&self, buf: u32, offset: usize, len: usize) -> u16 {
+        checksum::sum(self.bytes(buf, offset, len))
+    }
+}
