@@ -3,7 +3,6 @@
 use paste_abi::{Flow, Reason};
 
 use crate::stack::Stack;
-use crate::tcp::congestion::Congestion;
 
 /// A flow as it is now. Lengths are bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
