@@ -13,6 +13,7 @@ use thiserror::Error;
 use crate::bufs::{NIL, Place, Queue};
 use crate::flow::{FlowState, Links, List, NEVER, State, event};
 use crate::stack::Stack;
+use crate::tcp::scoreboard;
 use crate::tcp::seq::Seq;
 
 /// Something that must hold in a [`Stack`] and does not.
@@ -148,6 +149,7 @@ impl Stack {
             self.audit_membership(index, &lists)?;
             self.audit_queues(index, delivered[index as usize], &mut queued)?;
             self.audit_sequence(index)?;
+            self.audit_scoreboard(index)?;
             self.audit_timer(index, self.flows[index].deadline())?;
             self.audit_wakers(index)?;
             totals.add(&self.flows[index]);
@@ -355,9 +357,8 @@ impl Stack {
         };
         ordered("ISS <= SND.UNA", flow.iss, flow.snd_una)?;
         ordered("SND.UNA <= SND.NXT", flow.snd_una, flow.snd_nxt)?;
-        ordered("SND.NXT <= what was ever sent", flow.snd_nxt, flow.snd_max)?;
         let end = flow.snd_end + u32::from(flow.fin_queued);
-        ordered("what was ever sent <= what was queued", flow.snd_max, end)?;
+        ordered("SND.NXT <= what was queued", flow.snd_nxt, end)?;
 
         // The send queue is one run of payload that ends with what was queued.
         let first = flow.snd_una.max(flow.iss + 1);
@@ -400,6 +401,26 @@ impl Stack {
             ordered("held payload is early and does not overlap", least, Seq(meta.seq))?;
             least = Seq(meta.seq) + u32::from(meta.len);
             ordered("held payload lies in the window", least, flow.rcv_adv)?;
+        }
+        Ok(())
+    }
+
+    /// What is lost and what is delivered out of order is what the units say.
+    fn audit_scoreboard(&self, index: u32) -> Result<(), Violation> {
+        let flow = &self.flows[index];
+        let tally = scoreboard::tally(&self.bufs, flow);
+        let whose = || format!("flow {index} in {:?}", flow.state);
+        equal(whose(), "lost_bytes", flow.lost_bytes.into(), tally.lost)?;
+        if flow.sack {
+            equal(whose(), "sacked_bytes", flow.sacked_bytes.into(), tally.sacked)?;
+        }
+        if tally.lost > 0 && scoreboard::next_lost(&self.bufs, flow).is_none() {
+            return Err(self.sequence(
+                index,
+                "what is lost is found",
+                flow.snd_una,
+                flow.rexmit_nxt,
+            ));
         }
         Ok(())
     }
@@ -452,7 +473,7 @@ impl Stack {
             _ if may_wait => {}
             State::SynSent | State::SynReceived => return Err(asleep("the handshake is to go on")),
             _ if flow.outstanding() => return Err(asleep("not all is acknowledged")),
-            _ if flow.snd_max != flow.snd_end + u32::from(flow.fin_queued) => {
+            _ if flow.snd_nxt != flow.snd_end + u32::from(flow.fin_queued) => {
                 return Err(asleep("not all is sent"));
             }
             _ => {}

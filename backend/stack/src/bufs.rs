@@ -13,6 +13,7 @@
 use paste_abi::Reason;
 
 use crate::tcp::input::Segment;
+use crate::tcp::rtt::Stamp;
 use crate::tcp::seq::Seq;
 
 /// No buffer, flow or other index.
@@ -62,6 +63,22 @@ pub(crate) struct BufMeta {
     pub keep: bool,
     /// Done: why, [`Reason::Ok`] when the peer has acknowledged it.
     pub reason: Reason,
+    /// Sending: when the last of its segments was sent for the first time.
+    pub sent_at: Stamp,
+    /// Sending: when one of its segments was sent again last.
+    pub resent_at: Stamp,
+    /// Sending: bytes of a unit of [`crate::tcp::scoreboard`]; zero before it
+    /// is sent.
+    pub unit: u16,
+    /// Sending: a bit for each unit that the peer has out of order.
+    pub sacked: u32,
+    /// Sending: a bit for each unit that is lost and was not sent again yet.
+    pub lost: u32,
+    /// Sending: a bit for each unit that was sent more than once.
+    pub resent: u32,
+    /// Sending: neighbours in the list of what was sent again.
+    pub earlier: u32,
+    pub later: u32,
 }
 
 /// A queue of buffers, linked through their records.
@@ -103,6 +120,14 @@ impl Bufs {
             notify: false,
             keep: false,
             reason: Reason::Ok,
+            sent_at: Stamp::at(0),
+            resent_at: Stamp::at(0),
+            unit: 0,
+            sacked: 0,
+            lost: 0,
+            resent: 0,
+            earlier: NIL,
+            later: NIL,
         };
         Bufs { metas: vec![meta; count as usize].into_boxed_slice() }
     }

@@ -43,10 +43,20 @@ counters! {
     timeouts,
     /// Fast retransmits begun (RFC 5681 section 3.2).
     fast_retransmits,
+    /// Tail loss probes sent (RFC 8985 section 7).
+    tail_probes_out,
+    /// Reductions of the window that were undone: nothing had been lost.
+    undone,
+    /// Reductions of the window because the peer echoed a mark (RFC 3168).
+    ecn_reductions,
+    /// Paths on which full segments seem to vanish (RFC 4821 section 7.7).
+    black_holes,
     /// Zero-window and keepalive probes sent.
     probes_out,
     /// Duplicate acknowledgements received.
     duplicate_acks_in,
+    /// D-SACKs received (RFC 2883).
+    dsacks_in,
     /// Flows accepted into ESTABLISHED.
     accepted,
     /// Active opens that succeeded.
@@ -102,6 +112,8 @@ counters! {
     drop_paws,
     /// Dropped: an acknowledgement of what was never sent, or is long past.
     drop_bad_ack,
+    /// Left out: a SACK block of what is not in flight.
+    drop_bad_sack,
     /// Dropped: a RST or SYN that does not match exactly (RFC 5961).
     drop_blind,
     /// Dropped: payload seen before.

@@ -10,8 +10,13 @@ use crate::bufs::{NIL, Queue};
 use crate::config::{Config, CongestionControl};
 use crate::tcp::congestion::Control;
 use crate::tcp::held::RECENT;
+use crate::tcp::pmtu::Path;
+use crate::tcp::rack::Rack;
+use crate::tcp::recovery::{Phase, Tail, Undo};
 use crate::tcp::rtt::Rtt;
 use crate::tcp::seq::Seq;
+use crate::tcp::timers::Timer;
+use crate::wire::tcp::SackBlock;
 
 /// A time that never comes.
 pub(crate) const NEVER: u64 = u64::MAX;
@@ -202,10 +207,8 @@ pub(crate) struct FlowState {
     // Sending.
     pub iss: Seq,
     pub snd_una: Seq,
-    /// What is sent next; goes back on a timeout.
-    pub snd_nxt: Seq,
     /// What has never been sent.
-    pub snd_max: Seq,
+    pub snd_nxt: Seq,
     /// After the last byte queued; FIN's own number once it is queued.
     pub snd_end: Seq,
     pub snd_wnd: u32,
@@ -216,8 +219,10 @@ pub(crate) struct FlowState {
     pub snd_scale: u8,
     /// The peer's SYN had the window scale option.
     pub peer_scales: bool,
-    /// Payload bytes that one segment carries.
+    /// Payload bytes that one segment carries, with no SACK option in it.
     pub mss: u16,
+    /// What the two ends agreed on; `mss` is less on a narrow path.
+    pub mss_max: u16,
     pub tx: Queue,
     /// The buffer that `snd_nxt` lies in, or [`NIL`].
     pub tx_cursor: u32,
@@ -229,22 +234,58 @@ pub(crate) struct FlowState {
     /// SYN or SYN,ACK is due.
     pub syn_due: bool,
     pub rst_due: bool,
-    /// The segment at `snd_una` is due again.
+    /// One segment is to be sent again, whatever the congestion window says.
     pub rexmit_due: bool,
     /// A keepalive or zero-window probe is due.
     pub probe_due: bool,
-    /// The retransmission timer runs as the persist timer.
-    pub persist: bool,
+    /// A tail loss probe is due (RFC 8985 section 7.3).
+    pub tail_due: bool,
+    /// What `rexmit_at` is the time of.
+    pub timer: Timer,
 
-    // Congestion.
+    // Loss and congestion.
     pub congestion: Control,
     pub rtt: Rtt,
-    /// RFC 6582: the highest number sent when recovery began.
+    pub phase: Phase,
+    /// SND.NXT when the phase began (RFC 6582, "recover").
     pub recover: Seq,
-    pub in_recovery: bool,
-    /// Duplicate acknowledgements: segments that the peer has beyond a gap, less
-    /// those that were acknowledged since.
-    pub dupacks: u32,
+    /// The congestion window is what held the sender back last.
+    pub window_full: bool,
+    pub dupacks: u8,
+    /// Bytes that the peer has out of order; without SACK, as far as duplicate
+    /// acknowledgements tell.
+    pub sacked_bytes: u32,
+    /// Bytes that are lost and were not sent again yet.
+    pub lost_bytes: u32,
+    /// FIN, sent without payload, is to be sent again.
+    pub fin_lost: bool,
+    /// No buffer before it has lost bytes; or [`NIL`].
+    pub rexmit_buf: u32,
+    /// What of a lost unit is to be sent next, when part of it was.
+    pub rexmit_nxt: Seq,
+    /// Where loss is looked for among what was sent once, or [`NIL`].
+    pub rack_cursor: u32,
+    /// The buffer in which something was SACKed last, or [`NIL`].
+    pub sack_hint: u32,
+    /// The buffer that was sent from last, or [`NIL`].
+    pub tx_last: u32,
+    /// Blocks that the peer told of last.
+    pub sack_seen: [SackBlock; 3],
+    /// Buffers of which something was sent again, in the order of time.
+    pub resent: Queue,
+    pub rack: Rack,
+    pub tail: Tail,
+    /// SND.NXT when the tail loss probe was sent.
+    pub tail_end: Seq,
+    pub undo: Undo,
+    /// The path MTU, as far as it is not what the two ends agreed on.
+    pub path: Path,
+
+    // ECN (RFC 3168), as a sender.
+    /// The next new segment says that the window was reduced.
+    pub cwr_due: bool,
+    /// SND.NXT when it was.
+    pub ecn_recover: Seq,
 
     // Receiving.
     pub irs: Seq,
@@ -257,6 +298,8 @@ pub(crate) struct FlowState {
     /// Largest payload seen, an estimate of the peer's MSS.
     pub rcv_mss: u16,
     pub rx: Queue,
+    /// ECN was agreed on (RFC 3168 section 6.1.1).
+    pub ecn: bool,
     pub held: Queue,
     pub held_blocks: u8,
     /// A number in each of the blocks that changed last, the latest first.
@@ -318,7 +361,6 @@ impl FlowState {
             iss: Seq(0),
             snd_una: Seq(0),
             snd_nxt: Seq(0),
-            snd_max: Seq(0),
             snd_end: Seq(0),
             snd_wnd: 0,
             snd_wnd_max: 0,
@@ -327,6 +369,7 @@ impl FlowState {
             snd_scale: 0,
             peer_scales: false,
             mss: 0,
+            mss_max: 0,
             tx: Queue::EMPTY,
             tx_cursor: NIL,
             tx_len: 0,
@@ -337,12 +380,31 @@ impl FlowState {
             rst_due: false,
             rexmit_due: false,
             probe_due: false,
-            persist: false,
+            tail_due: false,
+            timer: Timer::Retransmit,
             congestion: Control::new(CongestionControl::default(), 0),
             rtt: Rtt::new(0),
+            phase: Phase::Open,
             recover: Seq(0),
-            in_recovery: false,
+            window_full: false,
             dupacks: 0,
+            sacked_bytes: 0,
+            lost_bytes: 0,
+            fin_lost: false,
+            rexmit_buf: NIL,
+            rexmit_nxt: Seq(0),
+            rack_cursor: NIL,
+            sack_hint: NIL,
+            tx_last: NIL,
+            sack_seen: [SackBlock::default(); 3],
+            resent: Queue::EMPTY,
+            rack: Rack::new(0, Seq(0)),
+            tail: Tail::None,
+            tail_end: Seq(0),
+            undo: Undo::NONE,
+            path: Path::new(0),
+            cwr_due: false,
+            ecn_recover: Seq(0),
             irs: Seq(0),
             rcv_nxt: Seq(0),
             rcv_adv: Seq(0),
@@ -350,6 +412,7 @@ impl FlowState {
             rcv_scale: 0,
             rcv_mss: 0,
             rx: Queue::EMPTY,
+            ecn: false,
             held: Queue::EMPTY,
             held_blocks: 0,
             held_recent: [Seq(0); RECENT],
@@ -409,24 +472,17 @@ impl FlowState {
         self.state = next;
     }
 
-    /// Bytes sent and not acknowledged, as far as has been sent since the last
-    /// timeout.
+    /// Bytes sent and not acknowledged, SYN and FIN included (RFC 5681
+    /// section 2, FlightSize).
     #[inline]
     pub(crate) fn flight(&self) -> u32 {
         self.snd_nxt.since(self.snd_una)
     }
 
-    /// Bytes in flight that the peer has not got, as far as duplicate
-    /// acknowledgements tell: each stands for a segment.
-    #[inline]
-    pub(crate) fn pipe(&self) -> u32 {
-        self.flight().saturating_sub(self.dupacks.saturating_mul(u32::from(self.mss)))
-    }
-
     /// Whether anything sent is not acknowledged, SYN and FIN included.
     #[inline]
     pub(crate) fn outstanding(&self) -> bool {
-        self.snd_max != self.snd_una
+        self.snd_nxt != self.snd_una
     }
 
     /// Whether FIN is what is to be sent next.

@@ -27,8 +27,8 @@ impl Stack {
             mss: flow.mss,
             congestion_window: flow.congestion.window(),
             send_window: flow.snd_wnd,
-            unacknowledged: flow.snd_max.since(flow.snd_una),
-            unsent: flow.snd_end.since(flow.snd_max),
+            unacknowledged: flow.snd_nxt.since(flow.snd_una),
+            unsent: flow.snd_end.since(flow.snd_nxt),
         })
     }
 }

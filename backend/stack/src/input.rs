@@ -10,10 +10,10 @@ use crate::memory::Memory;
 use crate::stack::{Outcome, Stack};
 use crate::tcp::input::Place as SegmentPlace;
 use crate::tcp::seq::Seq;
+use crate::wire::HEADER_COPY;
 use crate::wire::ethernet::{self, Mac};
 use crate::wire::icmp::{self, Unreachable};
 use crate::wire::ipv4::{self, Ipv4};
-use crate::wire::{HEADER_COPY, tcp};
 use paste_abi::Reason;
 
 /// The smallest path MTU that is believed. RFC 1191 section 3 allows 68, which
@@ -132,7 +132,7 @@ impl Stack {
             return self.echo(now, frame, from, ip, header, data_offset, data_len);
         }
         match icmp::parse_unreachable(bytes) {
-            Some(message) => self.unreachable(mem, &message),
+            Some(message) => self.unreachable(mem, now, &message),
             None => self.counters.drop_icmp += 1,
         }
         Outcome::Consumed
@@ -171,7 +171,7 @@ impl Stack {
 
     /// A router or the peer's host could not deliver a segment. Believed only
     /// when it quotes a sequence number that is in flight (RFC 5927 section 4.1).
-    fn unreachable<M: Memory>(&mut self, mem: &mut M, message: &Unreachable) {
+    fn unreachable<M: Memory>(&mut self, mem: &mut M, now: u64, message: &Unreachable) {
         let key = Key::v4(message.dst, message.dst_port, message.src_port);
         let found = if message.src == self.config.address {
             self.find_flow(&key, self.hash(&key.bytes()))
@@ -181,33 +181,18 @@ impl Stack {
         let seq = Seq(message.seq);
         let Some(index) = found.filter(|&i| {
             let flow = &self.flows[i];
-            !seq.before(flow.snd_una) && seq.before(flow.snd_max)
+            !seq.before(flow.snd_una) && seq.before(flow.snd_nxt)
         }) else {
             self.counters.drop_icmp += 1;
             return;
         };
         if message.code == icmp::FRAGMENTATION_NEEDED {
-            self.path_mtu(index, message.mtu);
+            self.path_mtu(now, index, message.mtu.max(PATH_MTU_MIN));
         } else if self.flows[index].state == State::SynSent && matches!(message.code, 2 | 3) {
             // RFC 1122 section 4.2.3.9 has these as hard errors; RFC 5461
             // section 4.1 limits that to connections that are being opened.
             self.counters.icmp_errors_in += 1;
             self.terminate(mem, index, Some(Reason::Unreachable));
         }
-    }
-
-    fn path_mtu(&mut self, index: u32, mtu: u16) {
-        let mtu = mtu.max(PATH_MTU_MIN);
-        let flow = &mut self.flows[index];
-        let options = if flow.timestamps { tcp::TIMESTAMPS_LEN } else { 0 };
-        let mss = mtu - (ipv4::LEN + tcp::LEN + options) as u16;
-        if mss >= flow.mss {
-            return;
-        }
-        self.counters.icmp_errors_in += 1;
-        flow.mss = mss;
-        // Everything in flight was too large; it goes again in smaller pieces.
-        self.resend_all(index);
-        self.kick(index);
     }
 }

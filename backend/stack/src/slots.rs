@@ -174,6 +174,10 @@ impl Stack {
         meta.notify = tx.notify;
         meta.keep = tx.keep;
         meta.pins = 0;
+        meta.unit = 0;
+        meta.sacked = 0;
+        meta.lost = 0;
+        meta.resent = 0;
         self.bufs.push(&mut flow_state.tx, tx.buf);
         flow_state.snd_end += u32::from(tx.len);
         flow_state.tx_len += 1;

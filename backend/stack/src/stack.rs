@@ -17,6 +17,9 @@ use crate::frame::TxBatch;
 use crate::listen::Listeners;
 use crate::memory::Memory;
 use crate::table::Table;
+use crate::tcp::pmtu::Path;
+use crate::tcp::rack::Rack;
+use crate::tcp::scoreboard;
 use crate::wheel::Wheel;
 use crate::wire::{ipv4, tcp};
 
@@ -275,9 +278,12 @@ impl Stack {
         flow.iss = iss;
         flow.snd_una = iss;
         flow.snd_nxt = iss;
-        flow.snd_max = iss;
         flow.snd_end = iss + 1;
         flow.recover = iss;
+        flow.ecn_recover = iss;
+        flow.rexmit_nxt = iss;
+        flow.rack = Rack::new(now, iss);
+        flow.path = Path::new(now);
         flow.ts_offset = ts_offset;
         flow.mss = mss;
         self.table.insert(hash, index);
@@ -441,8 +447,8 @@ impl Stack {
     /// the guest, with the reason why they were not acknowledged.
     fn drop_sending<M: Memory>(&mut self, mem: &mut M, index: u32, reason: Reason) {
         let mut queue = core::mem::replace(&mut self.flows[index].tx, Queue::EMPTY);
-        self.flows[index].tx_cursor = NIL;
         self.flows[index].tx_len = 0;
+        scoreboard::clear(&mut self.bufs, &mut self.flows[index]);
         while let Some(buf) = self.bufs.pop(&mut queue) {
             if self.bufs.get(buf).keep {
                 self.finish(index, buf, reason);

@@ -1,5 +1,6 @@
-//! What an acknowledgement does: it frees buffers, moves the windows, and tells
-//! of loss (RFC 9293 section 3.10.7.4, fifth; RFC 5681; RFC 6582).
+//! What an acknowledgement does to the send queue: it frees buffers and moves
+//! the windows (RFC 9293 section 3.10.7.4, fifth). What it says about loss is
+//! the affair of [`crate::tcp::recovery`].
 
 use paste_abi::Reason;
 
@@ -8,11 +9,12 @@ use crate::flow::{Links, NEVER, State, event};
 use crate::memory::Memory;
 use crate::stack::Stack;
 use crate::tcp::input::Segment;
+use crate::tcp::recovery::News;
+use crate::tcp::rtt::Stamp;
+use crate::tcp::scoreboard::{self, Delivery};
 use crate::tcp::seq::Seq;
-use crate::wire::tcp::flag;
-
-/// RFC 5681 section 3.2: duplicate acknowledgements that mean a loss.
-const DUPACKS: u32 = 3;
+use crate::tcp::timers::Timer;
+use crate::wire::tcp::{Header, SackBlock, flag};
 
 impl Stack {
     /// Processes the acknowledgement of an acceptable segment. `false` when the
@@ -25,144 +27,148 @@ impl Stack {
         segment: &Segment,
     ) -> bool {
         let header = &segment.header;
-        let (ack, seq) = (header.ack, header.seq);
-        let window = u32::from(header.window) << self.flows[index].snd_scale;
-        let flow = &mut self.flows[index];
-        if ack.after(flow.snd_una) {
-            self.new_ack(mem, now, index, segment);
-        } else if ack == flow.snd_una
-            && segment.len == 0
-            && !header.has(flag::FIN)
-            && window == flow.snd_wnd
-            && flow.flight() > 0
-        {
-            self.duplicate_ack(now, index);
-        }
-
-        let flow = &mut self.flows[index];
-        if flow.snd_wl1.before(seq) || (flow.snd_wl1 == seq && !flow.snd_wl2.after(ack)) {
-            flow.snd_wl1 = seq;
-            flow.snd_wl2 = ack;
-            flow.snd_wnd = window;
-            flow.snd_wnd_max = flow.snd_wnd_max.max(window);
-            if flow.persist && window > 0 {
-                flow.persist = false;
-                flow.rexmit_at = NEVER;
-                flow.rtt.end_backoff();
+        let flow = &self.flows[index];
+        let window = u32::from(header.window) << flow.snd_scale;
+        let advanced = header.ack.after(flow.snd_una);
+        if advanced || flow.outstanding() {
+            let mut news = News {
+                ack: header.ack,
+                advanced: advanced.then(|| header.ack.since(flow.snd_una)),
+                flight: flow.flight(),
+                pipe: flow.pipe(),
+                lost: flow.lost_bytes,
+                duplicate: !advanced
+                    && header.ack == flow.snd_una
+                    && segment.len == 0
+                    && !header.has(flag::FIN)
+                    && window == flow.snd_wnd,
+                dsack: false,
+                congestion: header.has(flag::ECE),
+                echo: header.options.timestamps.map(|ts| ts.echo),
+                delivery: Delivery::default(),
+            };
+            if advanced {
+                self.advance_una(mem, now, index, header.ack, &mut news.delivery);
+            }
+            if !header.options.sack.is_empty() && self.flows[index].sack {
+                news.dsack = self.sack_input(now, index, header, &mut news.delivery);
+            }
+            self.take_news(now, index, &news);
+            if advanced {
+                self.make_writable(index);
             }
         }
-        if flow.persist {
-            // RFC 1122 section 4.2.2.17: a peer that answers is alive.
-            flow.progress_at = now;
-        }
-        if flow.tx_cursor != NIL || flow.rexmit_due || flow.fin_due() {
+        self.window_input(now, index, header, window, advanced);
+        let flow = &self.flows[index];
+        if flow.tx_cursor != NIL || flow.resends() || flow.fin_due() {
             self.kick(index);
         }
         self.fin_acknowledged(mem, now, index)
     }
 
-    fn new_ack<M: Memory>(&mut self, mem: &mut M, now: u64, index: u32, segment: &Segment) {
-        let ack = segment.header.ack;
+    /// The send window (RFC 9293 section 3.10.7.4), and with it the persist timer.
+    fn window_input(&mut self, now: u64, index: u32, header: &Header, window: u32, advanced: bool) {
+        let (ack, seq) = (header.ack, header.seq);
         let flow = &mut self.flows[index];
-        let mss = u32::from(flow.mss);
-        let acked = ack.since(flow.snd_una);
-        let flight = flow.flight();
-        if let Some(rtt) = flow.rtt.on_ack(ack, now) {
-            flow.congestion.on_rtt(rtt);
-        }
-        flow.snd_una = ack;
-        self.free_acknowledged(mem, index, ack);
-
-        let flow = &mut self.flows[index];
-        if flow.snd_nxt.before(ack) {
-            // After a timeout the peer turned out to have more than we thought.
-            flow.snd_nxt = ack;
-            flow.tx_cursor = flow.tx.head;
-        }
-        if flow.in_recovery {
-            if ack.before(flow.recover) {
-                // What was retransmitted, and segments behind it whose
-                // duplicates were counted as delivered already.
-                let counted = (acked / mss).saturating_sub(1).min(flow.dupacks);
-                flow.dupacks -= counted;
-                let delivered = acked - counted * mss;
-                flow.congestion.on_recovery_ack(delivered, flow.pipe(), true, mss);
-                flow.rexmit_due = true;
-            } else {
-                flow.in_recovery = false;
-                flow.dupacks = 0;
-                flow.congestion.on_recovered(now, flow.pipe(), mss);
+        // What acknowledges something new is the latest word, even in a segment
+        // that was sent again and so has an old sequence number.
+        if advanced || flow.snd_wl1.before(seq) || (flow.snd_wl1 == seq && !flow.snd_wl2.after(ack))
+        {
+            flow.snd_wl1 = seq;
+            flow.snd_wl2 = ack;
+            flow.snd_wnd = window;
+            flow.snd_wnd_max = flow.snd_wnd_max.max(window);
+            if flow.timer == Timer::Persist && window > 0 {
+                flow.timer = Timer::Retransmit;
+                flow.rexmit_at = NEVER;
+                flow.rtt.end_backoff();
             }
-        } else {
-            flow.dupacks = 0;
-            let limited = 2 * u64::from(flight) >= u64::from(flow.congestion.window());
-            let srtt = flow.rtt.smoothed();
-            flow.congestion.on_ack(now, acked, srtt, mss, limited);
         }
-        // RFC 6298 sections 5.2 and 5.3.
-        flow.rtt.end_backoff();
-        flow.persist = false;
-        flow.progress_at = now;
-        let timers = &self.config.timers;
-        flow.rexmit_at = if flow.outstanding() {
-            now.saturating_add(flow.rtt.timeout(timers.rto_min, timers.rto_max))
-        } else {
-            NEVER
-        };
-        if flow.want_writable && flow.tx_len <= self.config.send_queue_max / 2 {
-            flow.want_writable = false;
-            flow.events |= event::WRITABLE;
-            self.mark_ready(index);
+        if flow.timer == Timer::Persist {
+            // RFC 1122 section 4.2.2.17: a peer that answers is alive.
+            flow.progress_at = now;
         }
     }
 
-    /// Takes what lies before `ack` out of the send queue.
-    fn free_acknowledged<M: Memory>(&mut self, mem: &mut M, index: u32, ack: Seq) {
-        let mut queue = self.flows[index].tx;
-        while queue.head != NIL {
-            let buf = queue.head;
-            let meta = self.bufs.get(buf);
-            if (Seq(meta.seq) + u32::from(meta.len)).after(ack) {
+    /// Moves SND.UNA, and takes what lies before it out of the send queue.
+    fn advance_una<M: Memory>(
+        &mut self,
+        mem: &mut M,
+        now: u64,
+        index: u32,
+        ack: Seq,
+        delivery: &mut Delivery,
+    ) {
+        let stamp = Stamp::at(now);
+        loop {
+            let (bufs, flow) = (&mut self.bufs, &mut self.flows[index]);
+            let buf = flow.tx.head;
+            if buf == NIL || !ack.after(Seq(bufs.get(buf).seq)) {
                 break;
             }
-            let (next, told) = (meta.next, meta.notify || meta.keep);
-            self.bufs.pop(&mut queue);
-            let flow = &mut self.flows[index];
-            flow.tx_len -= 1;
-            if flow.tx_cursor == buf {
-                flow.tx_cursor = next;
+            if !scoreboard::acknowledge_head(bufs, flow, stamp, ack, delivery) {
+                break;
             }
+            let meta = bufs.get(buf);
+            let (next, told) = (meta.next, meta.notify || meta.keep);
+            scoreboard::forget(bufs, flow, buf, next);
+            bufs.pop(&mut flow.tx);
+            flow.tx_len -= 1;
             if told {
                 self.finish(index, buf, Reason::Ok);
             } else {
                 self.give_or_pin(mem, buf);
             }
         }
-        self.flows[index].tx = queue;
+        let flow = &mut self.flows[index];
+        flow.snd_una = ack;
+        if ack.after(flow.snd_end) {
+            flow.fin_lost = false;
+            // FIN counts as delivered too, so that what waits for it does not.
+            delivery.bytes += 1;
+        }
     }
 
-    fn duplicate_ack(&mut self, now: u64, index: u32) {
-        self.counters.duplicate_acks_in += 1;
-        let flow = &mut self.flows[index];
-        let mss = u32::from(flow.mss);
-        flow.dupacks = flow.dupacks.saturating_add(1);
-        if flow.in_recovery {
-            flow.congestion.on_recovery_ack(mss, flow.pipe(), false, mss);
-        } else {
-            // RFC 6582 section 3.2, step 2: not again for what a timeout has
-            // sent again already.
-            if flow.dupacks == DUPACKS && !flow.snd_una.before(flow.recover) {
-                let flight = flow.flight();
-                flow.congestion.on_loss(now, flight, mss);
-                flow.congestion.on_recovery_ack(mss, flow.pipe(), false, mss);
-                flow.in_recovery = true;
-                flow.recover = flow.snd_max;
-                flow.rexmit_due = true;
-                self.counters.fast_retransmits += 1;
+    /// Takes in SACK blocks. Returns whether the first one told of something
+    /// that arrived twice (RFC 2883 section 4).
+    fn sack_input(
+        &mut self,
+        now: u64,
+        index: u32,
+        header: &Header,
+        delivery: &mut Delivery,
+    ) -> bool {
+        let (bufs, flow) = (&mut self.bufs, &mut self.flows[index]);
+        let blocks = &header.options.sack;
+        let first = blocks[0];
+        let inside = |outer: &SackBlock| {
+            !first.start.before(outer.start) && !first.end.after(outer.end) && first != *outer
+        };
+        let dsack = !first.end.after(header.ack) || blocks.get(1).is_some_and(inside);
+        for block in blocks.iter().skip(usize::from(dsack)) {
+            // RFC 5961 section 5's caution for SACK: only what is in flight counts.
+            let known = !block.start.before(flow.snd_una)
+                && block.start.before(block.end)
+                && !block.end.after(flow.snd_nxt);
+            if known {
+                scoreboard::sack(bufs, flow, Stamp::at(now), *block, delivery);
+            } else if block.end.after(flow.snd_una) {
+                self.counters.drop_bad_sack += 1;
             }
         }
-        // Also for limited transmit (RFC 3042): see `output`.
-        self.kick(index);
+        if dsack {
+            self.counters.dsacks_in += 1;
+        }
+        dsack
+    }
+
+    fn make_writable(&mut self, index: u32) {
+        let flow = &mut self.flows[index];
+        if flow.want_writable && flow.tx_len <= self.config.send_queue_max / 2 {
+            flow.want_writable = false;
+            flow.events |= event::WRITABLE;
+            self.mark_ready(index);
+        }
     }
 
     /// Moves on when our FIN is acknowledged. `false` when the flow ended.

@@ -217,7 +217,7 @@ impl Stack {
         }
         let ack = segment.header.ack;
         if flow.state == State::SynReceived {
-            if !ack.after(flow.snd_una) || ack.after(flow.snd_max) {
+            if !ack.after(flow.snd_una) || ack.after(flow.snd_nxt) {
                 self.counters.drop_bad_ack += 1;
                 let key = flow.key;
                 self.reset_stranger(now, key, &segment);
@@ -229,7 +229,7 @@ impl Stack {
         }
         let flow = &mut self.flows[index];
         // RFC 5961 section 5.2.
-        if ack.after(flow.snd_max) || ack.before(Seq(flow.snd_una.0.wrapping_sub(flow.snd_wnd_max)))
+        if ack.after(flow.snd_nxt) || ack.before(Seq(flow.snd_una.0.wrapping_sub(flow.snd_wnd_max)))
         {
             self.counters.drop_bad_ack += 1;
             self.challenge(now, index);
@@ -322,6 +322,8 @@ impl Stack {
         // RFC 6298 section 5.7: the handshake was lossy.
         if flow.rtt.backoff() > 0 {
             flow.rtt = super::rtt::Rtt::new(3 * SEC);
+        } else if now > flow.progress_at {
+            flow.rtt.sample(now, now - flow.progress_at);
         }
         flow.enter(if flow.fin_queued { State::FinWait1 } else { State::Established });
         flow.syn_due = false;

@@ -65,7 +65,7 @@ impl Stack {
         let header = &segment.header;
         let flow = &mut self.flows[index];
         let acks = header.has(flag::ACK);
-        if acks && (!header.ack.after(flow.iss) || header.ack.after(flow.snd_max)) {
+        if acks && (!header.ack.after(flow.iss) || header.ack.after(flow.snd_nxt)) {
             self.counters.drop_bad_ack += 1;
             let key = flow.key;
             self.reset_stranger(now, key, segment);
@@ -85,8 +85,6 @@ impl Stack {
         }
         self.take_syn(now, index, segment);
         if acks {
-            let flow = &mut self.flows[index];
-            flow.rtt.on_ack(header.ack, now);
             self.established(mem, now, index, segment);
             let flow = &mut self.flows[index];
             flow.snd_una = header.ack;

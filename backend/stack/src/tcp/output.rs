@@ -7,7 +7,11 @@ use crate::flow::{FlowState, Links, NEVER, State};
 use crate::frame::{Payload, TxBatch};
 use crate::memory::Memory;
 use crate::stack::Stack;
+use crate::tcp::recovery::{Phase, Tail};
+use crate::tcp::rtt::Stamp;
+use crate::tcp::scoreboard;
 use crate::tcp::seq::Seq;
+use crate::tcp::timers::Timer;
 use crate::wire::ip::ecn;
 use crate::wire::tcp::flag;
 
@@ -16,9 +20,9 @@ use crate::wire::tcp::flag;
 pub(crate) enum Why {
     Reset,
     Syn,
-    /// The segment at `snd_una`, again.
+    /// What was lost, or is thought to be.
     Again,
-    /// What comes next at `snd_nxt`.
+    /// What comes next at SND.NXT.
     Next,
     /// A number that the peer has had already, so that it answers: a keepalive
     /// (RFC 9293 section 3.8.4) or a zero-window probe (section 3.8.6.1). The
@@ -45,10 +49,14 @@ impl Plan {
         Plan { why, seq, flags, payload: None, ecn: ecn::NOT_ECT }
     }
 
+    fn payload_len(&self) -> u32 {
+        self.payload.map_or(0, |p| u32::from(p.len))
+    }
+
     /// After the last sequence number that it occupies.
     fn end(&self) -> Seq {
         let control = self.flags & (flag::SYN | flag::FIN) != 0;
-        self.seq + self.payload.map_or(0, |p| u32::from(p.len)) + u32::from(control)
+        self.seq + self.payload_len() + u32::from(control)
     }
 }
 
@@ -63,7 +71,7 @@ impl Stack {
         out: &mut TxBatch,
     ) -> bool {
         let Some(plan) = self.plan(now, index) else {
-            self.wait_for_window(now, index);
+            self.stalled(now, index);
             return false;
         };
         let mac = match self.flows[index].mac {
@@ -93,7 +101,7 @@ impl Stack {
         }
         if plan.why == Why::Ack {
             // There was nothing else to send: it may be for the peer's window.
-            self.wait_for_window(now, index);
+            self.stalled(now, index);
         }
         self.arm(index);
         plan.why != Why::Ack
@@ -109,7 +117,7 @@ impl Stack {
         let flow = &self.flows[index];
         match flow.state {
             State::Closed => {
-                let plan = Plan::bare(Why::Reset, flow.snd_max, flag::RST | flag::ACK);
+                let plan = Plan::bare(Why::Reset, flow.snd_nxt, flag::RST | flag::ACK);
                 return flow.rst_due.then_some(plan);
             }
             State::SynSent => {
@@ -120,70 +128,128 @@ impl Stack {
             }
             State::SynReceived => {}
             _ => {
-                if flow.rexmit_due && flow.outstanding() {
-                    if flow.tx.head != NIL {
-                        return self.cut(index, Why::Again, flow.tx.head, flow.snd_una, u32::MAX);
+                if flow.resends() {
+                    let planned = self.plan_again(index);
+                    // What is lost goes before anything new (RFC 6675 section 4,
+                    // NextSeg).
+                    if planned.is_some() || flow.resends() {
+                        return planned.or_else(|| self.plan_bare(index));
                     }
-                    let plan = Plan::bare(Why::Again, flow.snd_una, flag::FIN | flag::ACK);
-                    return Some(plan);
                 }
                 if flow.tx_cursor != NIL {
-                    let planned = self.plan_payload(now, index);
+                    let planned = self.plan_next(now, index);
                     if planned.is_some() {
                         return planned;
                     }
                 } else if flow.fin_due() {
                     return Some(Plan::bare(Why::Next, flow.snd_nxt, flag::FIN | flag::ACK));
                 }
+                if flow.tail_due {
+                    let planned = self.plan_tail(index);
+                    if planned.is_some() {
+                        return planned;
+                    }
+                }
             }
         }
+        self.plan_bare(index)
+    }
+
+    /// A probe or an acknowledgement, if one is due.
+    fn plan_bare(&self, index: u32) -> Option<Plan> {
+        let flow = &self.flows[index];
         if flow.probe_due {
             let seq = Seq(flow.snd_una.0.wrapping_sub(1));
             return Some(Plan::bare(Why::Probe, seq, flag::ACK));
         }
-        // Not `snd_nxt`: after a timeout that lies before what the peer has,
-        // and the peer would not accept the acknowledgement.
-        flow.ack_due.then(|| Plan::bare(Why::Ack, flow.snd_max, flag::ACK))
+        flow.ack_due.then(|| Plan::bare(Why::Ack, flow.snd_nxt, flag::ACK))
     }
 
-    fn plan_payload(&self, now: u64, index: u32) -> Option<Plan> {
+    /// Something that is lost, as far as the congestion window allows.
+    fn plan_again(&self, index: u32) -> Option<Plan> {
         let flow = &self.flows[index];
-        let mss = u32::from(flow.mss);
-        let mut congestion = flow.congestion.window();
+        let budget = flow.congestion.window().saturating_sub(flow.pipe());
+        if let Some((buf, seq, len)) = scoreboard::next_lost(&self.bufs, flow) {
+            let len = len.min(u32::from(self.segment_room(flow)));
+            return if flow.rexmit_due || budget >= len {
+                self.cut(index, Why::Again, buf, seq, len)
+            } else {
+                None
+            };
+        }
+        (flow.fin_lost && (flow.rexmit_due || budget > 0))
+            .then(|| Plan::bare(Why::Again, flow.snd_end, flag::FIN | flag::ACK))
+    }
+
+    /// The last segment once more, to find out whether it is lost (RFC 8985
+    /// section 7.3).
+    fn plan_tail(&self, index: u32) -> Option<Plan> {
+        let flow = &self.flows[index];
+        if flow.snd_nxt.after(flow.snd_end) {
+            return Some(Plan::bare(Why::Again, flow.snd_end, flag::FIN | flag::ACK));
+        }
+        if flow.tx_last == NIL {
+            return None;
+        }
+        let meta = self.bufs.get(flow.tx_last);
+        // The unit that ends at SND.NXT.
+        let unit = u32::from(meta.unit);
+        let sent = flow.snd_nxt.since(Seq(meta.seq));
+        let start = (Seq(meta.seq) + (sent - 1) / unit * unit).max(flow.snd_una);
+        self.cut(index, Why::Again, flow.tx_last, start, flow.snd_nxt.since(start))
+    }
+
+    /// Something new, as far as both windows allow.
+    fn plan_next(&self, now: u64, index: u32) -> Option<Plan> {
+        let flow = &self.flows[index];
+        let mut window = flow.congestion.window();
         if !flow.outstanding() {
+            // A copy is asked what an idle flow may do; it is idle no more when
+            // something was sent.
             let rto = self.rto(flow);
             if now.saturating_sub(flow.progress_at) > rto {
                 let mut restarted = flow.congestion;
-                restarted.on_idle(now, mss);
-                congestion = restarted.window();
+                restarted.on_idle(now, u32::from(flow.mss));
+                window = restarted.window();
             }
         }
-        // Outside recovery `pipe` makes room for a segment for each of the first
-        // two duplicates: limited transmit (RFC 3042).
-        let pipe = if flow.in_recovery || flow.dupacks <= 2 {
-            flow.pipe()
-        } else {
-            flow.flight().saturating_sub(2 * mss)
-        };
-        let offered = flow.snd_wnd.saturating_sub(flow.flight());
-        let usable = offered.min(congestion.saturating_sub(pipe));
         let meta = self.bufs.get(flow.tx_cursor);
-        let left = u32::from(meta.len) - flow.snd_nxt.since(Seq(meta.seq));
-        let whole = left.min(mss);
+        let fresh = flow.snd_nxt == Seq(meta.seq);
+        let mut room = u32::from(self.segment_room(flow));
+        let mut left = u32::from(meta.len) - flow.snd_nxt.since(Seq(meta.seq));
+        if !fresh {
+            left = meta.unit_end(flow.snd_nxt).since(flow.snd_nxt);
+        } else if flow.sack_len() == 0
+            && let Some(probe) = flow.path_probe(now, meta.len)
+        {
+            room = u32::from(probe);
+        }
+        let whole = left.min(room);
+        let offered = flow.snd_wnd.saturating_sub(flow.flight());
+        // A tail loss probe goes beyond the congestion window.
+        let pipe = flow.pipe();
+        if window.saturating_sub(pipe) < whole && pipe > 0 && !flow.tail_due {
+            return None;
+        }
         // Silly window avoidance (RFC 9293 section 3.8.6.2.1): a full segment,
         // or all that the slot has left, or half the largest window, or anything
         // once the override timeout is over. Nagle's
         // algorithm is off: a slot is a whole message.
-        if usable >= whole {
+        if offered >= whole {
             return self.cut(index, Why::Next, flow.tx_cursor, flow.snd_nxt, whole);
         }
-        if usable > 0 && (usable >= flow.snd_wnd_max / 2 || flow.probe_due) {
-            return self.cut(index, Why::Next, flow.tx_cursor, flow.snd_nxt, usable);
+        if offered > 0 && (offered >= flow.snd_wnd_max / 2 || flow.probe_due) {
+            return self.cut(index, Why::Next, flow.tx_cursor, flow.snd_nxt, offered);
         }
         None
     }
 
-    /// A segment from `seq` in `buf`, at most `len` bytes and one MSS.
+    /// Payload bytes that a segment has room for now.
+    fn segment_room(&self, flow: &FlowState) -> u16 {
+        flow.mss - flow.sack_len()
+    }
+
+    /// A segment from `seq` in `buf`, `len` bytes of it.
     fn cut(&self, index: u32, why: Why, buf: u32, seq: Seq, len: u32) -> Option<Plan> {
         let flow = &self.flows[index];
         let meta = self.bufs.get(buf);
@@ -193,7 +259,7 @@ impl Stack {
         }
         let skip = seq.since(Seq(meta.seq));
         let left = u32::from(meta.len) - skip;
-        let len = len.min(left).min(u32::from(flow.mss - flow.sack_len()));
+        let len = len.min(left);
         let mut flags = flag::ACK;
         if len == left {
             flags |= flag::PSH;
@@ -201,100 +267,136 @@ impl Stack {
                 flags |= flag::FIN;
             }
         }
+        let new = why == Why::Next;
+        if new && flow.cwr_due {
+            flags |= flag::CWR;
+        }
+        // RFC 3168 section 6.1.5: not what is sent again.
+        let ecn = if new && flow.ecn { ecn::ECT_0 } else { ecn::NOT_ECT };
         let payload = Payload { buf, offset: meta.offset + skip as u16, len: len as u16 };
-        Some(Plan { why, seq, flags, payload: Some(payload), ecn: ecn::NOT_ECT })
+        Some(Plan { why, seq, flags, payload: Some(payload), ecn })
     }
 
     /// Moves the flow's state over a segment that was written.
     fn sent(&mut self, now: u64, index: u32, plan: &Plan) {
         self.counters.segments_out += 1;
         self.counters.frames_out += 1;
+        match plan.why {
+            Why::Reset => self.counters.resets_out += 1,
+            Why::Ack => {}
+            Why::Probe => {
+                self.flows[index].probe_due = false;
+                self.counters.probes_out += 1;
+            }
+            Why::Syn => self.sent_syn(now, index, plan),
+            Why::Again => self.sent_again(now, index, plan),
+            Why::Next => self.sent_next(now, index, plan),
+        }
+    }
+
+    fn sent_syn(&mut self, now: u64, index: u32, plan: &Plan) {
         let rto = self.rto(&self.flows[index]);
         let flow = &mut self.flows[index];
-        let end = plan.end();
-        let len = plan.payload.map_or(0, |p| u64::from(p.len));
-        match plan.why {
-            Why::Reset => {
-                self.counters.resets_out += 1;
-                return;
-            }
-            Why::Ack => return,
-            Why::Syn => {
-                flow.syn_due = false;
-                if flow.snd_max == flow.iss {
-                    flow.rtt.start(end, now);
-                } else {
-                    flow.rtt.stop();
-                    self.counters.retransmits += 1;
-                }
-                flow.snd_nxt = end;
-                flow.snd_max = end;
-            }
-            Why::Again => {
-                flow.rexmit_due = false;
-                flow.rtt.stop();
-                self.counters.retransmits += 1;
-                // After a timeout this may also be what comes next.
-                if flow.snd_nxt == plan.seq {
-                    flow.snd_nxt = end;
-                    flow.snd_max = flow.snd_max.max(end);
-                    self.move_cursor(index, plan);
-                }
-            }
-            Why::Probe => {
-                flow.probe_due = false;
-                self.counters.probes_out += 1;
-                return;
-            }
-            Why::Next => {
-                if !flow.outstanding() {
-                    let idle = now.saturating_sub(flow.progress_at);
-                    if idle > rto {
-                        flow.congestion.on_idle(now, u32::from(flow.mss));
-                    }
-                    flow.progress_at = now;
-                }
-                if plan.seq == flow.snd_max {
-                    flow.rtt.start(end, now);
-                    self.counters.bytes_out += len;
-                } else {
-                    flow.rtt.stop();
-                    self.counters.retransmits += 1;
-                }
-                flow.probe_due = false;
-                flow.snd_nxt = end;
-                flow.snd_max = flow.snd_max.max(end);
-                self.move_cursor(index, plan);
-            }
+        flow.syn_due = false;
+        if flow.outstanding() {
+            self.counters.retransmits += 1;
+        } else {
+            flow.progress_at = now;
         }
-        let flow = &mut self.flows[index];
-        if flow.in_recovery {
-            flow.congestion.on_sent_in_recovery(len as u32);
-        }
-        // RFC 6298 section 5.1.
-        if flow.rexmit_at == NEVER || flow.persist {
-            flow.persist = false;
+        flow.snd_nxt = plan.end();
+        if flow.rexmit_at == NEVER {
+            flow.timer = Timer::Retransmit;
             flow.rexmit_at = now.saturating_add(rto);
         }
     }
 
-    fn move_cursor(&mut self, index: u32, plan: &Plan) {
-        let Some(payload) = plan.payload else { return };
-        let meta = self.bufs.get(payload.buf);
-        if plan.seq + u32::from(payload.len) == Seq(meta.seq) + u32::from(meta.len) {
-            self.flows[index].tx_cursor = meta.next;
+    fn sent_again(&mut self, now: u64, index: u32, plan: &Plan) {
+        self.counters.retransmits += 1;
+        let (bufs, flow) = (&mut self.bufs, &mut self.flows[index]);
+        let len = plan.payload_len();
+        flow.rexmit_due = false;
+        flow.note_resent(now);
+        if let Some(payload) = plan.payload {
+            scoreboard::resent(bufs, flow, Stamp::at(now), payload.buf, plan.seq, len);
+        }
+        if plan.flags & flag::FIN != 0 {
+            flow.fin_lost = false;
+        }
+        if flow.phase == Phase::Recovery {
+            flow.congestion.on_sent_in_recovery(len);
+        }
+        if flow.tail_due {
+            flow.tail_due = false;
+            flow.tail = Tail::Again;
+            flow.tail_end = flow.snd_nxt;
+            self.counters.tail_probes_out += 1;
+            self.rearm(now, index, None);
+        } else if flow.rexmit_at == NEVER {
+            self.rearm(now, index, None);
+        }
+    }
+
+    fn sent_next(&mut self, now: u64, index: u32, plan: &Plan) {
+        let rto = self.rto(&self.flows[index]);
+        let (bufs, flow) = (&mut self.bufs, &mut self.flows[index]);
+        let stamp = Stamp::at(now);
+        if !flow.outstanding() {
+            if now.saturating_sub(flow.progress_at) > rto {
+                flow.congestion.on_idle(now, u32::from(flow.mss));
+            }
+            flow.progress_at = now;
+            flow.rack.restart(stamp, flow.snd_nxt);
+        }
+        flow.probe_due = false;
+        flow.snd_nxt = plan.end();
+        if let Some(payload) = plan.payload {
+            let meta = bufs.get_mut(payload.buf);
+            meta.sent_at = stamp;
+            if plan.seq == Seq(meta.seq) {
+                meta.cut_into_units(flow.mss.max(payload.len));
+                if payload.len > flow.mss {
+                    flow.path_probe_sent(payload.len, plan.end());
+                }
+            }
+            flow.tx_last = payload.buf;
+            if flow.rack_cursor == NIL {
+                flow.rack_cursor = payload.buf;
+            }
+            if plan.seq + u32::from(payload.len) == meta.end() {
+                flow.tx_cursor = meta.next;
+            }
+            if flow.phase == Phase::Recovery {
+                flow.congestion.on_sent_in_recovery(u32::from(payload.len));
+            }
+            if plan.flags & flag::CWR != 0 {
+                flow.cwr_due = false;
+            }
+            self.counters.bytes_out += u64::from(payload.len);
+        }
+        if flow.tail_due {
+            flow.tail_due = false;
+            flow.tail = Tail::New;
+            flow.tail_end = flow.snd_nxt;
+            self.counters.tail_probes_out += 1;
+        }
+        // RFC 6298 section 5.1, RFC 8985 section 7.2.
+        if flow.timer != Timer::Reorder || flow.rexmit_at == NEVER {
+            self.rearm(now, index, None);
         }
     }
 
     /// Nothing can be sent. If that is for the peer's window, and nothing in
     /// flight will make it speak, the persist timer must (RFC 9293 section
     /// 3.8.6.1).
-    fn wait_for_window(&mut self, now: u64, index: u32) {
+    fn stalled(&mut self, now: u64, index: u32) {
         let rto = self.rto(&self.flows[index]);
         let flow = &mut self.flows[index];
-        let blocked = flow.tx_cursor != NIL && flow.flight() == 0 && flow.state.is_synchronized();
-        if blocked && !flow.persist {
-            flow.persist = true;
+        let blocked = flow.tx_cursor != NIL && flow.state.is_synchronized();
+        let offered = flow.snd_wnd.saturating_sub(flow.flight());
+        flow.window_full = blocked && offered >= u32::from(flow.mss);
+        flow.tail_due = false;
+        if blocked && !flow.outstanding() && flow.timer != Timer::Persist {
+            flow.timer = Timer::Persist;
             flow.rexmit_at = now.saturating_add(rto);
             self.arm(index);
         }
@@ -314,17 +416,5 @@ impl Stack {
             flow.rexmit_at = now.saturating_add(rto);
             self.arm(index);
         }
-    }
-
-    /// Everything that is not acknowledged is sent again, from the start.
-    pub(crate) fn resend_all(&mut self, index: u32) {
-        let flow = &mut self.flows[index];
-        if !flow.state.is_synchronized() {
-            return;
-        }
-        flow.snd_nxt = flow.snd_una;
-        flow.tx_cursor = flow.tx.head;
-        flow.rexmit_due = false;
-        flow.rtt.stop();
     }
 }

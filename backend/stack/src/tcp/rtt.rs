@@ -1,44 +1,78 @@
 //! Round-trip time and retransmission timeout (RFC 6298).
 //!
-//! One segment at a time is timed, in ns. Echoed timestamps are not used for
-//! this: they tick in milliseconds, too coarse for a data centre, and after a
-//! loss they may measure how long the loss lasted.
+//! Every segment that was sent once tells the time when it is acknowledged, by
+//! the [`Stamp`] in its buffer's record. Echoed timestamps are not used for
+//! this: they tick in milliseconds, too coarse for a data centre.
 
-use super::seq::Seq;
+/// When a segment was sent: units of 1.024 us, which wrap after 73 minutes.
+/// Comparisons hold for stamps less than half of that apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(crate) struct Stamp(u32);
 
-/// The estimate of one flow, ns. It saturates where `u32` microseconds end,
-/// far above the largest timeout.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Rtt {
-    /// Smoothed, ns; zero before the first measurement.
-    srtt: u64,
-    var: u64,
-    /// Before backoff.
-    rto: u64,
-    backoff: u8,
-    /// The segment that is being timed: acknowledged when this number is.
-    timing: Option<Seq>,
-    timed_at: u64,
+impl Stamp {
+    const BITS: u32 = 10;
+
+    /// The stamp of a time in ns.
+    #[inline]
+    pub(crate) const fn at(now: u64) -> Stamp {
+        Stamp((now >> Stamp::BITS) as u32)
+    }
+
+    /// How long after `earlier` it is, ns; zero when it is not.
+    #[inline]
+    pub(crate) const fn since(self, earlier: Stamp) -> u64 {
+        let units = self.0.wrapping_sub(earlier.0);
+        if (units as i32) < 0 { 0 } else { (units as u64) << Stamp::BITS }
+    }
+
+    /// Whether it is earlier than `other`.
+    #[inline]
+    pub(crate) const fn before(self, other: Stamp) -> bool {
+        (self.0.wrapping_sub(other.0) as i32) < 0
+    }
 }
 
-/// RFC 6298 section 2: the clock's granularity, ns; the timer wheel's tick.
-const GRANULARITY: u64 = 1 << 20;
+/// The estimate of one flow. It saturates after four minutes, far above the
+/// largest timeout.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rtt {
+    /// Smoothed; zero before the first measurement. These are in units of 64 ns.
+    srtt: u32,
+    var: u32,
+    /// The smallest of late (RFC 8985 section 6.2, step 1).
+    min: u32,
+    /// Before backoff.
+    rto: u32,
+    /// When `min` was last measured.
+    min_at: Stamp,
+    backoff: u8,
+}
+
+const UNIT_BITS: u32 = 6;
+/// RFC 6298 section 2: the clock's granularity; the timer wheel's tick.
+const GRANULARITY: u32 = 1 << (20 - UNIT_BITS);
+/// Age at which the smallest measurement is forgotten: a route may change.
+const MIN_AGE_NS: u64 = 300_000_000_000;
+
+const fn to_units(ns: u64) -> u32 {
+    let units = ns >> UNIT_BITS;
+    if units > 1 << 29 { 1 << 29 } else { units as u32 }
+}
+
+const fn to_ns(units: u32) -> u64 {
+    (units as u64) << UNIT_BITS
+}
 
 impl Rtt {
     pub(crate) fn new(initial: u64) -> Rtt {
-        Rtt { srtt: 0, var: 0, rto: initial, backoff: 0, timing: None, timed_at: 0 }
+        let rto = to_units(initial);
+        Rtt { srtt: 0, var: 0, min: 0, rto, min_at: Stamp(0), backoff: 0 }
     }
 
-    /// Smoothed round-trip time, ns; zero before the first measurement.
-    #[inline]
-    pub(crate) fn smoothed(&self) -> u64 {
-        self.srtt
-    }
-
-    /// The timeout now, backed off and within its limits.
+    /// The timeout now, backed off and within its limits, ns.
     #[inline]
     pub(crate) fn timeout(&self, min: u64, max: u64) -> u64 {
-        (self.rto.max(min) << self.backoff.min(16)).min(max)
+        (to_ns(self.rto).max(min) << self.backoff.min(16)).min(max)
     }
 
     /// RFC 6298 section 5.5.
@@ -51,41 +85,33 @@ impl Rtt {
     }
 
     /// Something new was acknowledged, or the window opened.
+    #[inline]
     pub(crate) fn end_backoff(&mut self) {
         self.backoff = 0;
     }
 
-    /// Times the segment that ends at `end`, unless another is being timed.
+    /// Whether anything was measured yet.
     #[inline]
-    pub(crate) fn start(&mut self, end: Seq, now: u64) {
-        if self.timing.is_none() {
-            self.timing = Some(end);
-            self.timed_at = now;
-        }
+    pub(crate) fn is_measured(&self) -> bool {
+        self.srtt != 0
     }
 
-    /// Something was sent again: what is acknowledged next does not tell which
-    /// copy arrived (Karn's algorithm, RFC 6298 section 3).
-    pub(crate) fn stop(&mut self) {
-        self.timing = None;
-    }
-
-    /// Everything before `ack` was acknowledged. Gives what this measured, ns.
+    /// The smoothed round-trip time, ns; zero before the first measurement.
     #[inline]
-    pub(crate) fn on_ack(&mut self, ack: Seq, now: u64) -> Option<u64> {
-        let end = self.timing?;
-        if ack.before(end) {
-            return None;
-        }
-        self.timing = None;
-        let rtt = now.saturating_sub(self.timed_at);
-        self.sample(rtt);
-        Some(rtt)
+    pub(crate) fn smoothed(&self) -> u64 {
+        to_ns(self.srtt)
     }
 
-    /// Takes a measurement, ns.
-    pub(crate) fn sample(&mut self, rtt: u64) {
-        let rtt = rtt.max(1);
+    /// The smallest round-trip time of the last minutes, ns; zero before the
+    /// first measurement.
+    #[inline]
+    pub(crate) fn smallest(&self) -> u64 {
+        to_ns(self.min)
+    }
+
+    /// Takes a measurement of a segment that was sent once, ns.
+    pub(crate) fn sample(&mut self, now: u64, rtt: u64) {
+        let rtt = to_units(rtt).max(1);
         if self.srtt == 0 {
             // Section 2.2.
             self.srtt = rtt;
@@ -95,7 +121,12 @@ impl Rtt {
             self.var = self.var - self.var / 4 + self.srtt.abs_diff(rtt) / 4;
             self.srtt = self.srtt - self.srtt / 8 + rtt / 8;
         }
-        self.rto = self.srtt.saturating_add((4 * self.var).max(GRANULARITY)).min(1 << 40);
+        self.rto = self.srtt + (4 * self.var).max(GRANULARITY);
+        let stamp = Stamp::at(now);
+        if rtt <= self.min || self.min == 0 || stamp.since(self.min_at) > MIN_AGE_NS {
+            self.min = rtt;
+            self.min_at = stamp;
+        }
     }
 }
 
@@ -106,12 +137,12 @@ mod tests {
     #[test]
     fn follows_rfc_6298() {
         let ms = 1_000_000;
-        let mut rtt = Rtt::new(1000 * ms);
-        assert_eq!(rtt.timeout(0, u64::MAX), 1000 * ms);
-        rtt.sample(100 * ms);
-        assert_eq!(rtt.timeout(0, u64::MAX), 300 * ms);
+        let mut rtt = Rtt::new(1024 * ms);
+        assert_eq!(rtt.timeout(0, u64::MAX), 1024 * ms);
+        rtt.sample(0, 100 * ms);
+        assert!(rtt.timeout(0, u64::MAX).abs_diff(300 * ms) < 1000);
         for _ in 0..100 {
-            rtt.sample(100 * ms);
+            rtt.sample(0, 100 * ms);
         }
         assert!(rtt.timeout(0, u64::MAX) < 102 * ms);
         assert_eq!(rtt.timeout(200 * ms, u64::MAX), 200 * ms);
@@ -125,16 +156,30 @@ mod tests {
     }
 
     #[test]
-    fn a_retransmission_is_not_measured() {
-        let mut rtt = Rtt::new(5);
-        rtt.start(Seq(10), 100);
-        rtt.stop();
-        rtt.on_ack(Seq(10), 5000);
-        assert_eq!(rtt.srtt, 0);
-        rtt.start(Seq(20), 100);
-        rtt.on_ack(Seq(19), 200);
-        assert_eq!(rtt.srtt, 0);
-        rtt.on_ack(Seq(20), 300);
-        assert_eq!(rtt.srtt, 200);
+    fn the_smallest_is_forgotten_when_it_is_old() {
+        let mut rtt = Rtt::new(1);
+        rtt.sample(0, 64_000);
+        rtt.sample(1000, 128_000);
+        assert_eq!(rtt.smallest(), 64_000);
+        rtt.sample(MIN_AGE_NS + 2000, 128_000);
+        assert_eq!(rtt.smallest(), 128_000);
+    }
+
+    #[test]
+    fn saturates_instead_of_overflowing() {
+        let mut rtt = Rtt::new(u64::MAX);
+        for sample in [u64::MAX, 1, u64::MAX, u64::MAX, 0, u64::MAX] {
+            rtt.sample(0, sample);
+        }
+        assert!(rtt.timeout(0, 60) <= 60);
+    }
+
+    #[test]
+    fn stamps_wrap() {
+        let early = Stamp::at(u64::from(u32::MAX) << 10);
+        let late = Stamp::at((u64::from(u32::MAX) + 5) << 10);
+        assert!(early.before(late) && !late.before(early) && !early.before(early));
+        assert_eq!(late.since(early), 5 << 10);
+        assert_eq!(early.since(late), 0);
     }
 }

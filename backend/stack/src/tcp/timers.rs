@@ -1,12 +1,31 @@
-//! What time does to a flow: retransmission (RFC 6298), zero-window probes,
+//! What time does to a flow: retransmission (RFC 6298), tail loss probes, zero-window probes,
 //! delayed acknowledgements, keepalive, and the ends of TIME-WAIT and
 //! FIN-WAIT-2. One entry in the wheel stands for all of a flow's timers.
 
 use paste_abi::Reason;
 
+use crate::config::MS;
 use crate::flow::{NEVER, State};
 use crate::memory::Memory;
 use crate::stack::Stack;
+use crate::tcp::recovery::{Phase, Tail};
+
+/// What [`crate::flow::FlowState::rexmit_at`] is the time of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Timer {
+    /// The retransmission timeout (RFC 6298).
+    Retransmit,
+    /// A zero-window probe (RFC 9293 section 3.8.6.1).
+    Persist,
+    /// What may only have been reordered is lost (RFC 8985 section 6.3).
+    Reorder,
+    /// A tail loss probe (RFC 8985 section 7.2).
+    TailProbe,
+}
+
+/// RFC 8985 section 7.2: the longest that a peer may delay the acknowledgement
+/// of a single segment, ns.
+const ACK_DELAY_MAX: u64 = 200 * MS;
 
 impl Stack {
     /// Runs the timers that are due.
@@ -26,7 +45,7 @@ impl Stack {
             flow.delayed_ack_at = NEVER;
             self.ack_now(index);
         }
-        if self.flows[index].rexmit_at <= now && !self.retransmission_timer(mem, now, index) {
+        if self.flows[index].rexmit_at <= now && !self.sending_timer(mem, now, index) {
             return;
         }
         if self.flows[index].idle_at <= now && !self.idle_timer(mem, now, index) {
@@ -35,8 +54,8 @@ impl Stack {
         self.arm(index);
     }
 
-    /// The retransmission or persist timer rang. `false` when the flow ended.
-    fn retransmission_timer<M: Memory>(&mut self, mem: &mut M, now: u64, index: u32) -> bool {
+    /// One of the timers of sending rang. `false` when the flow ended.
+    fn sending_timer<M: Memory>(&mut self, mem: &mut M, now: u64, index: u32) -> bool {
         let timers = &self.config.timers;
         let flow = &mut self.flows[index];
         flow.rexmit_at = NEVER;
@@ -49,33 +68,95 @@ impl Stack {
             self.terminate(mem, index, Some(Reason::TimedOut));
             return false;
         }
-        let synchronized = flow.state.is_synchronized();
-        if synchronized && flow.persist {
-            flow.probe_due = true;
-        } else if !synchronized {
-            flow.syn_due = true;
-        } else if flow.outstanding() {
-            self.counters.timeouts += 1;
-            let (flight, mss) = (flow.flight(), u32::from(flow.mss));
-            flow.congestion.on_timeout(now, flight, mss, flow.rtt.backoff() == 0);
-            flow.in_recovery = false;
-            flow.dupacks = 0;
-            flow.recover = flow.snd_max;
-        } else {
-            return true;
-        }
-        flow.rtt.back_off();
-        flow.rexmit_at = now.saturating_add(flow.rtt.timeout(timers.rto_min, timers.rto_max));
-        if synchronized && !flow.persist {
-            let silent = flow.rtt.backoff() >= 2;
-            self.resend_all(index);
-            // The neighbour may have moved.
-            if silent && self.routable(&self.flows[index].key) {
-                self.flows[index].mac = None;
+        match flow.timer {
+            Timer::Reorder => self.reordering_timer(now, index),
+            Timer::TailProbe => {
+                flow.tail_due = true;
+                flow.timer = Timer::Retransmit;
+                self.rearm(now, index, None);
             }
+            Timer::Persist => {
+                flow.probe_due = true;
+                flow.rtt.back_off();
+                flow.rexmit_at =
+                    now.saturating_add(flow.rtt.timeout(timers.rto_min, timers.rto_max));
+            }
+            Timer::Retransmit => self.retransmission_timer(now, index),
         }
         self.kick(index);
         true
+    }
+
+    /// RFC 6298 section 5, steps 5.4 to 5.7.
+    fn retransmission_timer(&mut self, now: u64, index: u32) {
+        let flow = &mut self.flows[index];
+        if !flow.state.is_synchronized() {
+            flow.syn_due = true;
+        } else if flow.outstanding() {
+            self.counters.timeouts += 1;
+            self.suspect_path(now, index);
+            self.enter_loss(now, index);
+        } else {
+            return;
+        }
+        let flow = &mut self.flows[index];
+        flow.rtt.back_off();
+        // The neighbour may have moved.
+        if flow.state.is_synchronized() && flow.rtt.backoff() >= 2 {
+            let key = flow.key;
+            if self.routable(&key) {
+                self.flows[index].mac = None;
+            }
+        }
+        let rto = self.rto(&self.flows[index]);
+        let flow = &mut self.flows[index];
+        flow.timer = Timer::Retransmit;
+        flow.rexmit_at = now.saturating_add(rto);
+    }
+
+    /// Sets the timer for what is in flight: to look for losses after `wait`
+    /// ns, to probe the tail (RFC 8985 section 7.2), or to retransmit.
+    pub(crate) fn rearm(&mut self, now: u64, index: u32, wait: Option<u64>) {
+        let rto = self.rto(&self.flows[index]);
+        let flow = &mut self.flows[index];
+        if !flow.outstanding() {
+            if flow.timer != Timer::Persist {
+                flow.timer = Timer::Retransmit;
+                flow.rexmit_at = NEVER;
+            }
+            return;
+        }
+        if flow.rtt.backoff() > 0 && flow.rexmit_at != NEVER && flow.timer == Timer::Retransmit {
+            // A timeout that was backed off runs on until something new is
+            // acknowledged.
+            return;
+        }
+        if let Some(wait) = wait {
+            flow.timer = Timer::Reorder;
+            flow.rexmit_at = now.saturating_add(wait);
+            return;
+        }
+        // RFC 6298 section 5.3: since the last progress.
+        let deadline = flow.progress_at.saturating_add(rto).max(now.saturating_add(1));
+        flow.timer = Timer::Retransmit;
+        flow.rexmit_at = deadline;
+        let probes = flow.sack
+            && flow.phase == Phase::Open
+            && flow.tail == Tail::None
+            && !flow.tail_due
+            && flow.rtt.is_measured()
+            && flow.rtt.backoff() == 0;
+        if probes {
+            let mut wait = 2 * flow.rtt.smoothed();
+            if flow.flight() <= u32::from(flow.mss) {
+                wait += ACK_DELAY_MAX;
+            }
+            let probe = now.saturating_add(wait);
+            if probe < deadline {
+                flow.timer = Timer::TailProbe;
+                flow.rexmit_at = probe;
+            }
+        }
     }
 
     /// TIME-WAIT, FIN-WAIT-2 or keepalive. `false` when the flow ended.

@@ -17,14 +17,6 @@
 //! [`newreno`]. Slow start, recovery and the undo of a reduction that was
 //! needless are the same for both.
 
-#![cfg_attr(
-    not(test),
-    allow(
-        dead_code,
-        reason = "the sender does not yet tell of marks, spurious losses and path MTUs"
-    )
-)]
-
 mod cubic;
 mod hystart;
 mod newreno;

@@ -1,0 +1,392 @@
+//! What is made of news from the peer about what was delivered: whether
+//! something was lost, what is sent again, and whether that was a mistake
+//! (RFC 6675, 6582, 8985, 3522, 3708, 3168).
+//!
+//! ```text
+//!            loss                           SND.UNA passes `recover`
+//!   Open ------------> Recovery ---------------------------------> Open
+//!     \ timeout           | timeout           |                      ^
+//!      `---------------> Loss <---------------' ---------------------'
+//!                          `- - - - spurious: undone - - - - - - - - '
+//! ```
+
+use crate::flow::FlowState;
+use crate::stack::Stack;
+use crate::tcp::rtt::Stamp;
+use crate::tcp::scoreboard::{self, Delivery, Look};
+use crate::tcp::seq::Seq;
+
+/// RFC 5681 section 3.2: duplicate acknowledgements that mean a loss.
+const DUPACKS: u8 = 3;
+
+/// What the sender is doing about loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Nothing was lost.
+    Open,
+    /// What was lost is sent again, by the acknowledgements of the rest.
+    Recovery,
+    /// After a retransmission timeout: everything unacknowledged counts as
+    /// lost, and is sent again in slow start.
+    Loss,
+}
+
+/// A tail loss probe (RFC 8985 section 7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tail {
+    /// None is out.
+    None,
+    /// It was new payload.
+    New,
+    /// It was payload sent before.
+    Again,
+}
+
+/// What is needed to tell that a reduction of the window was a mistake.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Undo {
+    /// It can still be undone.
+    armed: bool,
+    /// Segments sent again and not yet told of as arrived twice.
+    pending: u16,
+    /// Our timestamp on the first of them.
+    timestamp: u32,
+    /// Whether one was sent at all.
+    sent: bool,
+}
+
+impl Undo {
+    pub(crate) const NONE: Undo = Undo { armed: false, pending: 0, timestamp: 0, sent: false };
+
+    fn arm() -> Undo {
+        Undo { armed: true, ..Undo::NONE }
+    }
+}
+
+/// What one acknowledgement said.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct News {
+    pub ack: Seq,
+    /// Bytes by which SND.UNA moved, if it did.
+    pub advanced: Option<u32>,
+    /// Before it: FlightSize, what was thought to be on its way, and what was lost.
+    pub flight: u32,
+    pub pipe: u32,
+    pub lost: u32,
+    /// RFC 5681 section 2, with nothing said of SACK.
+    pub duplicate: bool,
+    /// It told of something that arrived twice.
+    pub dsack: bool,
+    /// It had ECE (RFC 3168 section 6.1).
+    pub congestion: bool,
+    /// The timestamp that it echoed.
+    pub echo: Option<u32>,
+    pub delivery: Delivery,
+}
+
+impl FlowState {
+    /// Whether something is to be sent again.
+    #[inline]
+    pub(crate) fn resends(&self) -> bool {
+        self.lost_bytes > 0 || self.fin_lost || self.rexmit_due
+    }
+
+    /// The reordering window now, ns.
+    fn reordering_window(&self) -> u64 {
+        let sure = self.phase != Phase::Open
+            || self.sacked_bytes >= u32::from(DUPACKS) * u32::from(self.mss);
+        self.rack.window(sure, self.rtt.smallest(), self.rtt.smoothed())
+    }
+
+    /// Notes that a segment was sent again, for the sake of undoing.
+    pub(crate) fn note_resent(&mut self, now: u64) {
+        if !self.undo.sent {
+            self.undo.sent = true;
+            self.undo.timestamp = self.timestamp(now);
+        }
+        self.undo.pending = self.undo.pending.saturating_add(1);
+    }
+}
+
+impl Stack {
+    /// Draws the conclusions from an acknowledgement.
+    pub(crate) fn take_news(&mut self, now: u64, index: u32, news: &News) {
+        let flow = &mut self.flows[index];
+        if let Some(sent) = news.delivery.sent_once {
+            let rtt = Stamp::at(now).since(sent).max(1);
+            flow.rtt.sample(now, rtt);
+            flow.congestion.on_rtt(rtt);
+        }
+        if news.advanced.is_some() {
+            // RFC 6298 sections 5.2 and 5.3.
+            flow.rtt.end_backoff();
+            flow.progress_at = now;
+            flow.path.on_progress();
+        }
+        if news.duplicate {
+            self.counters.duplicate_acks_in += 1;
+        }
+        if !flow.sack {
+            self.count_duplicates(index, news);
+        }
+        if news.dsack {
+            self.dsack_input(now, index);
+        }
+        self.tail_probe_input(now, index, news);
+        self.undo_by_timestamp(now, index, news);
+        let wait = self.look_for_losses(now, index, news);
+        self.move_phase(now, index, news);
+        self.echo_input(now, index, news);
+        self.path_probe_input(now, index);
+        if news.advanced.is_some() || news.delivery.bytes > 0 || wait.is_some() {
+            self.rearm(now, index, wait);
+        }
+    }
+
+    /// Without SACK, duplicates tell how much was delivered (RFC 6582, and
+    /// RFC 5681 section 3.2).
+    fn count_duplicates(&mut self, index: u32, news: &News) {
+        let flow = &mut self.flows[index];
+        let mss = u32::from(flow.mss);
+        if let Some(advanced) = news.advanced {
+            // One segment filled the hole; the others had come before.
+            let before = advanced.saturating_sub(mss);
+            flow.sacked_bytes = match flow.phase {
+                Phase::Open => 0,
+                _ => flow.sacked_bytes.saturating_sub(before),
+            };
+            flow.dupacks = if flow.phase == Phase::Open { 0 } else { flow.dupacks };
+        } else if news.duplicate {
+            flow.dupacks = flow.dupacks.saturating_add(1);
+            flow.sacked_bytes += mss;
+        }
+        let limit = flow.flight().saturating_sub(flow.lost_bytes).saturating_sub(mss);
+        flow.sacked_bytes = flow.sacked_bytes.min(limit);
+    }
+
+    /// Marks what is lost by now. Returns how long to wait for what may only be
+    /// reordered, ns.
+    fn look_for_losses(&mut self, now: u64, index: u32, news: &News) -> Option<u64> {
+        let (bufs, flow) = (&mut self.bufs, &mut self.flows[index]);
+        if flow.sack {
+            if news.delivery.bytes == 0 && flow.sacked_bytes == 0 && flow.phase == Phase::Open {
+                return None;
+            }
+            let window = flow.reordering_window();
+            return match scoreboard::detect_losses(bufs, flow, Stamp::at(now), window) {
+                Look::Done => None,
+                Look::Again(wait) => Some(wait),
+            };
+        }
+        match flow.phase {
+            // RFC 6582 section 3.2, step 2: not again for what a timeout has
+            // sent again already.
+            Phase::Open if flow.dupacks >= DUPACKS && !flow.snd_una.before(flow.recover) => {
+                scoreboard::mark_head_lost(bufs, flow);
+            }
+            // Step 3: a partial acknowledgement names the next hole.
+            Phase::Recovery if news.advanced.is_some() && flow.snd_una.before(flow.recover) => {
+                scoreboard::mark_head_lost(bufs, flow);
+            }
+            _ => {}
+        }
+        None
+    }
+
+    fn move_phase(&mut self, now: u64, index: u32, news: &News) {
+        let flow = &mut self.flows[index];
+        let mss = u32::from(flow.mss);
+        let delivered = match news.advanced {
+            // A duplicate acknowledgement without SACK is a segment delivered.
+            None if !flow.sack && news.duplicate => mss,
+            _ => news.delivery.bytes,
+        };
+        if flow.phase != Phase::Open && !flow.snd_una.before(flow.recover) {
+            if flow.phase == Phase::Recovery {
+                let pipe = flow.pipe();
+                flow.congestion.on_recovered(now, pipe, mss);
+                flow.rack.on_recovered();
+            }
+            flow.phase = Phase::Open;
+            flow.dupacks = 0;
+            flow.rexmit_due = false;
+            if !flow.sack {
+                flow.sacked_bytes = 0;
+            }
+            flow.undo.armed = flow.undo.armed && flow.undo.pending > 0;
+        }
+        match flow.phase {
+            Phase::Open if flow.lost_bytes > 0 => self.enter_recovery(now, index, news, delivered),
+            Phase::Open => {
+                if delivered > 0 && news.advanced.is_some() {
+                    let slow = flow.congestion.in_slow_start();
+                    let limited = flow.window_full
+                        || (slow && 2 * u64::from(news.pipe) >= flow.congestion.window().into());
+                    let smoothed = flow.rtt.smoothed();
+                    flow.congestion.on_ack(now, delivered, smoothed, mss, limited);
+                }
+            }
+            Phase::Recovery => {
+                let safe = news.advanced.is_some() && flow.lost_bytes <= news.lost;
+                let pipe = flow.pipe();
+                flow.congestion.on_recovery_ack(delivered, pipe, safe, mss);
+            }
+            Phase::Loss => {
+                if news.advanced.is_some() {
+                    let smoothed = flow.rtt.smoothed();
+                    flow.congestion.on_ack(now, delivered, smoothed, mss, true);
+                }
+            }
+        }
+    }
+
+    fn enter_recovery(&mut self, now: u64, index: u32, news: &News, delivered: u32) {
+        let flow = &mut self.flows[index];
+        let mss = u32::from(flow.mss);
+        if self.path_probe_lost(index) {
+            return;
+        }
+        let flow = &mut self.flows[index];
+        flow.congestion.on_loss(now, news.flight, mss);
+        let pipe = flow.pipe();
+        flow.congestion.on_recovery_ack(delivered, pipe, false, mss);
+        flow.phase = Phase::Recovery;
+        flow.recover = flow.snd_nxt;
+        flow.undo = Undo::arm();
+        flow.tail = Tail::None;
+        // RFC 6675 section 5, step 4.3: one goes at once.
+        flow.rexmit_due = true;
+        flow.cwr_due = flow.ecn;
+        flow.ecn_recover = flow.snd_nxt;
+        self.counters.fast_retransmits += 1;
+    }
+
+    /// Everything in flight is lost: the retransmission timer rang (RFC 6298
+    /// section 5, RFC 5681 section 3.1).
+    pub(crate) fn enter_loss(&mut self, now: u64, index: u32) {
+        let (bufs, flow) = (&mut self.bufs, &mut self.flows[index]);
+        let (flight, mss) = (flow.flight(), u32::from(flow.mss));
+        let first = flow.rtt.backoff() == 0;
+        // RFC 2018 section 8: a peer that had the first byte and lost it again
+        // has reneged; nothing that it told of can be relied on.
+        let head = flow.tx.head;
+        let renege = flow.sacked_bytes > 0
+            && head != crate::bufs::NIL
+            && bufs.get(head).sacked & 1 != 0
+            && flow.snd_una == Seq(bufs.get(head).seq);
+        flow.congestion.on_timeout(now, flight, mss, first && flow.phase != Phase::Loss);
+        scoreboard::mark_all_lost(bufs, flow, renege);
+        flow.fin_lost = flow.snd_nxt.after(flow.snd_end);
+        if first || !flow.undo.armed {
+            flow.undo = Undo::arm();
+        }
+        flow.phase = Phase::Loss;
+        flow.recover = flow.snd_nxt;
+        flow.dupacks = 0;
+        flow.tail = Tail::None;
+        flow.tail_due = false;
+        flow.rexmit_due = true;
+        flow.cwr_due = flow.ecn;
+        flow.ecn_recover = flow.snd_nxt;
+    }
+
+    /// What the timer of a look for losses brought.
+    pub(crate) fn reordering_timer(&mut self, now: u64, index: u32) {
+        let flow = &self.flows[index];
+        let news = News {
+            ack: flow.snd_una,
+            advanced: None,
+            flight: flow.flight(),
+            pipe: flow.pipe(),
+            lost: flow.lost_bytes,
+            duplicate: false,
+            dsack: false,
+            congestion: false,
+            echo: None,
+            delivery: Delivery::default(),
+        };
+        let wait = self.look_for_losses(now, index, &news);
+        self.move_phase(now, index, &news);
+        self.rearm(now, index, wait);
+        self.kick(index);
+    }
+
+    /// The peer reduces its window for congestion (RFC 3168 section 6.1.2): at
+    /// most once for each window.
+    fn echo_input(&mut self, now: u64, index: u32, news: &News) {
+        let flow = &mut self.flows[index];
+        if !news.congestion || !flow.ecn || flow.phase != Phase::Open {
+            return;
+        }
+        if flow.snd_una.before(flow.ecn_recover) {
+            return;
+        }
+        flow.congestion.on_ecn(now, news.flight, u32::from(flow.mss));
+        flow.ecn_recover = flow.snd_nxt;
+        flow.cwr_due = true;
+        self.counters.ecn_reductions += 1;
+    }
+
+    fn dsack_input(&mut self, now: u64, index: u32) {
+        let flow = &mut self.flows[index];
+        flow.rack.on_dsack(flow.snd_una, flow.snd_nxt);
+        // RFC 3708 section 3: each segment that was sent again had arrived before.
+        if flow.undo.armed && flow.undo.sent && flow.undo.pending > 0 {
+            flow.undo.pending -= 1;
+            if flow.undo.pending == 0 {
+                self.undo(now, index);
+            }
+        }
+    }
+
+    /// RFC 3522 section 3.2: an echo older than what was sent again is of the
+    /// first copy.
+    fn undo_by_timestamp(&mut self, now: u64, index: u32, news: &News) {
+        let flow = &self.flows[index];
+        if !flow.undo.armed || !flow.undo.sent || !flow.timestamps || news.advanced.is_none() {
+            return;
+        }
+        if let Some(echo) = news.echo
+            && echo != 0
+            && Seq(echo).before(Seq(flow.undo.timestamp))
+        {
+            self.undo(now, index);
+        }
+    }
+
+    /// Nothing was lost (RFC 4015 section 3).
+    fn undo(&mut self, now: u64, index: u32) {
+        let (bufs, flow) = (&mut self.bufs, &mut self.flows[index]);
+        flow.congestion.undo(now);
+        scoreboard::unmark_lost(bufs, flow);
+        if !flow.sack {
+            flow.sacked_bytes = 0;
+        }
+        flow.fin_lost = false;
+        flow.rexmit_due = false;
+        flow.phase = Phase::Open;
+        flow.dupacks = 0;
+        flow.undo = Undo::NONE;
+        self.counters.undone += 1;
+    }
+
+    /// RFC 8985 section 7.4.2.
+    fn tail_probe_input(&mut self, now: u64, index: u32, news: &News) {
+        let flow = &mut self.flows[index];
+        if flow.tail == Tail::None || news.ack.before(flow.tail_end) {
+            return;
+        }
+        let repaired = flow.tail == Tail::Again && !news.dsack && news.ack.after(flow.tail_end);
+        let over = flow.tail == Tail::New || news.dsack || news.duplicate || repaired;
+        if repaired && flow.phase == Phase::Open {
+            // The probe filled a hole: that was a loss too.
+            let mss = u32::from(flow.mss);
+            flow.congestion.on_loss(now, news.flight, mss);
+            let pipe = flow.pipe();
+            flow.congestion.on_recovered(now, pipe, mss);
+        }
+        if over {
+            flow.tail = Tail::None;
+        }
+    }
+}
