@@ -190,7 +190,8 @@ impl Stack {
         for (list, _) in self.neighbours.waits() {
             count(Links::Sending, list)?;
         }
-        let waiting = count(Links::TimeWait, self.time_wait)?;
+        let waiting = count(Links::Age, self.time_wait)?;
+        count(Links::Age, self.holders)?;
         equal("stack", "time_wait_len", self.time_wait_len.into(), waiting)?;
         let free = count(Links::Channel, self.flows.free_list())?;
         let used = u64::from(self.config.flows_max) - free;
@@ -224,7 +225,7 @@ impl Stack {
     fn audit_membership(&self, index: u32, lists: &Lists) -> Result<(), Violation> {
         let flow = &self.flows[index];
         let seen = |kind: Links| lists.seen[index as usize] & (1 << kind as u8) != 0;
-        for kind in [Links::Sending, Links::Ready, Links::Channel, Links::TimeWait] {
+        for kind in [Links::Sending, Links::Ready, Links::Channel, Links::Age] {
             if seen(kind) != self.flows.linked(kind, index) {
                 return Err(self.listed(index, "is linked and in no list"));
             }
@@ -235,8 +236,9 @@ impl Stack {
         if seen(Links::Ready) && flow.detached {
             return Err(self.listed(index, "is detached and has something for its guest"));
         }
-        if seen(Links::TimeWait) != (flow.state == State::TimeWait) {
-            return Err(self.listed(index, "is in TIME-WAIT's list if and only if not in it"));
+        let kinds = [flow.state == State::TimeWait, !flow.held.is_empty()];
+        if kinds.map(u8::from).iter().sum::<u8>() != u8::from(seen(Links::Age)) {
+            return Err(self.listed(index, "is not in the one list by age of its kind"));
         }
         let found = self.find_flow(&flow.key, flow.hash);
         if flow.hash != self.hash(&flow.key.bytes()) {
@@ -484,6 +486,11 @@ impl Stack {
     fn audit_totals(&self, totals: &Totals) -> Result<(), Violation> {
         equal("stack", "open", self.open.into(), totals.open)?;
         equal("stack", "promised", self.promised, totals.promised)?;
+        let is_charged = |&buf: &u32| {
+            matches!(self.bufs.get(buf).place, Place::Readable | Place::Held | Place::Delivered)
+        };
+        let charged = (0..self.bufs.count()).filter(is_charged).count();
+        equal("stack", "charged", self.charged.into(), charged as u64)?;
         equal("stack", "entries of the table", self.table.len(), totals.known)?;
         for (name, pending) in self.listeners.pending() {
             let found = totals.pending.iter().filter(|&&listener| listener == name).count();

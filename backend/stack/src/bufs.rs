@@ -215,6 +215,12 @@ impl Bufs {
 }
 
 impl BufMeta {
+    /// The checksum is that of the payload no more.
+    pub(crate) fn forget_csum(&mut self) {
+        self.csum = 0;
+        self.csum_valid = false;
+    }
+
     /// Notes the payload of a received segment.
     pub(crate) fn fill_received(&mut self, flow: u32, seq: Seq, segment: &Segment) {
         self.flow = flow;

@@ -33,10 +33,12 @@ counters! {
     bytes_in,
     /// Payload bytes sent for the first time.
     bytes_out,
-    /// Payload bytes that the stack copied. None on the ways it has today.
+    /// Payload bytes that the stack copied, to gather small payload.
     bytes_copied,
     /// Out-of-order segments held.
     held,
+    /// Times that a flow's held segments were thrown away to make room.
+    held_dropped,
     /// Segments sent again.
     retransmits,
     /// Retransmission timeouts.

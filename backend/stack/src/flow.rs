@@ -12,10 +12,12 @@ use crate::tcp::congestion::Control;
 use crate::tcp::held::RECENT;
 use crate::tcp::pmtu::Path;
 use crate::tcp::rack::Rack;
+use crate::tcp::receive::QUICK_ACKS;
 use crate::tcp::recovery::{Phase, Tail, Undo};
 use crate::tcp::rtt::Rtt;
 use crate::tcp::seq::Seq;
 use crate::tcp::timers::Timer;
+use crate::tcp::window::SPACE_FIRST;
 use crate::wire::tcp::SackBlock;
 
 /// A time that never comes.
@@ -151,8 +153,9 @@ pub(crate) enum Links {
     Ready,
     /// Belongs to a channel.
     Channel,
-    /// Is in TIME-WAIT.
-    TimeWait,
+    /// Is in the one list, if any, in which flows of its kind are by age:
+    /// those that hold early payload, those in TIME-WAIT.
+    Age,
 }
 
 const LINKS: usize = 4;
@@ -313,6 +316,10 @@ pub(crate) struct FlowState {
     pub dup_acks: u8,
     /// Buffers charged: readable, held and delivered.
     pub rx_bufs: u32,
+    /// Segments that the window may reach to; grows with what arrives.
+    pub rcv_space: u16,
+    /// Full segments that are still to be acknowledged at once.
+    pub quick_acks: u8,
     pub fin_at: Option<Seq>,
     pub timestamps: bool,
     pub ts_recent: u32,
@@ -421,6 +428,8 @@ impl FlowState {
             dsack_len: 0,
             dup_acks: 0,
             rx_bufs: 0,
+            rcv_space: SPACE_FIRST,
+            quick_acks: QUICK_ACKS,
             fin_at: None,
             timestamps: false,
             ts_recent: 0,

@@ -25,6 +25,7 @@ impl Stack {
     /// the pool's.
     pub fn input<M: Memory>(&mut self, mem: &mut M, now: u64, frame: &RxFrame) -> Outcome {
         let now = self.clock(now);
+        self.pool_free = mem.free();
         self.counters.frames_in += 1;
         let end = usize::from(frame.offset) + usize::from(frame.len);
         if frame.buf >= self.bufs.count() || end > mem.buffer_size() {

@@ -3,7 +3,9 @@
 //! Frames go in as names of buffers and come out as slots for the guest; the
 //! guest's slots go in and come out as frames. No payload is copied: what the
 //! NIC put into a buffer is what the guest reads there, and what the guest
-//! wrote is what the NIC sends. The stack has no thread, no clock and no
+//! wrote is what the NIC sends. (A flow that piles up small segments is the
+//! exception: they are gathered, so that a byte is not worth a buffer.) The
+//! stack has no thread, no clock and no
 //! allocation after [`Stack::new`]; time is an argument, in ns on a monotonic
 //! clock.
 //!
@@ -36,7 +38,7 @@
 //!
 //! Everything has one: flows, listeners, neighbours, held segments, send
 //! queues, TIME-WAITs, backlogs, replies to strangers ([`Config`]). Buffers are
-//! the flow control: see `tcp::window`.
+//! the flow control: see `tcp::window` and `tcp::charge`.
 //!
 //! Not here yet: SACK, RACK, SYN cookies, ECN, IPv6, urgent data.
 

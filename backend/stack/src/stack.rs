@@ -91,6 +91,12 @@ pub struct Stack {
     pub(crate) open: u32,
     /// Bytes that peers were promised and have not sent yet, over all flows.
     pub(crate) promised: u64,
+    /// Buffers for which flows are or were charged, see [`crate::tcp::charge`].
+    pub(crate) charged: u32,
+    /// Buffers that were in the pool when it was last seen.
+    pub(crate) pool_free: u32,
+    /// Flows that hold early payload, the oldest hole first.
+    pub(crate) holders: List,
     pub(crate) rst_limit: Limit,
     pub(crate) echo_limit: Limit,
     pub(crate) netmask: u32,
@@ -128,6 +134,9 @@ impl Stack {
             time_wait_len: 0,
             open: 0,
             promised: 0,
+            charged: 0,
+            pool_free: buffer_count,
+            holders: List::EMPTY,
             rst_limit: Limit::per_second(config.rst_per_second),
             echo_limit: Limit::per_second(config.echo_per_second),
             netmask: u32::MAX.checked_shl(32 - u32::from(config.prefix_len)).unwrap_or(0),
@@ -164,6 +173,7 @@ impl Stack {
     /// and returns how many. Flows take turns.
     pub fn transmit<M: Memory>(&mut self, mem: &mut M, now: u64, out: &mut TxBatch) -> usize {
         let now = self.clock(now);
+        self.pool_free = mem.free();
         let before = out.frames().len();
         self.transmit_control(mem, out);
         while out.room() > 0 {
@@ -302,7 +312,7 @@ impl Stack {
         self.drop_held(mem, index);
         self.drop_sending(mem, index, reason.unwrap_or(Reason::Ok));
         if self.flows[index].state == State::TimeWait {
-            self.flows.remove(&mut self.time_wait, Links::TimeWait, index);
+            self.flows.remove(&mut self.time_wait, Links::Age, index);
             self.time_wait_len -= 1;
         } else {
             self.open -= 1;
@@ -388,7 +398,7 @@ impl Stack {
     /// Ends a TIME-WAIT, in which no buffers are left but what the guest is
     /// still to be told of.
     pub(crate) fn end_time_wait(&mut self, index: u32) {
-        self.flows.remove(&mut self.time_wait, Links::TimeWait, index);
+        self.flows.remove(&mut self.time_wait, Links::Age, index);
         self.time_wait_len -= 1;
         self.wheel.cancel(index);
         let flow = &mut self.flows[index];
@@ -437,9 +447,7 @@ impl Stack {
     pub(crate) fn drop_readable<M: Memory>(&mut self, mem: &mut M, index: u32) {
         let mut queue = core::mem::replace(&mut self.flows[index].rx, Queue::EMPTY);
         while let Some(buf) = self.bufs.pop(&mut queue) {
-            self.flows[index].rx_bufs -= 1;
-            self.bufs.get_mut(buf).place = Place::Elsewhere;
-            mem.give(buf);
+            self.uncharge(mem, index, buf);
         }
     }
 

@@ -209,7 +209,7 @@ impl Stack {
         flow.events |= event::CLOSED;
         self.open -= 1;
         self.counters.closed += 1;
-        self.flows.push_back(&mut self.time_wait, Links::TimeWait, index);
+        self.flows.push_back(&mut self.time_wait, Links::Age, index);
         self.time_wait_len += 1;
         self.restart_time_wait(now, index);
         self.mark_ready(index);
@@ -218,7 +218,7 @@ impl Stack {
     /// The time of TIME-WAIT begins anew, so its turn is last.
     pub(crate) fn restart_time_wait(&mut self, now: u64, index: u32) {
         self.flows[index].idle_at = now.saturating_add(self.config.timers.time_wait);
-        self.flows.remove(&mut self.time_wait, Links::TimeWait, index);
-        self.flows.push_back(&mut self.time_wait, Links::TimeWait, index);
+        self.flows.remove(&mut self.time_wait, Links::Age, index);
+        self.flows.push_back(&mut self.time_wait, Links::Age, index);
     }
 }

@@ -16,9 +16,10 @@
 //! section 8), which only costs the peer another transmission.
 
 use crate::bufs::{Bufs, NIL, Place};
-use crate::flow::FlowState;
+use crate::flow::{FlowState, Links};
 use crate::memory::Memory;
 use crate::stack::{Outcome, Stack};
+use crate::tcp::charge::Piece;
 use crate::tcp::input::Segment;
 use crate::tcp::seq::Seq;
 use crate::wire::tcp::{SACK_BLOCKS_MAX, SackBlock, SackBlocks, flag};
@@ -37,6 +38,13 @@ impl Bufs {
     pub(crate) fn end(&self, buf: u32) -> Seq {
         let meta = self.get(buf);
         Seq(meta.seq) + u32::from(meta.len)
+    }
+
+    /// The payload of a received buffer.
+    fn piece(&self, buf: u32) -> Piece {
+        let meta = self.get(buf);
+        let csum = meta.csum_valid.then_some(meta.csum);
+        Piece { buf, offset: meta.offset, len: meta.len, csum }
     }
 
     /// The bytes of the block whose first buffer is `first`.
@@ -196,21 +204,42 @@ impl Stack {
             segment.header.flags &= !flag::FIN;
             return Outcome::Consumed;
         }
-        let name = self.flows.name(index).0;
-        let buf = segment.buf;
-        let meta = self.bufs.get_mut(buf);
-        meta.fill_received(name, segment.header.seq, segment);
-        meta.place = Place::Held;
-        let flow = &mut self.flows[index];
-        self.bufs.insert_after(&mut flow.held, before, buf);
-        let first = if extends { self.bufs.get(before).far } else { buf };
-        let last = if reaches { self.bufs.get(after).far } else { buf };
+        // Small payload goes behind what it continues, or takes small payload
+        // that continues it into its own buffer.
+        let mut last = if reaches { self.bufs.get(after).far } else { NIL };
+        let small = self.gathers(index);
+        let gathered = extends && small && self.gather(mem, before, &segment.piece(), false);
+        if !gathered && !self.admits_early(mem, index) {
+            segment.header.flags &= !flag::FIN;
+            return Outcome::Consumed;
+        }
+        let mut first = if extends { self.bufs.get(before).far } else { NIL };
+        if !gathered {
+            let (name, buf) = (self.flows.name(index).0, segment.buf);
+            let meta = self.bufs.get_mut(buf);
+            meta.fill_received(name, segment.header.seq, segment);
+            meta.place = Place::Held;
+            self.charge(index);
+            if reaches && small && self.gather(mem, buf, &self.bufs.piece(after), false) {
+                self.bufs.remove_after(&mut self.flows[index].held, before);
+                self.uncharge(mem, index, after);
+                if last == after {
+                    last = buf;
+                }
+            }
+            self.bufs.insert_after(&mut self.flows[index].held, before, buf);
+            first = if first == NIL { buf } else { first };
+            last = if last == NIL { buf } else { last };
+        } else if last == NIL {
+            last = before;
+        }
         self.bufs.make_block(first, last);
+        self.list_holder(index);
+        let flow = &mut self.flows[index];
         flow.held_blocks = blocks + 1 - u8::from(extends) - u8::from(reaches);
         flow.note_changed(&self.bufs.block(first));
-        flow.rx_bufs += 1;
         self.counters.held += 1;
-        Outcome::Held
+        if gathered { Outcome::Consumed } else { Outcome::Held }
     }
 
     /// Where an early segment that starts at `seq` belongs: behind the last
@@ -244,6 +273,9 @@ impl Stack {
                 break;
             }
         }
+        if self.flows[index].held.is_empty() {
+            self.flows.remove(&mut self.holders, Links::Age, index);
+        }
         self.bufs.get(last).next
     }
 
@@ -252,7 +284,11 @@ impl Stack {
         loop {
             let flow = &mut self.flows[index];
             let first = flow.held.head;
-            if first == NIL || Seq(self.bufs.get(first).seq).after(flow.rcv_nxt) {
+            if first == NIL {
+                self.flows.remove(&mut self.holders, Links::Age, index);
+                return;
+            }
+            if Seq(self.bufs.get(first).seq).after(flow.rcv_nxt) {
                 return;
             }
             let block = self.bufs.block(first);
@@ -283,26 +319,32 @@ impl Stack {
             meta.seq = flow.rcv_nxt.0;
             meta.offset += old as u16;
             meta.len -= old as u16;
-            meta.csum_valid = false;
+            meta.forget_csum();
         }
-        self.append_readable(index, buf);
+        let (piece, tail) = (self.bufs.piece(buf), flow.rx.tail);
+        if self.gathers(index) && self.gather(mem, tail, &piece, false) {
+            self.uncharge(mem, index, buf);
+            self.advance_received(index, piece.len);
+        } else {
+            self.append_readable(index, buf);
+        }
     }
 
     /// Returns all held buffers to the pool.
     pub(crate) fn drop_held<M: Memory>(&mut self, mem: &mut M, index: u32) {
+        if self.flows[index].held.is_empty() {
+            return;
+        }
+        self.flows.remove(&mut self.holders, Links::Age, index);
         self.flows[index].held_blocks = 0;
         while let Some(buf) = self.bufs.pop(&mut self.flows[index].held) {
-            self.flows[index].rx_bufs -= 1;
-            self.bufs.get_mut(buf).place = Place::Elsewhere;
-            mem.give(buf);
+            self.uncharge(mem, index, buf);
         }
     }
 
     /// Returns a buffer whose payload came twice to the pool.
     fn drop_received<M: Memory>(&mut self, mem: &mut M, index: u32, buf: u32) {
-        self.flows[index].rx_bufs -= 1;
-        self.bufs.get_mut(buf).place = Place::Elsewhere;
         self.counters.drop_duplicate += 1;
-        mem.give(buf);
+        self.uncharge(mem, index, buf);
     }
 }

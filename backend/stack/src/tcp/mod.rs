@@ -3,6 +3,7 @@
 //! state that they share is [`crate::flow::FlowState`].
 
 pub(crate) mod ack;
+pub(crate) mod charge;
 pub(crate) mod congestion;
 pub(crate) mod held;
 pub(crate) mod input;

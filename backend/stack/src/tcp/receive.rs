@@ -10,9 +10,10 @@ use crate::tcp::input::Segment;
 use crate::tcp::seq::Seq;
 use crate::wire::tcp::flag;
 
-/// Buffers that a flow may always hold, so that small segments make progress
-/// however small the flow's share is.
-const FLOW_BUFS_MIN: u32 = 8;
+/// Segments that are acknowledged at once when a flow is young: a peer in slow
+/// start grows with each acknowledgement (RFC 5681 section 3.1), and a delayed
+/// one would hold it up.
+pub(crate) const QUICK_ACKS: u8 = 16;
 
 impl Segment {
     /// Cuts `bytes` off the front of the payload.
@@ -84,20 +85,8 @@ impl Stack {
 
         let mut outcome = Outcome::Consumed;
         if segment.len > 0 {
-            // Without a free buffer the port could receive nothing more, not
-            // even the acknowledgements that free buffers.
-            if mem.free() == 0 {
-                self.counters.drop_pool_empty += 1;
-                return Outcome::Consumed;
-            }
-            if self.flows[index].rx_bufs >= (2 * self.share()).max(FLOW_BUFS_MIN) {
-                self.counters.drop_flow_share += 1;
-                self.ack_now(index);
-                return Outcome::Consumed;
-            }
             outcome = if segment.header.seq == self.flows[index].rcv_nxt {
-                self.receive_in_order(mem, now, index, &segment);
-                Outcome::Readable
+                self.receive_in_order(mem, now, index, &mut segment)
             } else {
                 self.hold(mem, index, &mut segment)
             };
@@ -120,14 +109,15 @@ impl Stack {
         mem: &mut M,
         now: u64,
         index: u32,
-        segment: &Segment,
-    ) {
-        let name = self.flows.name(index).0;
-        let meta = self.bufs.get_mut(segment.buf);
-        meta.fill_received(name, segment.header.seq, segment);
-        let flow = &mut self.flows[index];
-        flow.rx_bufs += 1;
-        self.append_readable(index, segment.buf);
+        segment: &mut Segment,
+    ) -> Outcome {
+        let full = segment.len >= self.flows[index].rcv_mss;
+        let pushed = segment.header.has(flag::PSH);
+        let Some(outcome) = self.take_in_order(mem, index, segment) else {
+            // What the flow has it keeps; the peer tries again.
+            segment.header.flags &= !flag::FIN;
+            return Outcome::Consumed;
+        };
         let gap = !self.flows[index].held.is_empty();
         if gap {
             self.release_held(mem, index);
@@ -138,24 +128,67 @@ impl Stack {
         // 5681 section 4.2: at once when a gap closes. And at once when there
         // is news of a duplicate, which may undo a retransmission's harm.
         let unacknowledged = flow.rcv_nxt.since(flow.last_ack_sent);
-        if gap || flow.dsack_len > 0 || unacknowledged >= 2 * u32::from(flow.rcv_mss) {
+        let mut at_once = gap || flow.dsack_len > 0;
+        at_once |= unacknowledged >= 2 * u32::from(flow.rcv_mss);
+        // A full segment that is not the end of a message has others behind it.
+        if full && !pushed && flow.quick_acks > 0 {
+            flow.quick_acks -= 1;
+            at_once = true;
+        }
+        if at_once {
             self.ack_now(index);
         } else if !flow.ack_due && flow.delayed_ack_at == NEVER {
             flow.delayed_ack_at = now.saturating_add(self.config.timers.delayed_ack);
         }
+        outcome
+    }
+
+    /// Makes the payload at `rcv_nxt` readable; `None` if the flow may not have
+    /// another buffer.
+    fn take_in_order<M: Memory>(
+        &mut self,
+        mem: &mut M,
+        index: u32,
+        segment: &Segment,
+    ) -> Option<Outcome> {
+        let tail = self.flows[index].rx.tail;
+        let gathered = self.gathers(index) && self.gather(mem, tail, &segment.piece(), false);
+        if !gathered {
+            if self.admits(mem, index) {
+                let name = self.flows.name(index).0;
+                let meta = self.bufs.get_mut(segment.buf);
+                meta.fill_received(name, segment.header.seq, segment);
+                self.charge(index);
+                self.append_readable(index, segment.buf);
+                return Some(Outcome::Readable);
+            }
+            if !self.gather(mem, tail, &segment.piece(), true) {
+                return None;
+            }
+        }
+        self.advance_received(index, segment.len);
+        Some(Outcome::Consumed)
     }
 
     /// Appends a buffer whose payload starts at `rcv_nxt`.
     pub(crate) fn append_readable(&mut self, index: u32, buf: u32) {
         let meta = self.bufs.get_mut(buf);
         meta.place = Place::Readable;
-        let len = u32::from(meta.len);
+        let len = meta.len;
+        debug_assert_eq!(self.flows[index].rcv_nxt, Seq(meta.seq));
+        self.bufs.push(&mut self.flows[index].rx, buf);
+        self.advance_received(index, len);
+    }
+
+    /// Moves `rcv_nxt` over payload that is readable now.
+    pub(crate) fn advance_received(&mut self, index: u32, len: u16) {
         let flow = &mut self.flows[index];
-        debug_assert_eq!(flow.rcv_nxt, Seq(meta.seq));
-        self.bufs.push(&mut flow.rx, buf);
-        flow.rcv_nxt += len;
+        flow.rcv_nxt += u32::from(len);
         // They repeated the number before.
         flow.dup_acks = 0;
+        if len >= flow.rcv_mss / 2 {
+            flow.rcv_space = flow.rcv_space.saturating_add(2);
+        }
         self.promised -= u64::from(len);
         self.counters.bytes_in += u64::from(len);
     }

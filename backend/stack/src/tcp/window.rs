@@ -1,27 +1,37 @@
 //! The receive window: how much a peer may send, out of the buffers that there
 //! are (RFC 9293 sections 3.8.6 and 3.8.6.2.2).
 //!
-//! A buffer carries one segment, however small, so a flow is charged by the
-//! buffer: each that it holds, or that its guest has not given up, takes one
-//! full segment off its window. All windows together promise no more than half
-//! the region's buffers, but for a floor of two segments for each flow without
-//! which it could not move at all.
+//! A flow is charged by the buffer (see [`crate::tcp::charge`]): each that it
+//! holds, or that its guest has not given up, takes one full segment off its
+//! window. All windows together promise no more than is free, and no more than
+//! half the region, but for a floor of two segments for each flow without which
+//! it could not move at all. A flow is promised no more than would be left, so
+//! that windows close smoothly as flows come and the pool runs low; and it
+//! begins with little, so that flows that do nothing keep nothing from others.
 
-use paste_abi::Flow;
-
-use crate::bufs::Place;
 use crate::flow::NEVER;
 use crate::stack::Stack;
 
+/// Segments that a window may have before anything has arrived: an initial
+/// window (RFC 6928) and some.
+pub(crate) const SPACE_FIRST: u16 = 16;
+/// What part of all that may be promised a flow gets that has sent nothing yet.
+const UNPROVEN_PART: u64 = 16;
+/// Segments that a window may have whatever others have.
+const SPACE_FLOOR: u32 = 2;
+
 impl Stack {
-    /// Buffers that are one flow's fair share.
-    pub(crate) fn share(&self) -> u32 {
-        (self.bufs.count() / 2 / self.open.max(1)).max(2)
+    /// Bytes that may still be promised, over all flows.
+    fn unpromised(&self) -> u64 {
+        let half = (self.bufs.count() / 2).saturating_sub(self.charged);
+        let limit = half.min(self.spare(self.pool_free));
+        (u64::from(limit) * u64::from(self.mss)).saturating_sub(self.promised)
     }
 
-    /// The largest window that a flow can have now, bytes.
-    fn largest_window(&self) -> u32 {
-        self.share().saturating_mul(u32::from(self.mss)).min(self.config.recv_window_max)
+    /// The largest window that the flow could have now, bytes.
+    fn largest_window(&self, index: u32) -> u32 {
+        let space = u32::from(self.flows[index].rcv_space) * u32::from(self.mss);
+        space.min(self.config.recv_window_max)
     }
 
     /// The window that the flow could have now, bytes; never less than it has.
@@ -29,15 +39,17 @@ impl Stack {
         let flow = &self.flows[index];
         let mss = u32::from(self.mss);
         let current = flow.rcv_wnd();
+        let largest = self.largest_window(index);
         let used = flow.rx_bufs.saturating_mul(mss);
-        let wanted = self.largest_window().saturating_sub(used);
-        if wanted <= current {
-            return current;
-        }
-        let limit = u64::from(self.bufs.count() / 2) * u64::from(mss);
-        let room = limit.saturating_sub(self.promised).min(u64::from(wanted - current)) as u32;
-        let floor = (2 * mss).saturating_sub(used).min(wanted);
-        (current + room).max(floor)
+        let part = if flow.rcv_space > SPACE_FIRST { 2 } else { UNPROVEN_PART };
+        let fair = (self.unpromised() + u64::from(current)) / part;
+        // With the window full, the flow is still one that gets its buffers,
+        // if others do not take them much faster.
+        let own = self.spare(self.pool_free).saturating_sub(flow.rx_bufs) / 4;
+        let fair = fair.min(u64::from(own) * u64::from(mss));
+        let wanted = u64::from(largest.saturating_sub(used)).min(fair) as u32;
+        let floor = (SPACE_FLOOR * mss).min(largest).saturating_sub(used);
+        current.max(wanted).max(floor)
     }
 
     /// The window field of a segment about to be sent; `scaled` on all but SYN.
@@ -45,7 +57,7 @@ impl Stack {
     /// left.
     pub(crate) fn advertise(&mut self, index: u32, scaled: bool) -> u16 {
         let desired = self.desired_window(index);
-        let least = u32::from(self.mss).min(self.largest_window() / 2);
+        let least = u32::from(self.mss).min(self.largest_window(index) / 2);
         let flow = &mut self.flows[index];
         let current = flow.rcv_wnd();
         let scale = if scaled { u32::from(flow.rcv_scale) } else { 0 };
@@ -82,16 +94,9 @@ impl Stack {
         if buf >= self.bufs.count() {
             return;
         }
-        let meta = self.bufs.get_mut(buf);
-        if meta.place != Place::Delivered {
-            return;
-        }
-        meta.place = Place::Elsewhere;
-        let name = Flow(meta.flow);
-        let Some(index) = self.flows.find(name) else {
+        let Some(index) = self.uncharge_delivered(buf) else {
             return;
         };
-        self.flows[index].rx_bufs -= 1;
         if !self.flows[index].state.may_receive() {
             return;
         }
@@ -100,7 +105,7 @@ impl Stack {
         let mss = u32::from(self.mss);
         let current = self.flows[index].rcv_wnd();
         let growth = self.desired_window(index) - current;
-        if growth >= self.largest_window() / 2 || (current < mss && growth >= mss) {
+        if growth >= self.largest_window(index) / 2 || (current < mss && growth >= mss) {
             self.ack_now(index);
         }
     }

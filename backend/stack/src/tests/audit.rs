@@ -22,7 +22,7 @@ fn busy() -> Pair {
     pair.host.send(flow, b"sent");
     pair.host.send(flow, b"sent as well");
     pair.recv();
-    pair.host.check();
+    pair.host.audit();
     pair
 }
 

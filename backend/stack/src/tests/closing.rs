@@ -283,7 +283,7 @@ fn closing_a_channel_ends_everything_of_it() {
     pair.send_with(SYN, Options::default(), &[]);
     pair.recv();
     pair.host.stack.close_channel(&mut pair.host.mem, pair.host.now, 0);
-    pair.host.check();
+    pair.host.audit();
     let rsts = pair.recv();
     assert_eq!(rsts.len(), 2);
     assert!(rsts.iter().all(|s| s.flags & RST != 0));

@@ -10,3 +10,4 @@ mod lossy;
 mod opening;
 mod recovery;
 mod sack;
+mod small;
