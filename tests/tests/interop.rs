@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use paste_tests::interop::content::Content;
+use paste_tests::interop::load;
 use paste_tests::interop::matrix::{self, Axes};
 use paste_tests::interop::path::{Family, Settings};
 use paste_tests::interop::peer::PeerKind;
@@ -73,4 +74,25 @@ fn transfers_over_a_wire_with_every_fault_arrive_whole() {
         rate_bps: None,
     };
     run(&[Settings { faults, ..common() }], 2 << 20);
+}
+
+#[test]
+fn iperf3_and_wrk_run_over_a_lossy_wire() {
+    require!(
+        Need::Namespaces,
+        Need::Built("pasted"),
+        Need::Built("examples/http"),
+        Need::Built("examples/iperf3"),
+        Need::Program("iperf3"),
+        Need::Program("wrk"),
+    );
+    let _turn = wait::turn();
+    let faults = Faults { loss: 0.01, ..common().faults };
+    let settings = Settings { faults, ..common() };
+    for direction in [Direction::Get, Direction::Post] {
+        let row = load::run_iperf3(PeerKind::Pasted, direction, &settings, 2, 3);
+        assert!(row.ok && row.bytes > 0, "{row:#?}");
+    }
+    let row = load::run_wrk(PeerKind::Pasted, &settings, 2);
+    assert!(row.ok && row.requests_per_s > 100.0, "{row:#?}");
 }

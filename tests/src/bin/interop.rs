@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use paste_tests::interop::content::Content;
+use paste_tests::interop::load;
 use paste_tests::interop::matrix::{self, Axes, Row};
 use paste_tests::interop::path::{Family, Settings};
 use paste_tests::interop::peer::PeerKind;
@@ -36,6 +37,9 @@ struct Arguments {
     /// Bytes of each transfer: 16 MiB, or 1 GiB with --full.
     #[arg(long)]
     bytes: Option<u64>,
+    /// What makes the traffic.
+    #[arg(long, value_delimiter = ',', default_values_t = [Tool::Curl])]
+    tool: Vec<Tool>,
     /// Who serves.
     #[arg(long, value_delimiter = ',', default_values_t = [PeerName::Pasted, PeerName::Linux])]
     peer: Vec<PeerName>,
@@ -60,6 +64,12 @@ struct Arguments {
     /// Explicit congestion notification.
     #[arg(long, value_delimiter = ',')]
     ecn: Vec<Switch>,
+    /// Seconds that wrk and iperf3 take.
+    #[arg(long, default_value_t = 10)]
+    seconds: u32,
+    /// Streams of iperf3 at once.
+    #[arg(long, default_value_t = 1)]
+    streams: u32,
     /// Delay of each direction, in us.
     #[arg(long, default_value_t = 100)]
     delay_us: u64,
@@ -90,6 +100,13 @@ struct Arguments {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum Tool {
+    Curl,
+    Iperf3,
+    Wrk,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 enum PeerName {
     Pasted,
     Linux,
@@ -117,7 +134,7 @@ macro_rules! display_as_value {
         })+
     };
 }
-display_as_value!(PeerName, Way);
+display_as_value!(Tool, PeerName, Way);
 
 fn family(text: &str) -> Result<Family, String> {
     match text {
@@ -138,6 +155,20 @@ impl Arguments {
         replace(&mut axes.mtu, self.mtu.clone());
         replace(&mut axes.ecn, on(&self.ecn));
         axes
+    }
+
+    fn kinds(&self) -> impl Iterator<Item = PeerKind> {
+        self.peer.iter().map(|peer| match peer {
+            PeerName::Pasted => PeerKind::Pasted,
+            PeerName::Linux => PeerKind::Linux,
+        })
+    }
+
+    fn directions(&self) -> impl Iterator<Item = Direction> {
+        self.direction.iter().map(|way| match way {
+            Way::Get => Direction::Get,
+            Way::Post => Direction::Post,
+        })
     }
 
     fn combinations(&self) -> Vec<Settings> {
@@ -173,72 +204,89 @@ fn replace<T>(values: &mut Vec<T>, asked: Vec<T>) {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let needs = [
-        Need::Namespaces,
-        Need::Built("pasted"),
-        Need::Built("examples/http"),
-        Need::Program("curl"),
-    ];
+    match run(&arguments) {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(wrong) => {
+            eprintln!("interop: {wrong} rows are wrong");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("interop: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs what was asked for; returns how many rows are wrong.
+fn run(arguments: &Arguments) -> Result<usize, String> {
+    let mut needs = vec![Need::Namespaces, Need::Built("pasted")];
+    for tool in &arguments.tool {
+        needs.extend(match tool {
+            Tool::Curl => [Need::Program("curl"), Need::Built("examples/http")],
+            Tool::Iperf3 => [Need::Program("iperf3"), Need::Built("examples/iperf3")],
+            Tool::Wrk => [Need::Program("wrk"), Need::Built("examples/http")],
+        });
+    }
     if let Some(reason) = needs.into_iter().find_map(require::missing) {
-        eprintln!("interop: {reason}");
-        return ExitCode::FAILURE;
+        return Err(reason);
     }
     let bytes = arguments.bytes.unwrap_or(if arguments.full { BYTES_FULL } else { BYTES_SLICE });
-    let content = match Content::write(bytes) {
-        Ok(content) => content,
-        Err(error) => {
-            eprintln!("interop: the content cannot be written: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    let limit = Duration::from_secs(arguments.limit_s);
+    let content = Content::write(bytes).map_err(|error| format!("the content: {error}"))?;
     if !arguments.json {
         println!("{}", HEADER.join("\n"));
     }
     let mut wrong = 0;
-    for settings in arguments.combinations() {
-        for way in &arguments.direction {
-            for peer in &arguments.peer {
-                let kind = match peer {
-                    PeerName::Pasted => PeerKind::Pasted,
-                    PeerName::Linux => PeerKind::Linux,
-                };
-                let direction = match way {
-                    Way::Get => Direction::Get,
-                    Way::Post => Direction::Post,
-                };
-                let row = matrix::run_curl(kind, direction, &settings, &content, limit);
-                wrong += usize::from(!row.ok);
-                if arguments.json {
-                    println!("{}", serde_json::to_string(&row).expect("plain values"));
-                } else {
-                    println!("{}", line(&row));
+    let mut show = |row: Row| {
+        wrong += usize::from(!row.ok);
+        if arguments.json {
+            println!("{}", serde_json::to_string(&row).expect("plain values"));
+        } else {
+            println!("{}", line(&row));
+        }
+    };
+    let limit = Duration::from_secs(arguments.limit_s);
+    for settings in &arguments.combinations() {
+        for tool in &arguments.tool {
+            if *tool == Tool::Wrk {
+                for kind in arguments.kinds() {
+                    show(load::run_wrk(kind, settings, arguments.seconds));
+                }
+                continue;
+            }
+            for direction in arguments.directions() {
+                for kind in arguments.kinds() {
+                    show(if *tool == Tool::Curl {
+                        matrix::run_curl(kind, direction, settings, &content, limit)
+                    } else {
+                        let Arguments { seconds, streams, .. } = *arguments;
+                        load::run_iperf3(kind, direction, settings, seconds, streams)
+                    });
                 }
             }
         }
     }
-    if wrong > 0 {
-        eprintln!("interop: {wrong} rows are wrong");
-        return ExitCode::FAILURE;
-    }
-    ExitCode::SUCCESS
+    Ok(wrong)
 }
 
 const HEADER: [&str; 2] = [
-    "| tool | direction | peer | IP | MTU | loss | SACK | TS | ECN | MB | seconds | Mbit/s | \
+    "| tool | direction | peer | IP | MTU | loss | SACK | TS | ECN | MB | seconds | speed | \
      retransmits | lost | result |",
     "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
 ];
 
 fn line(row: &Row) -> String {
     let switch = |on| if on { "on" } else { "off" };
+    let speed = match row.requests_per_s {
+        0.0 => format!("{:.1} Mbit/s", row.mbps),
+        requests_per_s => format!("{requests_per_s:.0} requests/s"),
+    };
     let result = match &row.error {
         None if row.overflowed > 0 => format!("right; {} frames overflowed", row.overflowed),
         None => "right".to_owned(),
         Some(error) => format!("WRONG: {error}"),
     };
     format!(
-        "| {} | {} | {} | {} | {} | {} % | {} | {} | {} | {:.0} | {:.2} | {:.1} | {} | {} | {} |",
+        "| {} | {} | {} | {} | {} | {} % | {} | {} | {} | {:.0} | {:.2} | {} | {} | {} | {} |",
         row.tool,
         row.direction,
         row.peer,
@@ -250,7 +298,7 @@ fn line(row: &Row) -> String {
         switch(row.ecn),
         row.bytes as f64 / 1e6,
         row.seconds,
-        row.mbps,
+        speed,
         row.retransmits,
         row.lost,
         result,

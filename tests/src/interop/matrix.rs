@@ -199,22 +199,35 @@ pub fn run_curl(
     content: &Content,
     limit: Duration,
 ) -> Row {
-    let path = Path::lay(settings);
     let service = match direction {
         Direction::Get => Service::Files(content.dir()),
         Direction::Post => Service::Fixed(content.len()),
     };
-    let mut peer = Peer::start(kind, &path, settings, service);
-    let before = tcp_counter(&path.near, "RetransSegs");
-    let transfer = transfer::run(&path, settings.family, direction, content, limit);
-    let near_retransmits = tcp_counter(&path.near, "RetransSegs") - before;
+    run("curl", kind, direction, settings, service, |path, row| {
+        let transfer = transfer::run(path, settings.family, direction, content, limit);
+        row.bytes = transfer.bytes;
+        row.seconds = transfer.seconds;
+        row.mbps = transfer.mbps();
+        transfer.error.map_or(Ok(()), Err)
+    })
+}
 
-    let mut row = Row::new("curl", kind, direction, settings);
+/// Lays a path, starts a peer, runs a tool, and takes all down again.
+pub(super) fn run(
+    tool: &'static str,
+    kind: PeerKind,
+    direction: Direction,
+    settings: &Settings,
+    service: Service<'_>,
+    measure: impl FnOnce(&Path, &mut Row) -> Result<(), String>,
+) -> Row {
+    let path = Path::lay(settings);
+    let mut peer = Peer::start(kind, &path, settings, service);
+    let mut row = Row::new(tool, kind, direction, settings);
     row.linux_congestion = congestion_control(&path.near);
-    row.bytes = transfer.bytes;
-    row.seconds = transfer.seconds;
-    row.mbps = transfer.mbps();
-    row.error = transfer.error;
+    let before = tcp_counter(&path.near, "RetransSegs");
+    row.error = measure(&path, &mut row).err();
+    let near_retransmits = tcp_counter(&path.near, "RetransSegs") - before;
     if peer.is_alive() {
         let far_retransmits = peer.stop(&path).retransmits;
         row.retransmits = match direction {

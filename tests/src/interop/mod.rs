@@ -20,10 +20,12 @@
 //! | [`server`] | the HTTP server over kernel sockets |
 //! | [`content`] | bytes that no two places of are alike |
 //! | [`transfer`] | a transfer by curl, every byte judged |
+//! | [`load`] | wrk and iperf3 |
 //! | [`matrix`] | which combinations there are, and how one is run |
 
 pub mod bridge;
 pub mod content;
+pub mod load;
 pub mod matrix;
 pub mod path;
 pub mod peer;

@@ -45,6 +45,17 @@ pub enum Service<'a> {
     Files(&'a Path),
     /// HTTP: a fixed body for every request; bodies of up to so many bytes.
     Fixed(u64),
+    /// iperf3.
+    Iperf3,
+}
+
+impl Service<'_> {
+    fn port(self) -> u16 {
+        match self {
+            Service::Files(_) | Service::Fixed(_) => 80,
+            Service::Iperf3 => 5201,
+        }
+    }
 }
 
 /// A server at the far end of a path.
@@ -62,10 +73,19 @@ pub enum Peer {
     /// The kernel's TCP.
     Linux {
         /// The server.
-        server: KernelServer,
+        server: KernelService,
         /// Segments that it had sent again before.
         retransmits_before: u64,
     },
+}
+
+/// A server over kernel sockets.
+#[derive(Debug)]
+pub enum KernelService {
+    /// HTTP.
+    Http(KernelServer),
+    /// `iperf3 --server`.
+    Iperf3(Process),
 }
 
 /// What a peer counted.
@@ -91,7 +111,7 @@ impl Peer {
         };
         path.near.run(|| {
             wait::until(&format!("{kind} listens"), || {
-                client::connect(settings.family.far_ip(), 80).ok()
+                client::connect(settings.family.far_ip(), what.port()).ok()
             });
         });
         peer
@@ -103,7 +123,8 @@ impl Peer {
             Peer::Pasted { application, backend, .. } => {
                 application.is_alive() && backend.process.is_alive()
             }
-            Peer::Linux { .. } => true,
+            Peer::Linux { server: KernelService::Http(_), .. } => true,
+            Peer::Linux { server: KernelService::Iperf3(process), .. } => process.is_alive(),
         }
     }
 
@@ -147,21 +168,26 @@ fn start_pasted(path: &path::Path, settings: &Settings, what: Service<'_>) -> Pe
         ),
     };
     let backend = Backend::start(&path.far, std::slice::from_ref(&guest));
-    let arguments = match what {
-        Service::Files(root) => ["--root".to_owned(), root.display().to_string()],
-        Service::Fixed(body_max) => ["--body-max".to_owned(), body_max.to_string()],
+    let (example, arguments) = match what {
+        Service::Files(root) => ("http", vec!["--root".to_owned(), root.display().to_string()]),
+        Service::Fixed(body_max) => ("http", vec!["--body-max".to_owned(), body_max.to_string()]),
+        Service::Iperf3 => ("iperf3", Vec::new()),
     };
-    let arguments = arguments.each_ref().map(String::as_str);
-    let application = backend.example(&path.far, &guest, "http", &arguments);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let application = backend.example(&path.far, &guest, example, &arguments);
     Peer::Pasted { application, backend: Box::new(backend), guest: Box::new(guest) }
 }
 
 fn start_linux(path: &path::Path, settings: &Settings, what: Service<'_>) -> Peer {
     path.give_far_address(settings.family);
-    let root = match what {
-        Service::Files(root) => Some(root),
-        Service::Fixed(_) => None,
+    let http = |root| KernelServer::start(&path.far, root).expect("a server can be started");
+    let server = match what {
+        Service::Files(root) => KernelService::Http(http(Some(root))),
+        Service::Fixed(_) => KernelService::Http(http(None)),
+        Service::Iperf3 => {
+            let mut command = path.far.command("iperf3");
+            KernelService::Iperf3(Process::spawn("iperf3", command.arg("--server")))
+        }
     };
-    let server = KernelServer::start(&path.far, root).expect("a server can be started");
     Peer::Linux { server, retransmits_before: tcp_counter(&path.far, "RetransSegs") }
 }
