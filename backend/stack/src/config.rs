@@ -62,6 +62,8 @@ pub struct Config {
     pub congestion: CongestionControl,
     /// Offer and accept SACK (RFC 2018).
     pub sack: bool,
+    /// Offer and accept ECN (RFC 3168).
+    pub ecn: bool,
     /// Times.
     pub timers: Timers,
     /// RSTs per second to segments that belong to no flow; a reflector of
@@ -156,6 +158,7 @@ impl Config {
             timestamps: true,
             congestion: CongestionControl::default(),
             sack: true,
+            ecn: true,
             timers: Timers::default(),
             rst_per_second: 1000,
             echo_per_second: 1000,

@@ -303,6 +303,8 @@ pub(crate) struct FlowState {
     pub rx: Queue,
     /// ECN was agreed on (RFC 3168 section 6.1.1).
     pub ecn: bool,
+    /// A router reported congestion, and the peer has not said that it reduced.
+    pub ecn_echo: bool,
     pub held: Queue,
     pub held_blocks: u8,
     /// A number in each of the blocks that changed last, the latest first.
@@ -420,6 +422,7 @@ impl FlowState {
             rcv_mss: 0,
             rx: Queue::EMPTY,
             ecn: false,
+            ecn_echo: false,
             held: Queue::EMPTY,
             held_blocks: 0,
             held_recent: [Seq(0); RECENT],

@@ -268,6 +268,7 @@ impl Stack {
             && header.seq == flow.irs
         {
             // The peer did not get our SYN,ACK.
+            flow.syn_repeated(header);
             flow.syn_due = true;
             self.kick(index);
         } else if header.has(flag::FIN) && !header.seq.after(flow.rcv_nxt) {

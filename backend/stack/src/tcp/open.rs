@@ -112,6 +112,7 @@ impl Stack {
         flow.held_recent = [flow.irs; RECENT];
         flow.heard_at = now;
         flow.sack = self.config.sack && sack_permitted;
+        flow.ecn = self.config.ecn && flow.agrees_to_ecn(&segment.header);
         flow.timestamps = self.config.timestamps && timestamps.is_some();
         if let Some(ts) = timestamps {
             flow.ts_recent = ts.value;

@@ -85,6 +85,9 @@ impl Stack {
 
         let mut outcome = Outcome::Consumed;
         if segment.len > 0 {
+            if self.flows[index].note_ecn(&segment) {
+                self.ack_now(index);
+            }
             outcome = if segment.header.seq == self.flows[index].rcv_nxt {
                 self.receive_in_order(mem, now, index, &mut segment)
             } else {

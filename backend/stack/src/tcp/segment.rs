@@ -46,7 +46,7 @@ impl Stack {
             dst_port: flow.key.remote_port,
             seq: plan.seq,
             ack: if acks { flow.rcv_nxt } else { Seq(0) },
-            flags: plan.flags,
+            flags: plan.flags | self.ecn_flags(flow, plan.flags),
             window,
             options,
         };

@@ -144,7 +144,7 @@ pub(super) struct Host {
 }
 
 pub(super) fn config() -> Config {
-    Config { flows_max: 64, timestamps: false, ..Config::new(HOST_MAC, HOST, 24) }
+    Config { flows_max: 64, timestamps: false, ecn: false, ..Config::new(HOST_MAC, HOST, 24) }
 }
 
 impl Host {

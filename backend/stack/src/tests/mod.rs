@@ -4,6 +4,7 @@
 mod audit;
 mod closing;
 mod data;
+mod ecn;
 mod harness;
 mod hostile;
 mod lossy;
