@@ -416,13 +416,14 @@ impl Stack {
         if flow.sack {
             equal(whose(), "sacked_bytes", flow.sacked_bytes.into(), tally.sacked)?;
         }
-        if tally.lost > 0 && scoreboard::next_lost(&self.bufs, flow).is_none() {
-            return Err(self.sequence(
-                index,
-                "what is lost is found",
-                flow.snd_una,
-                flow.rexmit_nxt,
-            ));
+        let found = flow.repair != NIL
+            && scoreboard::next_lost(&self.bufs, flow, &self.repairs[flow.repair]).is_some();
+        if tally.lost > 0 && !found {
+            let what = "what is lost is found";
+            return Err(self.sequence(index, what, flow.snd_una, flow.snd_nxt));
+        }
+        if flow.repair != NIL && flow.tx.is_empty() {
+            return Err(self.sequence(index, "a repair ends", flow.snd_una, flow.snd_nxt));
         }
         Ok(())
     }
@@ -486,6 +487,7 @@ impl Stack {
     fn audit_totals(&self, totals: &Totals) -> Result<(), Violation> {
         equal("stack", "open", self.open.into(), totals.open)?;
         equal("stack", "promised", self.promised, totals.promised)?;
+        equal("stack", "repairs lent", self.repairs.lent(), totals.repairs)?;
         let is_charged = |&buf: &u32| {
             matches!(self.bufs.get(buf).place, Place::Readable | Place::Held | Place::Delivered)
         };
@@ -530,6 +532,7 @@ impl Stack {
 struct Totals {
     open: u64,
     promised: u64,
+    repairs: u64,
     /// Flows that the table must know.
     known: u64,
     /// The listener of each flow that has one.
@@ -540,6 +543,7 @@ impl Totals {
     fn add(&mut self, flow: &FlowState) {
         self.open += u64::from(!matches!(flow.state, State::Closed | State::TimeWait));
         self.known += u64::from(flow.state != State::Closed);
+        self.repairs += u64::from(flow.repair != NIL);
         if flow.promises {
             self.promised += u64::from(flow.rcv_wnd());
         }

@@ -13,12 +13,11 @@ use crate::tcp::held::RECENT;
 use crate::tcp::pmtu::Path;
 use crate::tcp::rack::Rack;
 use crate::tcp::receive::QUICK_ACKS;
-use crate::tcp::recovery::{Phase, Tail, Undo};
+use crate::tcp::recovery::{Phase, Tail};
 use crate::tcp::rtt::Rtt;
 use crate::tcp::seq::Seq;
 use crate::tcp::timers::Timer;
 use crate::tcp::window::SPACE_FIRST;
-use crate::wire::tcp::SackBlock;
 
 /// A time that never comes.
 pub(crate) const NEVER: u64 = u64::MAX;
@@ -262,25 +261,12 @@ pub(crate) struct FlowState {
     pub lost_bytes: u32,
     /// FIN, sent without payload, is to be sent again.
     pub fin_lost: bool,
-    /// No buffer before it has lost bytes; or [`NIL`].
-    pub rexmit_buf: u32,
-    /// What of a lost unit is to be sent next, when part of it was.
-    pub rexmit_nxt: Seq,
-    /// Where loss is looked for among what was sent once, or [`NIL`].
-    pub rack_cursor: u32,
-    /// The buffer in which something was SACKed last, or [`NIL`].
-    pub sack_hint: u32,
-    /// The buffer that was sent from last, or [`NIL`].
-    pub tx_last: u32,
-    /// Blocks that the peer told of last.
-    pub sack_seen: [SackBlock; 3],
-    /// Buffers of which something was sent again, in the order of time.
-    pub resent: Queue,
+    /// The record of a repair that is under way, or [`NIL`].
+    pub repair: u32,
     pub rack: Rack,
     pub tail: Tail,
     /// SND.NXT when the tail loss probe was sent.
     pub tail_end: Seq,
-    pub undo: Undo,
     /// The path MTU, as far as it is not what the two ends agreed on.
     pub path: Path,
 
@@ -400,17 +386,10 @@ impl FlowState {
             sacked_bytes: 0,
             lost_bytes: 0,
             fin_lost: false,
-            rexmit_buf: NIL,
-            rexmit_nxt: Seq(0),
-            rack_cursor: NIL,
-            sack_hint: NIL,
-            tx_last: NIL,
-            sack_seen: [SackBlock::default(); 3],
-            resent: Queue::EMPTY,
+            repair: NIL,
             rack: Rack::new(0, Seq(0)),
             tail: Tail::None,
             tail_end: Seq(0),
-            undo: Undo::NONE,
             path: Path::new(0),
             cwr_due: false,
             ecn_recover: Seq(0),

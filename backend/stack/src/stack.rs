@@ -19,7 +19,7 @@ use crate::memory::Memory;
 use crate::table::Table;
 use crate::tcp::pmtu::Path;
 use crate::tcp::rack::Rack;
-use crate::tcp::scoreboard;
+use crate::tcp::repair::Repairs;
 use crate::wheel::Wheel;
 use crate::wire::{ipv4, tcp};
 
@@ -75,6 +75,8 @@ pub struct Stack {
     pub(crate) counters: Counters,
     pub(crate) flows: Flows,
     pub(crate) bufs: Bufs,
+    /// Lent to flows that have something to repair.
+    pub(crate) repairs: Repairs,
     pub(crate) table: Table,
     /// Timers: of flows by their index, then of neighbours.
     pub(crate) wheel: Wheel,
@@ -123,6 +125,7 @@ impl Stack {
             counters: Counters::default(),
             flows: Flows::new(config.flows_max),
             bufs: Bufs::new(buffer_count),
+            repairs: Repairs::new(config.flows_max.min(buffer_count)),
             table: Table::new(config.flows_max),
             wheel: Wheel::new(config.flows_max + neighbours.count()),
             neighbours,
@@ -291,7 +294,6 @@ impl Stack {
         flow.snd_end = iss + 1;
         flow.recover = iss;
         flow.ecn_recover = iss;
-        flow.rexmit_nxt = iss;
         flow.rack = Rack::new(now, iss);
         flow.path = Path::new(now);
         flow.ts_offset = ts_offset;
@@ -456,7 +458,11 @@ impl Stack {
     fn drop_sending<M: Memory>(&mut self, mem: &mut M, index: u32, reason: Reason) {
         let mut queue = core::mem::replace(&mut self.flows[index].tx, Queue::EMPTY);
         self.flows[index].tx_len = 0;
-        scoreboard::clear(&mut self.bufs, &mut self.flows[index]);
+        self.end_repair(index);
+        let flow = &mut self.flows[index];
+        flow.tx_cursor = NIL;
+        flow.sacked_bytes = 0;
+        flow.lost_bytes = 0;
         while let Some(buf) = self.bufs.pop(&mut queue) {
             if self.bufs.get(buf).keep {
                 self.finish(index, buf, reason);

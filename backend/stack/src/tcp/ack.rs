@@ -111,7 +111,12 @@ impl Stack {
             }
             let meta = bufs.get(buf);
             let (next, told) = (meta.next, meta.notify || meta.keep);
-            scoreboard::forget(bufs, flow, buf, next);
+            if flow.repair != NIL {
+                scoreboard::forget(bufs, &mut self.repairs[flow.repair], buf, next);
+            }
+            if flow.tx_cursor == buf {
+                flow.tx_cursor = next;
+            }
             bufs.pop(&mut flow.tx);
             flow.tx_len -= 1;
             if told {
@@ -119,6 +124,9 @@ impl Stack {
             } else {
                 self.give_or_pin(mem, buf);
             }
+        }
+        if self.flows[index].tx.is_empty() {
+            self.end_repair(index);
         }
         let flow = &mut self.flows[index];
         flow.snd_una = ack;
@@ -138,7 +146,10 @@ impl Stack {
         header: &Header,
         delivery: &mut Delivery,
     ) -> bool {
-        let (bufs, flow) = (&mut self.bufs, &mut self.flows[index]);
+        let Some((bufs, flow, repair)) = self.repairing(index) else {
+            return false;
+        };
+        let mut unknown = 0;
         let blocks = &header.options.sack;
         let first = blocks[0];
         let inside = |outer: &SackBlock| {
@@ -151,14 +162,13 @@ impl Stack {
                 && block.start.before(block.end)
                 && !block.end.after(flow.snd_nxt);
             if known {
-                scoreboard::sack(bufs, flow, Stamp::at(now), *block, delivery);
+                scoreboard::sack(bufs, flow, repair, Stamp::at(now), *block, delivery);
             } else if block.end.after(flow.snd_una) {
-                self.counters.drop_bad_sack += 1;
+                unknown += 1;
             }
         }
-        if dsack {
-            self.counters.dsacks_in += 1;
-        }
+        self.counters.drop_bad_sack += unknown;
+        self.counters.dsacks_in += u64::from(dsack);
         dsack
     }
 

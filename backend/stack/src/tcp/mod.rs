@@ -14,6 +14,7 @@ pub(crate) mod pmtu;
 pub(crate) mod rack;
 pub(crate) mod receive;
 pub(crate) mod recovery;
+pub(crate) mod repair;
 pub(crate) mod rtt;
 pub(crate) mod scoreboard;
 pub(crate) mod segment;

@@ -169,7 +169,10 @@ impl Stack {
     fn plan_again(&self, index: u32) -> Option<Plan> {
         let flow = &self.flows[index];
         let budget = flow.congestion.window().saturating_sub(flow.pipe());
-        if let Some((buf, seq, len)) = scoreboard::next_lost(&self.bufs, flow) {
+        if flow.lost_bytes > 0
+            && let Some((buf, seq, len)) =
+                scoreboard::next_lost(&self.bufs, flow, &self.repairs[flow.repair])
+        {
             let len = len.min(u32::from(self.segment_room(flow)));
             return if flow.rexmit_due || budget >= len {
                 self.cut(index, Why::Again, buf, seq, len)
@@ -188,15 +191,20 @@ impl Stack {
         if flow.snd_nxt.after(flow.snd_end) {
             return Some(Plan::bare(Why::Again, flow.snd_end, flag::FIN | flag::ACK));
         }
-        if flow.tx_last == NIL {
+        // The buffer that ends at SND.NXT, or in which it lies.
+        let mut at = flow.tx.head;
+        while at != NIL && self.bufs.end(at).before(flow.snd_nxt) {
+            at = self.bufs.get(at).next;
+        }
+        if at == NIL {
             return None;
         }
-        let meta = self.bufs.get(flow.tx_last);
+        let meta = self.bufs.get(at);
         // The unit that ends at SND.NXT.
         let unit = u32::from(meta.unit);
         let sent = flow.snd_nxt.since(Seq(meta.seq));
         let start = (Seq(meta.seq) + (sent - 1) / unit * unit).max(flow.snd_una);
-        self.cut(index, Why::Again, flow.tx_last, start, flow.snd_nxt.since(start))
+        self.cut(index, Why::Again, at, start, flow.snd_nxt.since(start))
     }
 
     /// Something new, as far as both windows allow.
@@ -312,13 +320,16 @@ impl Stack {
 
     fn sent_again(&mut self, now: u64, index: u32, plan: &Plan) {
         self.counters.retransmits += 1;
-        let (bufs, flow) = (&mut self.bufs, &mut self.flows[index]);
         let len = plan.payload_len();
-        flow.rexmit_due = false;
-        flow.note_resent(now);
-        if let Some(payload) = plan.payload {
-            scoreboard::resent(bufs, flow, Stamp::at(now), payload.buf, plan.seq, len);
+        let timestamp = self.flows[index].timestamp(now);
+        if let Some(payload) = plan.payload
+            && let Some((bufs, flow, repair)) = self.repairing(index)
+        {
+            repair.undo.on_resent(timestamp);
+            scoreboard::resent(bufs, flow, repair, Stamp::at(now), payload.buf, plan.seq, len);
         }
+        let flow = &mut self.flows[index];
+        flow.rexmit_due = false;
         if plan.flags & flag::FIN != 0 {
             flow.fin_lost = false;
         }
@@ -357,10 +368,6 @@ impl Stack {
                 if payload.len > flow.mss {
                     flow.path_probe_sent(payload.len, plan.end());
                 }
-            }
-            flow.tx_last = payload.buf;
-            if flow.rack_cursor == NIL {
-                flow.rack_cursor = payload.buf;
             }
             if plan.seq + u32::from(payload.len) == meta.end() {
                 flow.tx_cursor = meta.next;

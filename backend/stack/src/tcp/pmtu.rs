@@ -103,11 +103,13 @@ impl Stack {
 
     /// From now on segments of this flow carry at most `mss` bytes.
     fn narrow(&mut self, now: u64, index: u32, mss: u16) {
-        let (bufs, flow) = (&mut self.bufs, &mut self.flows[index]);
+        if let Some((bufs, flow, repair)) = self.repairing(index) {
+            scoreboard::cut_again(bufs, flow, repair, mss);
+        }
+        let flow = &mut self.flows[index];
         flow.mss = mss;
         flow.path = Path::new(now);
         flow.congestion.on_mss(u32::from(mss));
-        scoreboard::cut_again(bufs, flow, mss);
         if flow.lost_bytes > 0 {
             // RFC 1191 section 6.5: sent again at once, and not because of
             // congestion. What is in flight then may not fit the window.
@@ -163,7 +165,9 @@ impl Stack {
     /// Whether what was lost is a probe and nothing else: then the window stays
     /// (RFC 4821 section 7.5), and its payload goes in smaller pieces.
     pub(crate) fn path_probe_lost(&mut self, index: u32) -> bool {
-        let (bufs, flow) = (&mut self.bufs, &mut self.flows[index]);
+        let Some((bufs, flow, repair)) = self.repairing(index) else {
+            return false;
+        };
         let path = &mut flow.path;
         if path.probe == 0 || flow.lost_bytes != u32::from(path.probe) {
             return false;
@@ -175,7 +179,7 @@ impl Stack {
         }
         path.probe = 0;
         let mss = flow.mss;
-        scoreboard::cut_again(bufs, flow, mss);
+        scoreboard::cut_again(bufs, flow, repair, mss);
         flow.phase = Phase::Loss;
         flow.recover = flow.snd_nxt;
         flow.rexmit_due = true;

@@ -10,8 +10,10 @@
 //!                          `- - - - spurious: undone - - - - - - - - '
 //! ```
 
+use crate::bufs::{Bufs, NIL};
 use crate::flow::FlowState;
 use crate::stack::Stack;
+use crate::tcp::repair::Repair;
 use crate::tcp::rtt::Stamp;
 use crate::tcp::scoreboard::{self, Delivery, Look};
 use crate::tcp::seq::Seq;
@@ -61,6 +63,25 @@ impl Undo {
     fn arm() -> Undo {
         Undo { armed: true, ..Undo::NONE }
     }
+
+    /// A segment was sent again, with this timestamp of ours.
+    pub(crate) fn on_resent(&mut self, timestamp: u32) {
+        if !self.sent {
+            self.sent = true;
+            self.timestamp = timestamp;
+        }
+        self.pending = self.pending.saturating_add(1);
+    }
+
+    /// The peer got a segment that was sent again twice. Returns whether that
+    /// is so for all of them (RFC 3708 section 3).
+    fn on_duplicate(&mut self) -> bool {
+        if !self.armed || self.pending == 0 {
+            return false;
+        }
+        self.pending -= 1;
+        self.pending == 0
+    }
 }
 
 /// What one acknowledgement said.
@@ -97,18 +118,37 @@ impl FlowState {
             || self.sacked_bytes >= u32::from(DUPACKS) * u32::from(self.mss);
         self.rack.window(sure, self.rtt.smallest(), self.rtt.smoothed())
     }
-
-    /// Notes that a segment was sent again, for the sake of undoing.
-    pub(crate) fn note_resent(&mut self, now: u64) {
-        if !self.undo.sent {
-            self.undo.sent = true;
-            self.undo.timestamp = self.timestamp(now);
-        }
-        self.undo.pending = self.undo.pending.saturating_add(1);
-    }
 }
 
 impl Stack {
+    /// The buffers, a flow and the record of its repair, which it borrows if it
+    /// has none. `None` for a flow with nothing in its send queue, which has
+    /// nothing to repair.
+    pub(crate) fn repairing(
+        &mut self,
+        index: u32,
+    ) -> Option<(&mut Bufs, &mut FlowState, &mut Repair)> {
+        let flow = &mut self.flows[index];
+        if flow.repair == NIL {
+            if flow.tx.is_empty() {
+                return None;
+            }
+            flow.repair = self.repairs.take(flow.snd_una)?;
+        }
+        let repair = &mut self.repairs[flow.repair];
+        Some((&mut self.bufs, flow, repair))
+    }
+
+    /// Gives back the record of a repair, if there is one.
+    pub(crate) fn end_repair(&mut self, index: u32) {
+        let flow = &mut self.flows[index];
+        if flow.repair != NIL {
+            scoreboard::clear(&mut self.bufs, &mut self.repairs[flow.repair]);
+            self.repairs.give(flow.repair);
+            flow.repair = NIL;
+        }
+    }
+
     /// Draws the conclusions from an acknowledgement.
     pub(crate) fn take_news(&mut self, now: u64, index: u32, news: &News) {
         let flow = &mut self.flows[index];
@@ -141,6 +181,13 @@ impl Stack {
         if news.advanced.is_some() || news.delivery.bytes > 0 || wait.is_some() {
             self.rearm(now, index, wait);
         }
+        let flow = &self.flows[index];
+        if flow.repair != NIL && flow.phase == Phase::Open && flow.sacked_bytes == 0 {
+            let repair = &self.repairs[flow.repair];
+            if flow.lost_bytes == 0 && repair.resent.is_empty() && !repair.undo.armed {
+                self.end_repair(index);
+            }
+        }
     }
 
     /// Without SACK, duplicates tell how much was delivered (RFC 6582, and
@@ -167,13 +214,14 @@ impl Stack {
     /// Marks what is lost by now. Returns how long to wait for what may only be
     /// reordered, ns.
     fn look_for_losses(&mut self, now: u64, index: u32, news: &News) -> Option<u64> {
-        let (bufs, flow) = (&mut self.bufs, &mut self.flows[index]);
+        if self.flows[index].repair == NIL && !news.duplicate {
+            // Everything is delivered in order.
+            return None;
+        }
+        let (bufs, flow, repair) = self.repairing(index)?;
         if flow.sack {
-            if news.delivery.bytes == 0 && flow.sacked_bytes == 0 && flow.phase == Phase::Open {
-                return None;
-            }
             let window = flow.reordering_window();
-            return match scoreboard::detect_losses(bufs, flow, Stamp::at(now), window) {
+            return match scoreboard::detect_losses(bufs, flow, repair, Stamp::at(now), window) {
                 Look::Done => None,
                 Look::Again(wait) => Some(wait),
             };
@@ -182,11 +230,11 @@ impl Stack {
             // RFC 6582 section 3.2, step 2: not again for what a timeout has
             // sent again already.
             Phase::Open if flow.dupacks >= DUPACKS && !flow.snd_una.before(flow.recover) => {
-                scoreboard::mark_head_lost(bufs, flow);
+                scoreboard::mark_head_lost(bufs, flow, repair);
             }
             // Step 3: a partial acknowledgement names the next hole.
             Phase::Recovery if news.advanced.is_some() && flow.snd_una.before(flow.recover) => {
-                scoreboard::mark_head_lost(bufs, flow);
+                scoreboard::mark_head_lost(bufs, flow, repair);
             }
             _ => {}
         }
@@ -213,7 +261,10 @@ impl Stack {
             if !flow.sack {
                 flow.sacked_bytes = 0;
             }
-            flow.undo.armed = flow.undo.armed && flow.undo.pending > 0;
+            if flow.repair != NIL {
+                let undo = &mut self.repairs[flow.repair].undo;
+                undo.armed &= undo.pending > 0;
+            }
         }
         match flow.phase {
             Phase::Open if flow.lost_bytes > 0 => self.enter_recovery(now, index, news, delivered),
@@ -252,34 +303,35 @@ impl Stack {
         flow.congestion.on_recovery_ack(delivered, pipe, false, mss);
         flow.phase = Phase::Recovery;
         flow.recover = flow.snd_nxt;
-        flow.undo = Undo::arm();
         flow.tail = Tail::None;
         // RFC 6675 section 5, step 4.3: one goes at once.
         flow.rexmit_due = true;
         flow.cwr_due = flow.ecn;
         flow.ecn_recover = flow.snd_nxt;
         self.counters.fast_retransmits += 1;
+        if let Some((_, _, repair)) = self.repairing(index) {
+            repair.undo = Undo::arm();
+        }
     }
 
     /// Everything in flight is lost: the retransmission timer rang (RFC 6298
     /// section 5, RFC 5681 section 3.1).
     pub(crate) fn enter_loss(&mut self, now: u64, index: u32) {
-        let (bufs, flow) = (&mut self.bufs, &mut self.flows[index]);
-        let (flight, mss) = (flow.flight(), u32::from(flow.mss));
-        let first = flow.rtt.backoff() == 0;
-        // RFC 2018 section 8: a peer that had the first byte and lost it again
-        // has reneged; nothing that it told of can be relied on.
-        let head = flow.tx.head;
-        let renege = flow.sacked_bytes > 0
-            && head != crate::bufs::NIL
-            && bufs.get(head).sacked & 1 != 0
-            && flow.snd_una == Seq(bufs.get(head).seq);
-        flow.congestion.on_timeout(now, flight, mss, first && flow.phase != Phase::Loss);
-        scoreboard::mark_all_lost(bufs, flow, renege);
-        flow.fin_lost = flow.snd_nxt.after(flow.snd_end);
-        if first || !flow.undo.armed {
-            flow.undo = Undo::arm();
+        if let Some((bufs, flow, repair)) = self.repairing(index) {
+            // RFC 2018 section 8: a peer that had the first byte and lost it
+            // again has reneged; nothing that it told of can be relied on.
+            let head = bufs.get(flow.tx.head);
+            let renege = head.sacked & 1 != 0 && flow.snd_una == Seq(head.seq);
+            scoreboard::mark_all_lost(bufs, flow, repair, renege);
+            if flow.rtt.backoff() == 0 || !repair.undo.armed {
+                repair.undo = Undo::arm();
+            }
         }
+        let flow = &mut self.flows[index];
+        let (flight, mss) = (flow.flight(), u32::from(flow.mss));
+        let first = flow.rtt.backoff() == 0 && flow.phase != Phase::Loss;
+        flow.congestion.on_timeout(now, flight, mss, first);
+        flow.fin_lost = flow.snd_nxt.after(flow.snd_end);
         flow.phase = Phase::Loss;
         flow.recover = flow.snd_nxt;
         flow.dupacks = 0;
@@ -330,12 +382,9 @@ impl Stack {
     fn dsack_input(&mut self, now: u64, index: u32) {
         let flow = &mut self.flows[index];
         flow.rack.on_dsack(flow.snd_una, flow.snd_nxt);
-        // RFC 3708 section 3: each segment that was sent again had arrived before.
-        if flow.undo.armed && flow.undo.sent && flow.undo.pending > 0 {
-            flow.undo.pending -= 1;
-            if flow.undo.pending == 0 {
-                self.undo(now, index);
-            }
+        let repair = flow.repair;
+        if repair != NIL && self.repairs[repair].undo.on_duplicate() {
+            self.undo(now, index);
         }
     }
 
@@ -343,12 +392,15 @@ impl Stack {
     /// first copy.
     fn undo_by_timestamp(&mut self, now: u64, index: u32, news: &News) {
         let flow = &self.flows[index];
-        if !flow.undo.armed || !flow.undo.sent || !flow.timestamps || news.advanced.is_none() {
+        if flow.repair == NIL || !flow.timestamps || news.advanced.is_none() {
             return;
         }
+        let undo = &self.repairs[flow.repair].undo;
         if let Some(echo) = news.echo
+            && undo.armed
+            && undo.sent
             && echo != 0
-            && Seq(echo).before(Seq(flow.undo.timestamp))
+            && Seq(echo).before(Seq(undo.timestamp))
         {
             self.undo(now, index);
         }
@@ -356,9 +408,12 @@ impl Stack {
 
     /// Nothing was lost (RFC 4015 section 3).
     fn undo(&mut self, now: u64, index: u32) {
-        let (bufs, flow) = (&mut self.bufs, &mut self.flows[index]);
+        let Some((bufs, flow, repair)) = self.repairing(index) else {
+            return;
+        };
+        repair.undo = Undo::NONE;
+        scoreboard::unmark_lost(bufs, flow, repair);
         flow.congestion.undo(now);
-        scoreboard::unmark_lost(bufs, flow);
         if !flow.sack {
             flow.sacked_bytes = 0;
         }
@@ -366,7 +421,6 @@ impl Stack {
         flow.rexmit_due = false;
         flow.phase = Phase::Open;
         flow.dupacks = 0;
-        flow.undo = Undo::NONE;
         self.counters.undone += 1;
     }
 

@@ -21,6 +21,7 @@
 
 use crate::bufs::{BufMeta, Bufs, NIL, Queue};
 use crate::flow::FlowState;
+use crate::tcp::repair::Repair;
 use crate::tcp::rtt::Stamp;
 use crate::tcp::seq::Seq;
 use crate::wire::tcp::SackBlock;
@@ -148,45 +149,32 @@ pub(crate) fn acknowledge_head(
     whole
 }
 
-/// Closes the books of a flow whose send queue is given up.
-pub(crate) fn clear(bufs: &mut Bufs, flow: &mut FlowState) {
-    while flow.resent.head != NIL {
-        unlink_resent(bufs, flow, flow.resent.head);
+/// Forgets all that was sent again.
+pub(crate) fn clear(bufs: &mut Bufs, repair: &mut Repair) {
+    while repair.resent.head != NIL {
+        unlink_resent(bufs, repair, repair.resent.head);
     }
-    for cursor in [
-        &mut flow.tx_cursor,
-        &mut flow.rexmit_buf,
-        &mut flow.rack_cursor,
-        &mut flow.sack_hint,
-        &mut flow.tx_last,
-    ] {
-        *cursor = NIL;
-    }
-    flow.sacked_bytes = 0;
-    flow.lost_bytes = 0;
 }
 
-/// Takes a buffer that leaves the send queue out of the books; `next` is the
-/// one after it.
-#[inline]
-pub(crate) fn forget(bufs: &mut Bufs, flow: &mut FlowState, buf: u32, next: u32) {
-    for cursor in [&mut flow.tx_cursor, &mut flow.rexmit_buf, &mut flow.rack_cursor] {
+/// Takes a buffer that leaves the send queue out of a repair; `next` is the one
+/// after it.
+pub(crate) fn forget(bufs: &mut Bufs, repair: &mut Repair, buf: u32, next: u32) {
+    for cursor in [&mut repair.rexmit_buf, &mut repair.rack_cursor] {
         if *cursor == buf {
             *cursor = next;
         }
     }
-    for hint in [&mut flow.sack_hint, &mut flow.tx_last] {
-        if *hint == buf {
-            *hint = NIL;
-        }
+    if repair.sack_hint == buf {
+        repair.sack_hint = NIL;
     }
-    unlink_resent(bufs, flow, buf);
+    unlink_resent(bufs, repair, buf);
 }
 
 /// Marks the units that lie in a SACK block within what is in flight.
 pub(crate) fn sack(
     bufs: &mut Bufs,
     flow: &mut FlowState,
+    repair: &mut Repair,
     now: Stamp,
     block: SackBlock,
     delivery: &mut Delivery,
@@ -194,7 +182,7 @@ pub(crate) fn sack(
     let mut start = block.start;
     // Blocks are told again and again, and mostly grow at their end (RFC 2018
     // section 4): what was seen before need not be looked at.
-    for seen in &flow.sack_seen {
+    for seen in &repair.sack_seen {
         if !start.before(seen.start) && start.before(seen.end) {
             start = seen.end;
         }
@@ -202,7 +190,7 @@ pub(crate) fn sack(
     if !start.before(block.end) {
         return;
     }
-    let hinted = [flow.sack_hint, flow.rexmit_buf]
+    let hinted = [repair.sack_hint, repair.rexmit_buf]
         .into_iter()
         .filter(|&hint| hint != NIL && !start.before(Seq(bufs.get(hint).seq)))
         .max_by_key(|&hint| Seq(bufs.get(hint).seq).since(flow.snd_una));
@@ -215,7 +203,7 @@ pub(crate) fn sack(
         }
         let open = meta.sent(nxt) & !meta.sacked;
         if meta.end().after(start) && open != 0 {
-            flow.sack_hint = at;
+            repair.sack_hint = at;
             for i in ones(open) {
                 let (from, until) = meta.span(i, una, nxt);
                 let whole = until == meta.unit_end(from);
@@ -236,10 +224,10 @@ pub(crate) fn sack(
         }
         at = meta.next;
     }
-    let oldest = flow.sack_seen.iter().position(|s| s.start == block.start);
-    let place = oldest.unwrap_or(flow.sack_seen.len() - 1);
-    flow.sack_seen[..=place].rotate_right(1);
-    flow.sack_seen[0] = block;
+    let oldest = repair.sack_seen.iter().position(|s| s.start == block.start);
+    let place = oldest.unwrap_or(repair.sack_seen.len() - 1);
+    repair.sack_seen[..=place].rotate_right(1);
+    repair.sack_seen[0] = block;
 }
 
 impl FlowState {
@@ -276,7 +264,13 @@ impl FlowState {
 }
 
 /// Marks units of a buffer as lost that are neither lost nor delivered.
-pub(crate) fn mark_lost(bufs: &mut Bufs, flow: &mut FlowState, buf: u32, units: u32) {
+pub(crate) fn mark_lost(
+    bufs: &mut Bufs,
+    flow: &mut FlowState,
+    repair: &mut Repair,
+    buf: u32,
+    units: u32,
+) {
     let meta = bufs.get_mut(buf);
     let units = units & !(meta.lost | meta.sacked);
     meta.lost |= units;
@@ -286,35 +280,40 @@ pub(crate) fn mark_lost(bufs: &mut Bufs, flow: &mut FlowState, buf: u32, units: 
         flow.lost_bytes += if start.before(end) { end.since(start) } else { 0 };
     }
     if units != 0
-        && (flow.rexmit_buf == NIL || Seq(meta.seq).before(Seq(bufs.get(flow.rexmit_buf).seq)))
+        && (repair.rexmit_buf == NIL || Seq(meta.seq).before(Seq(bufs.get(repair.rexmit_buf).seq)))
     {
-        flow.rexmit_buf = buf;
+        repair.rexmit_buf = buf;
     }
 }
 
 /// Marks everything in flight that was not delivered as lost. With `renege`,
 /// what was SACKed counts as not delivered either.
-pub(crate) fn mark_all_lost(bufs: &mut Bufs, flow: &mut FlowState, renege: bool) {
-    flow.rexmit_nxt = flow.snd_una;
+pub(crate) fn mark_all_lost(
+    bufs: &mut Bufs,
+    flow: &mut FlowState,
+    repair: &mut Repair,
+    renege: bool,
+) {
+    repair.rexmit_nxt = flow.snd_una;
     if !flow.sack || renege {
         flow.sacked_bytes = 0;
-        flow.sack_seen = Default::default();
+        repair.sack_seen = [SackBlock { start: flow.snd_una, end: flow.snd_una }; 3];
     }
     let mut at = flow.tx.head;
     while at != NIL && Seq(bufs.get(at).seq).before(flow.snd_nxt) {
         if renege {
             bufs.get_mut(at).sacked = 0;
         }
-        unlink_resent(bufs, flow, at);
+        unlink_resent(bufs, repair, at);
         let sent = bufs.get(at).sent(flow.snd_nxt);
-        mark_lost(bufs, flow, at, sent);
+        mark_lost(bufs, flow, repair, at, sent);
         at = bufs.get(at).next;
     }
 }
 
 /// Takes back all marks of loss: nothing was lost after all.
-pub(crate) fn unmark_lost(bufs: &mut Bufs, flow: &mut FlowState) {
-    let mut at = flow.rexmit_buf;
+pub(crate) fn unmark_lost(bufs: &mut Bufs, flow: &mut FlowState, repair: &mut Repair) {
+    let mut at = repair.rexmit_buf;
     while at != NIL && flow.lost_bytes > 0 && Seq(bufs.get(at).seq).before(flow.snd_nxt) {
         let meta = bufs.get_mut(at);
         let lost = meta.lost;
@@ -327,27 +326,27 @@ pub(crate) fn unmark_lost(bufs: &mut Bufs, flow: &mut FlowState) {
         at = meta.next;
     }
     debug_assert_eq!(flow.lost_bytes, 0);
-    flow.rexmit_buf = NIL;
+    repair.rexmit_buf = NIL;
 }
 
 /// Marks the first unit in flight as lost; what peers without SACK leave us to
 /// know (RFC 6582 section 3.2).
-pub(crate) fn mark_head_lost(bufs: &mut Bufs, flow: &mut FlowState) {
+pub(crate) fn mark_head_lost(bufs: &mut Bufs, flow: &mut FlowState, repair: &mut Repair) {
     let head = flow.tx.head;
     if head != NIL && Seq(bufs.get(head).seq).before(flow.snd_nxt) {
         let bit = bufs.get(head).bit(flow.snd_una);
-        unlink_resent(bufs, flow, head);
-        mark_lost(bufs, flow, head, bit);
+        unlink_resent(bufs, repair, head);
+        mark_lost(bufs, flow, repair, head, bit);
     }
 }
 
 /// The first lost bytes that are to be sent again, as buffer, start and length,
 /// none of them beyond one unit.
-pub(crate) fn next_lost(bufs: &Bufs, flow: &FlowState) -> Option<(u32, Seq, u32)> {
+pub(crate) fn next_lost(bufs: &Bufs, flow: &FlowState, repair: &Repair) -> Option<(u32, Seq, u32)> {
     if flow.lost_bytes == 0 {
         return None;
     }
-    let mut at = flow.rexmit_buf;
+    let mut at = repair.rexmit_buf;
     while at != NIL {
         let meta = bufs.get(at);
         if !Seq(meta.seq).before(flow.snd_nxt) {
@@ -355,8 +354,8 @@ pub(crate) fn next_lost(bufs: &Bufs, flow: &FlowState) -> Option<(u32, Seq, u32)
         }
         for i in ones(meta.lost) {
             let (mut start, end) = meta.span(i, flow.snd_una, flow.snd_nxt);
-            if flow.rexmit_nxt.after(start) && flow.rexmit_nxt.before(end) {
-                start = flow.rexmit_nxt;
+            if repair.rexmit_nxt.after(start) && repair.rexmit_nxt.before(end) {
+                start = repair.rexmit_nxt;
             }
             if start.before(end) {
                 return Some((at, start, end.since(start)));
@@ -371,6 +370,7 @@ pub(crate) fn next_lost(bufs: &Bufs, flow: &FlowState) -> Option<(u32, Seq, u32)
 pub(crate) fn resent(
     bufs: &mut Bufs,
     flow: &mut FlowState,
+    repair: &mut Repair,
     now: Stamp,
     buf: u32,
     seq: Seq,
@@ -381,24 +381,24 @@ pub(crate) fn resent(
     let bit = meta.bit(seq);
     let (start, end) = meta.span(bit.trailing_zeros(), una, nxt);
     if (seq + len).before(end) {
-        flow.rexmit_nxt = seq + len;
+        repair.rexmit_nxt = seq + len;
         return;
     }
     if meta.lost & bit != 0 {
         meta.lost &= !bit;
         flow.lost_bytes -= end.since(start);
-        flow.rexmit_buf = buf;
+        repair.rexmit_buf = buf;
     }
     meta.resent |= bit;
     meta.resent_at = now;
-    unlink_resent(bufs, flow, buf);
-    link_resent(bufs, flow, buf);
+    unlink_resent(bufs, repair, buf);
+    link_resent(bufs, repair, buf);
 }
 
 /// Fixes all books when segments of more than `mss` bytes turned out too large
 /// for the path: they are lost, and will be sent in smaller pieces.
-pub(crate) fn cut_again(bufs: &mut Bufs, flow: &mut FlowState, mss: u16) {
-    flow.rexmit_nxt = flow.snd_una;
+pub(crate) fn cut_again(bufs: &mut Bufs, flow: &mut FlowState, repair: &mut Repair, mss: u16) {
+    repair.rexmit_nxt = flow.snd_una;
     let mut at = flow.tx.head;
     while at != NIL && Seq(bufs.get(at).seq).before(flow.snd_nxt) {
         let meta = *bufs.get(at);
@@ -413,15 +413,15 @@ pub(crate) fn cut_again(bufs: &mut Bufs, flow: &mut FlowState, mss: u16) {
                     flow.sacked_bytes -= bytes;
                 }
             }
-            unlink_resent(bufs, flow, at);
+            unlink_resent(bufs, repair, at);
             let again = bufs.get_mut(at);
             again.cut_into_units(mss);
             let sent = again.sent(flow.snd_nxt);
             if delivered {
                 again.sacked = sent;
             } else {
-                mark_lost(bufs, flow, at, sent);
-                flow.sack_seen = Default::default();
+                mark_lost(bufs, flow, repair, at, sent);
+                repair.sack_seen = [SackBlock { start: flow.snd_una, end: flow.snd_una }; 3];
             }
         }
         at = meta.next;
@@ -443,11 +443,12 @@ pub(crate) enum Look {
 pub(crate) fn detect_losses(
     bufs: &mut Bufs,
     flow: &mut FlowState,
+    repair: &mut Repair,
     now: Stamp,
     window: u64,
 ) -> Look {
     // Sent again: in the order of time.
-    let mut at = flow.resent.head;
+    let mut at = repair.resent.head;
     let mut wait = None;
     while at != NIL {
         let meta = *bufs.get(at);
@@ -464,10 +465,10 @@ pub(crate) fn detect_losses(
         if old != 0 {
             match flow.rack.patience(now, meta.resent_at, window) {
                 0 => {
-                    unlink_resent(bufs, flow, at);
+                    unlink_resent(bufs, repair, at);
                     // What was sent again in the same buffer and is newer goes
                     // with it: the list knows only one time for a buffer.
-                    mark_lost(bufs, flow, at, units);
+                    mark_lost(bufs, flow, repair, at, units);
                 }
                 left => {
                     wait = Some(left);
@@ -475,15 +476,15 @@ pub(crate) fn detect_losses(
                 }
             }
         } else {
-            unlink_resent(bufs, flow, at);
+            unlink_resent(bufs, repair, at);
         }
         at = next;
     }
     // Sent once: in the order of sequence numbers, which is that of time too.
-    let mut at = if flow.rack_cursor == NIL { flow.tx.head } else { flow.rack_cursor };
+    let mut at = if repair.rack_cursor == NIL { flow.tx.head } else { repair.rack_cursor };
     'buffers: while at != NIL {
         let meta = *bufs.get(at);
-        flow.rack_cursor = at;
+        repair.rack_cursor = at;
         let sent = meta.sent(flow.snd_nxt);
         if sent == 0 {
             break;
@@ -497,7 +498,7 @@ pub(crate) fn detect_losses(
                 break 'buffers;
             }
             match flow.rack.patience(now, meta.sent_at, window) {
-                0 => mark_lost(bufs, flow, at, 1 << i),
+                0 => mark_lost(bufs, flow, repair, at, 1 << i),
                 left => {
                     wait = Some(wait.map_or(left, |w: u64| w.min(left)));
                     break 'buffers;
@@ -513,33 +514,33 @@ pub(crate) fn detect_losses(
 }
 
 /// Appends a buffer to the list of those sent again.
-fn link_resent(bufs: &mut Bufs, flow: &mut FlowState, buf: u32) {
-    let Queue { head, tail } = flow.resent;
+fn link_resent(bufs: &mut Bufs, repair: &mut Repair, buf: u32) {
+    let Queue { head, tail } = repair.resent;
     let meta = bufs.get_mut(buf);
     meta.earlier = tail;
     meta.later = NIL;
     if tail == NIL {
         debug_assert_eq!(head, NIL);
-        flow.resent.head = buf;
+        repair.resent.head = buf;
     } else {
         bufs.get_mut(tail).later = buf;
     }
-    flow.resent.tail = buf;
+    repair.resent.tail = buf;
 }
 
 /// Takes a buffer out of the list of those sent again, if it is in it.
-fn unlink_resent(bufs: &mut Bufs, flow: &mut FlowState, buf: u32) {
+fn unlink_resent(bufs: &mut Bufs, repair: &mut Repair, buf: u32) {
     let BufMeta { earlier, later, .. } = *bufs.get(buf);
-    if earlier == NIL && flow.resent.head != buf {
+    if earlier == NIL && repair.resent.head != buf {
         return;
     }
     if earlier == NIL {
-        flow.resent.head = later;
+        repair.resent.head = later;
     } else {
         bufs.get_mut(earlier).later = later;
     }
     if later == NIL {
-        flow.resent.tail = earlier;
+        repair.resent.tail = earlier;
     } else {
         bufs.get_mut(later).earlier = earlier;
     }
