@@ -1,0 +1,184 @@
+//! One end of a connection as a socket sees it: bytes received and not read,
+//! bytes written and not yet given to the stack, and how it ended.
+//!
+//! The stack sends a slot as soon as the windows allow. What a kernel's socket
+//! does before that is here: the send buffer, Nagle's algorithm, TCP_CORK.
+
+use core::net::SocketAddr;
+use std::collections::VecDeque;
+
+use paste_abi::{Flow, Reason};
+use paste_stack::config::MS;
+
+use crate::errno::Errno;
+use crate::net::Net;
+use crate::options::Options;
+
+/// Longest that TCP_CORK holds a part of a segment back (tcp(7)).
+const CORK_MAX: u64 = 200 * MS;
+/// In a cookie: the slot did not fill its last segment.
+const SMALL: u64 = 1 << 32;
+
+/// Received bytes in a buffer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Chunk {
+    pub buf: u32,
+    pub offset: u16,
+    pub len: u16,
+}
+
+/// A connection, or what is left of one.
+#[derive(Debug, Default)]
+pub(crate) struct Conn {
+    /// The stack's name for it, until the stack has said that it is over.
+    pub flow: Option<Flow>,
+    pub peer: Option<SocketAddr>,
+    /// The handshake is complete.
+    pub connected: bool,
+    /// No descriptor refers to it any more.
+    pub orphan: bool,
+    /// What the next call reports.
+    pub error: Option<Errno>,
+    /// Grows with whatever can make a wait end, for edge-triggered epoll.
+    pub activity: u64,
+
+    pub rx: VecDeque<Chunk>,
+    /// The peer's FIN came.
+    pub peer_closed: bool,
+    pub shut_read: bool,
+
+    /// Written, and not the stack's yet.
+    pub tx: VecDeque<u8>,
+    /// The stack's, and not acknowledged.
+    pub in_stack: usize,
+    /// Slots in flight that did not fill their last segment.
+    small: u32,
+    pub shut_write: bool,
+    fin_given: bool,
+    pub nodelay: bool,
+    pub cork: bool,
+    /// The last write said MSG_MORE.
+    pub more: bool,
+    /// Until when a part of a segment is held back by `cork` or `more`.
+    corked_until: Option<u64>,
+}
+
+impl Conn {
+    pub(crate) fn new(peer: SocketAddr, connected: bool, options: &Options) -> Conn {
+        let (nodelay, cork) = (options.nodelay, options.cork);
+        Conn { peer: Some(peer), connected, nodelay, cork, ..Conn::default() }
+    }
+
+    /// Bytes that can be read.
+    pub(crate) fn readable(&self) -> usize {
+        self.rx.iter().map(|c| usize::from(c.len)).sum()
+    }
+
+    /// Bytes in the send buffer, acknowledged ones excepted.
+    pub(crate) fn queued(&self) -> usize {
+        self.tx.len() + self.in_stack
+    }
+
+    /// Whether nothing more can be read than what is here.
+    pub(crate) fn read_ended(&self) -> bool {
+        self.peer_closed || self.shut_read || self.is_over()
+    }
+
+    /// Whether nothing more can be written.
+    pub(crate) fn write_ended(&self) -> bool {
+        self.shut_write || self.is_over()
+    }
+
+    /// Whether the stack has forgotten it.
+    pub(crate) fn is_over(&self) -> bool {
+        self.flow.is_none()
+    }
+
+    /// Whether it can be forgotten here too.
+    pub(crate) fn is_done(&self) -> bool {
+        self.orphan && self.is_over()
+    }
+
+    /// When [`Conn::pump`] has something to do though nothing happened.
+    pub(crate) fn deadline(&self) -> Option<u64> {
+        self.corked_until
+    }
+
+    /// The stack has ended the flow.
+    pub(crate) fn end(&mut self, reason: Reason) {
+        self.error = self.error.or(Errno::of_end(reason, self.peer_closed));
+        self.flow = None;
+        self.tx.clear();
+        self.activity += 1;
+    }
+
+    /// The peer has acknowledged a slot.
+    pub(crate) fn acknowledged(&mut self, cookie: u64) {
+        self.in_stack = self.in_stack.saturating_sub((cookie & (SMALL - 1)) as usize);
+        self.small -= u32::from(cookie & SMALL != 0);
+        self.activity += 1;
+    }
+
+    /// Gives the stack what is due, and returns whether it was anything.
+    pub(crate) fn pump(&mut self, net: &mut Net, now: u64) -> bool {
+        let Some(flow) = self.flow.filter(|_| self.connected) else {
+            return false;
+        };
+        let mut any = false;
+        if let Ok(info) = net.stack.flow_info(0, flow) {
+            any = self.pump_bytes(net, now, flow, usize::from(info.mss.max(1)));
+        }
+        if self.tx.is_empty() {
+            self.corked_until = None;
+            if self.shut_write && !self.fin_given {
+                self.fin_given = true;
+                any |= net.close(now, flow).is_ok();
+            }
+        }
+        any
+    }
+
+    fn pump_bytes(&mut self, net: &mut Net, now: u64, flow: Flow, mss: usize) -> bool {
+        let mut any = false;
+        while !self.tx.is_empty() {
+            let whole = self.tx.len() - self.tx.len() % mss;
+            let len = if self.may_send_part(now) { self.tx.len() } else { whole };
+            if len == 0 {
+                break;
+            }
+            let len = len.min(Net::SLOT_MAX - Net::SLOT_MAX % mss);
+            let bytes: Vec<u8> = self.tx.iter().copied().take(len).collect();
+            let small = !len.is_multiple_of(mss);
+            let cookie = len as u64 | if small { SMALL } else { 0 };
+            if net.send(now, flow, &bytes, cookie).is_err() {
+                break;
+            }
+            self.tx.drain(..len);
+            self.in_stack += len;
+            self.small += u32::from(small);
+            self.corked_until = None;
+            any = true;
+        }
+        any
+    }
+
+    /// Whether a segment that is not full may go: RFC 9293 section 3.7.4, as
+    /// amended by Minshall and as Linux has it, where only a small segment in
+    /// flight holds the next one back.
+    fn may_send_part(&mut self, now: u64) -> bool {
+        if self.shut_write {
+            return true;
+        }
+        if self.cork || self.more {
+            return *self.corked_until.get_or_insert(now + CORK_MAX) <= now;
+        }
+        self.nodelay || self.small == 0
+    }
+
+    /// Drops what was received and not read.
+    pub(crate) fn discard(&mut self, net: &mut Net, now: u64) {
+        for chunk in self.rx.drain(..) {
+            net.release(now, chunk.buf);
+        }
+    }
+}
