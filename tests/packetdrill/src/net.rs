@@ -21,9 +21,8 @@ const ARP_LEN: usize = 28;
 const ARP_REQUEST: [u8; 2] = [0, 1];
 const ARP_REPLY: [u8; 2] = [0, 2];
 
-/// Buffers of the region: so many that a window of 64 KiB, all that a SYN can
-/// offer, is more than half of the largest, and needs no update at once.
-const BUFFERS: u32 = 160;
+/// Buffers of the region: so many that a first window is as large as it gets.
+const BUFFERS: u32 = 1024;
 /// Frames of one batch.
 const BATCH: usize = 64;
 /// Packets that wait to be sniffed; a script that never looks loses the oldest.
