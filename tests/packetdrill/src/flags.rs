@@ -30,6 +30,27 @@ pub enum FlagError {
     Value(String, String),
 }
 
+/// When ECN (RFC 3168) is agreed on, as Linux's `tcp_ecn` numbers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ecn {
+    Never,
+    /// Asked for, and accepted.
+    Ask,
+    /// Accepted from peers that ask.
+    Accept,
+}
+
+impl Ecn {
+    fn from_sysctl(mode: u64) -> Option<Ecn> {
+        match mode {
+            0 => Some(Ecn::Never),
+            1 => Some(Ecn::Ask),
+            2 => Some(Ecn::Accept),
+            _ => None,
+        }
+    }
+}
+
 /// The settings of one harness.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
@@ -45,6 +66,7 @@ pub(crate) struct Settings {
     pub rto_min: u64,
     pub timestamps: bool,
     pub sack: bool,
+    pub ecn: Ecn,
     pub congestion: CongestionControl,
     /// Receive buffer of a socket, bytes: what it starts with, and its most.
     pub rcvbuf: u32,
@@ -69,6 +91,7 @@ impl Default for Settings {
             rto_min: 200 * MS,
             timestamps: true,
             sack: true,
+            ecn: Ecn::Accept,
             congestion: CongestionControl::Cubic,
             rcvbuf: 131_072,
             rcvbuf_max: 6 << 20,
@@ -116,6 +139,10 @@ impl Settings {
                 "rto_min_ms" => settings.rto_min = value::<u32>(name, text)? as u64 * MS,
                 "timestamps" => settings.timestamps = value::<u8>(name, text)? != 0,
                 "sack" => settings.sack = value::<u8>(name, text)? != 0,
+                "ecn" => {
+                    let number = value(name, text)?;
+                    settings.ecn = Ecn::from_sysctl(number).ok_or_else(|| wrong(name, text))?;
+                }
                 "congestion" => {
                     settings.congestion = control(text).ok_or_else(|| wrong(name, text))?;
                 }
@@ -141,6 +168,9 @@ impl Settings {
         if let [on, ..] = numbers("tcp_sack")[..] {
             self.sack = on != 0;
         }
+        if let [mode] = numbers("tcp_ecn")[..] {
+            self.ecn = Ecn::from_sysctl(mode).unwrap_or(self.ecn);
+        }
         if let [_, start, most] = numbers("tcp_rmem")[..] {
             self.rcvbuf = start.min(u64::from(u32::MAX)) as u32;
             self.rcvbuf_max = most.min(u64::from(u32::MAX)) as u32;
@@ -165,8 +195,9 @@ impl Settings {
         }
     }
 
-    /// The configuration of a stack at `address`.
-    pub(crate) fn config(&self, address: Ipv4Addr) -> Config {
+    /// The configuration of a stack at `address`, which is made for a connect or
+    /// for a listen.
+    pub(crate) fn config(&self, address: Ipv4Addr, connects: bool) -> Config {
         // Everybody is a neighbour: the harness answers for all of them.
         let mut config = Config::new(MAC, address, 0);
         config.mtu = self.mtu;
@@ -175,6 +206,7 @@ impl Settings {
         config.time_wait_max = 32;
         config.timestamps = self.timestamps;
         config.sack = self.sack;
+        config.ecn = self.ecn == Ecn::Ask || (self.ecn == Ecn::Accept && !connects);
         config.congestion = self.congestion;
         config.recv_window_max = self.rcvbuf_max;
         config.timers.delayed_ack = self.delayed_ack;

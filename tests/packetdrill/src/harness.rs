@@ -238,7 +238,7 @@ impl Harness {
     pub(crate) fn receive(&self, packet: &[u8]) -> Result<()> {
         self.call(|world| {
             let now = world.now;
-            let taken = world.net(None)?.receive(now, packet);
+            let taken = world.net(None, false)?.receive(now, packet);
             if taken { Ok(()) } else { Err(Errno(libc::EINVAL)) }
         })
     }

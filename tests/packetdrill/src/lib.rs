@@ -26,6 +26,7 @@
 //! | `delayed_ack_ms`, `rto_initial_ms`, `rto_min_ms` | times |
 //! | `timestamps`, `sack` | 0 switches them off |
 //! | `congestion` | `cubic` or `reno` |
+//! | `ecn` | 0: never, 1: asked for, 2: accepted |
 //! | `rcvbuf`, `sndbuf` | bytes |
 //! | `seed` | keys hashes and initial sequence numbers |
 //!

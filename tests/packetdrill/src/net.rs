@@ -49,8 +49,8 @@ pub(crate) struct Net {
 }
 
 impl Net {
-    pub(crate) fn new(settings: &Settings, address: Ipv4Addr) -> Net {
-        let config = settings.config(address);
+    pub(crate) fn new(settings: &Settings, address: Ipv4Addr, connects: bool) -> Net {
+        let config = settings.config(address, connects);
         Net {
             mac: config.mac,
             stack: Stack::new(config, BUFFERS, settings.secret()),

@@ -100,7 +100,7 @@ impl World {
         }
         let bound = socket.bound;
         self.apply_options(fd)?;
-        let net = self.net(bound.map(|a| a.ip()))?;
+        let net = self.net(bound.map(|a| a.ip()), false)?;
         let port = bound.map_or(0, |a| a.port());
         let backlog = backlog.clamp(1, i32::from(u16::MAX)) as u16;
         let listened = if port == 0 {
@@ -160,7 +160,7 @@ impl World {
         let options = socket.options.clone();
         self.apply_options(fd)?;
         let (now, cookie, peer) = (self.now, self.next_conn(), unmapped(peer));
-        let net = self.net(bound.map(|a| a.ip()))?;
+        let net = self.net(bound.map(|a| a.ip()), true)?;
         let port = bound.map_or(0, |a| a.port());
         let opened = net.stack.connect(now, 0, peer, port, cookie);
         let flow = opened.map_err(Errno::of_refusal)?;

@@ -63,7 +63,7 @@ impl World {
 
     /// The network, made when it is first needed: by then a script has set its
     /// sysctls, and said which address is ours.
-    pub(crate) fn net(&mut self, local: Option<IpAddr>) -> Result<&mut Net> {
+    pub(crate) fn net(&mut self, local: Option<IpAddr>, connects: bool) -> Result<&mut Net> {
         if self.net.is_none() {
             self.settings.follow_sysctls();
             let address = match local {
@@ -73,7 +73,7 @@ impl World {
                 }
                 _ => self.settings.local,
             };
-            self.net = Some(Net::new(&self.settings, address));
+            self.net = Some(Net::new(&self.settings, address, connects));
         }
         self.net.as_mut().ok_or(Errno(libc::ENETDOWN))
     }
