@@ -15,6 +15,7 @@ pub mod frontend;
 pub mod interop;
 pub mod netns;
 pub mod packet;
+pub mod pcapng;
 pub mod process;
 pub mod require;
 pub mod sim;

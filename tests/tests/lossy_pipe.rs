@@ -1,12 +1,13 @@
 //! Two stacks on a wire that loses, doubles, reorders and damages frames:
 //! every byte of 1,000 flows arrives, in order, in both directions.
 
-use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::collections::{HashMap, VecDeque};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU64;
 
-use paste_abi::{Event, Flow, Reason};
-use paste_tests::sim::{Host, Told, pattern};
+use paste_abi::{Event, Flow, Reason, Slot};
+use paste_stack::{Config, Memory, Tx};
+use paste_tests::sim::{Host, Owner, Setup, fill, pattern};
 use pasted::port::wire::{Faults, LaneCounters, Side, Wire};
 
 /// Flows in one run.
@@ -29,6 +30,148 @@ const SEC: u64 = 1_000 * MS;
 const END: u64 = 600 * SEC;
 /// Longer than TIME-WAIT and every other timer of a closed flow.
 const AFTERWARDS: u64 = 200 * SEC;
+
+/// Where a guest puts its payload: the smallest offset that it may.
+const HEADROOM: u16 = 128;
+/// The largest frame, in bytes: an Ethernet header and the usual MTU.
+const FRAME_MAX: usize = 1514;
+/// The longest that a guest sits on received payload, in ns.
+const READ_NS_MAX: u64 = 3 * MS;
+
+/// What a guest was told, payload taken out of its buffers.
+#[derive(Debug)]
+enum Told {
+    /// Payload, in order.
+    Data(Flow, Vec<u8>),
+    /// Everything else.
+    Event(Event, Slot),
+}
+
+/// A host at one end of the wire, whose guest gives received buffers back after
+/// a while.
+struct End {
+    host: Host,
+    address: Ipv4Addr,
+    side: Side,
+    /// Buffers that the guest has still to return, and when.
+    reading: VecDeque<(u64, u32)>,
+    reads: u64,
+}
+
+impl End {
+    fn new(side: Side) -> End {
+        let number = 1 + side as u8;
+        let address = Ipv4Addr::new(10, 0, 0, number);
+        let config = Config {
+            flows_max: 2048,
+            headroom: HEADROOM,
+            ..Config::new([2, 0, 0, 0, 0, number], address, 24)
+        };
+        let host = Host::new(Setup {
+            config,
+            buffers: BUFFERS,
+            buffer_size: 2048,
+            rx_csum_offload: false,
+            port_delay_ns: 0,
+            port_len: 64,
+            secret: number.into(),
+        });
+        End { host, address, side, reading: VecDeque::new(), reads: 0 }
+    }
+
+    /// Takes what has arrived by `now` off the wire.
+    fn receive(&mut self, now: u64, wire: &mut Wire) {
+        let mut bytes = [0; FRAME_MAX];
+        while let Some(len) = wire.pop(now, self.side, &mut bytes) {
+            self.host.input(now, &bytes[..len], true);
+        }
+    }
+
+    /// Runs timers, and returns what the guest has finished reading.
+    fn advance(&mut self, now: u64) {
+        self.host.advance(now);
+        while let Some(&(at, buf)) = self.reading.front()
+            && at <= now
+        {
+            self.reading.pop_front();
+            self.host.release(now, buf);
+        }
+    }
+
+    /// What the guest is told now.
+    fn poll(&mut self, now: u64) -> Vec<Told> {
+        let mut told = Vec::new();
+        let mut slots = [Slot::default(); 46];
+        loop {
+            let count = self.host.poll(0, &mut slots);
+            for slot in &slots[..count] {
+                told.push(self.take(now, slot));
+            }
+            if count < slots.len() {
+                return told;
+            }
+        }
+    }
+
+    fn take(&mut self, now: u64, slot: &Slot) -> Told {
+        let event = slot.as_event().expect("an event of the protocol");
+        if event != Event::Data {
+            return Told::Event(event, *slot);
+        }
+        let memory = &mut self.host.memory;
+        memory.pass(Owner::Stack, Owner::Guest, slot.buf_idx);
+        let (offset, len) = (usize::from(slot.offset), usize::from(slot.len));
+        let data = memory.bytes(slot.buf_idx, offset, len).to_vec();
+        // In order, but now and then late: windows close and open again.
+        self.reads += 1;
+        let last = self.reading.back().map_or(now, |&(at, _)| at);
+        let pause = if self.reads.is_multiple_of(512) { READ_NS_MAX } else { 0 };
+        self.reading.push_back((last.max(now) + pause, slot.buf_idx));
+        Told::Data(slot.flow, data)
+    }
+
+    /// Queues `len` bytes of a stream from `at` on. `None`: the guest has its
+    /// share of the buffers already. Half of them are left to what arrives, or
+    /// two ends that only send would wait for each other's acknowledgements
+    /// forever.
+    fn send(
+        &mut self,
+        now: u64,
+        flow: Flow,
+        len: usize,
+        key: u64,
+        at: u64,
+    ) -> Option<Result<(), Reason>> {
+        let Host { stack, memory, .. } = &mut self.host;
+        if memory.free() <= memory.buffer_count() / 2 {
+            return None;
+        }
+        let buf = memory.take_for(Owner::Guest)?;
+        fill(key, at, memory.bytes_mut(buf, usize::from(HEADROOM), len));
+        let tx = Tx { buf, offset: HEADROOM, len: len as u16, ..Tx::default() };
+        memory.pass(Owner::Guest, Owner::Stack, buf);
+        let sent = stack.send(memory, now, 0, flow, &tx);
+        if sent.is_err() {
+            memory.give_from(Owner::Stack, buf);
+        }
+        Some(sent)
+    }
+
+    /// Puts what is due on the wire.
+    fn transmit(&mut self, now: u64, wire: &mut Wire) {
+        let side = self.side;
+        self.host.transmit(now, |frame| {
+            wire.push(now, side, frame);
+            true
+        });
+    }
+
+    /// When this host has to be looked at next.
+    fn next_deadline(&self, now: u64) -> Option<u64> {
+        let reading = self.reading.front().map(|&(at, _)| at);
+        [self.host.next_deadline(now), reading].into_iter().flatten().min()
+    }
+}
 
 /// The bytes that the client (`true`) or the server sends on flow `n`.
 fn length(seed: u64, n: u32, client: bool) -> u64 {
@@ -82,22 +225,18 @@ impl Conn {
     }
 
     /// Sends what there is room for, and closes when all is said.
-    fn pump(&mut self, now: u64, host: &mut Host, flow: Flow) {
+    fn pump(&mut self, now: u64, end: &mut End, flow: Flow) {
         while self.sent < self.to_send {
             let len = (self.to_send - self.sent).min(SLOT_MAX);
-            let fill = |out: &mut [u8]| {
-                for (byte, at) in out.iter_mut().zip(self.sent..) {
-                    *byte = pattern(self.keys[0], at);
-                }
-            };
-            match host.send(now, flow, len as usize, fill) {
+            match end.send(now, flow, len as usize, self.keys[0], self.sent) {
                 Some(Ok(())) => self.sent += len,
                 None | Some(Err(Reason::FlowFull)) => return,
                 Some(Err(reason)) => panic!("flow {}: {reason}", self.n),
             }
         }
         if !self.closing {
-            host.stack.close(&mut host.memory, now, 0, flow).expect("an open flow");
+            let Host { stack, memory, .. } = &mut end.host;
+            stack.close(memory, now, 0, flow).expect("an open flow");
             self.closing = true;
         }
     }
@@ -118,8 +257,8 @@ impl App {
         App { seed, client, conns: HashMap::new(), pending: Vec::new(), closed: 0 }
     }
 
-    fn step(&mut self, now: u64, host: &mut Host) {
-        for told in host.poll(now) {
+    fn step(&mut self, now: u64, end: &mut End) {
+        for told in end.poll(now) {
             match told {
                 Told::Data(flow, data) => {
                     self.conns.get_mut(&flow).expect("a flow that was told of").take(&data);
@@ -153,7 +292,7 @@ impl App {
             let Some(conn) = self.conns.get_mut(flow) else {
                 return false;
             };
-            conn.pump(now, host, *flow);
+            conn.pump(now, end, *flow);
             !conn.closing
         });
     }
@@ -168,51 +307,50 @@ struct Outcome {
 }
 
 fn run(seed: u64, open_max: usize, faults: Faults) -> Outcome {
-    let mut wire = Wire::new(faults, seed, 1514);
-    let mut hosts = [Host::new(Side::A, BUFFERS), Host::new(Side::B, BUFFERS)];
+    let mut wire = Wire::new(faults, seed, FRAME_MAX);
+    let mut ends = [End::new(Side::A), End::new(Side::B)];
     let mut apps = [App::new(seed, true), App::new(seed, false)];
-    hosts[1].stack.listen(0, PORT, 256).expect("a free port");
-    let server = SocketAddr::from((hosts[1].address, PORT));
+    ends[1].host.stack.listen(0, PORT, 256).expect("a free port");
+    let server = SocketAddr::from((ends[1].address, PORT));
     let (mut now, mut opened) = (SEC, 0);
     loop {
         while opened < FLOWS && apps[0].conns.len() < open_max {
             let port = FIRST + opened as u16;
-            let flow = hosts[0].stack.connect(now, 0, server, port, opened).expect("room");
+            let flow = ends[0].host.stack.connect(now, 0, server, port, opened).expect("room");
             apps[0].conns.insert(flow, Conn::new(seed, opened, true));
             opened += 1;
         }
-        for (host, app) in hosts.iter_mut().zip(&mut apps) {
-            host.receive(now, &mut wire);
-            host.advance(now);
-            app.step(now, host);
-            host.transmit(now, &mut wire);
+        for (end, app) in ends.iter_mut().zip(&mut apps) {
+            end.receive(now, &mut wire);
+            end.advance(now);
+            app.step(now, end);
+            end.transmit(now, &mut wire);
         }
         if apps.iter().all(|app| app.closed == FLOWS) {
             break;
         }
         let done = [apps[0].closed, apps[1].closed];
         assert!(now < END, "not over in time: {done:?} of {FLOWS} closed, {wire:?}");
-        let deadlines = [hosts[0].next_deadline(now), hosts[1].next_deadline(now)];
+        let deadlines = ends.each_ref().map(|end| end.next_deadline(now));
         let next = deadlines.into_iter().chain([wire.next_deadline()]).flatten().min();
         // Some time passes even if something is due at once: batches form.
         now = next.expect("nothing moves any more").max(now + 10_000);
     }
     let ended_ns = now;
-    for host in &mut hosts {
-        while let Some(deadline) = host.next_deadline(now).filter(|&at| at < ended_ns + AFTERWARDS)
-        {
+    for end in &mut ends {
+        while let Some(deadline) = end.next_deadline(now).filter(|&at| at < ended_ns + AFTERWARDS) {
             now = deadline.max(now + 1);
-            host.receive(now, &mut wire);
-            host.advance(now);
-            host.transmit(now, &mut wire);
+            end.receive(now, &mut wire);
+            end.advance(now);
+            end.transmit(now, &mut wire);
         }
-        host.advance(ended_ns + AFTERWARDS);
-        host.assert_empty();
+        end.advance(ended_ns + AFTERWARDS);
+        assert_eq!(end.host.leftovers(), None, "at {:?}", end.side);
     }
     Outcome {
         ended_ns,
         lanes: [Side::A, Side::B].map(|side| *wire.counters(side)),
-        stacks: hosts.map(|host| *host.stack.counters()),
+        stacks: ends.map(|end| *end.host.stack.counters()),
     }
 }
 

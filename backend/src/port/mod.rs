@@ -9,7 +9,7 @@
 
 mod counters;
 mod pipe;
-mod prng;
+pub mod prng;
 mod spec;
 mod tap;
 #[cfg(test)]

@@ -431,7 +431,7 @@ impl Stack {
     /// A deadline has a timer that rings not later than a tick after it.
     fn audit_timer(&self, timer: u32, deadline: u64) -> Result<(), Violation> {
         let rings = self.wheel.rings_at(timer);
-        if deadline != NEVER && !rings.is_some_and(|at| at <= self.wheel.latest(deadline)) {
+        if deadline != NEVER && rings.is_none_or(|at| at > self.wheel.latest(deadline)) {
             return Err(Violation::Timer { timer, deadline, rings });
         }
         if let Some(at) = rings

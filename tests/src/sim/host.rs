@@ -1,199 +1,199 @@
-//! A stack with its memory at one end of a wire, and a guest on channel 0 that
-//! gives received buffers back after a while.
+//! A stack with its memory and its port, on a clock of its own.
 
 use std::collections::VecDeque;
-use std::net::Ipv4Addr;
 
-use paste_abi::{Event, Flow, Reason, Slot};
-use paste_stack::{Config, Memory, Outcome, RxCsum, RxFrame, Stack, Tx, TxBatch};
+use paste_abi::Slot;
+use paste_stack::{Config, Memory, Outcome, RxCsum, RxFrame, Stack, TxBatch, TxFrame};
 use pasted::port::RX_OFFSET;
-use pasted::port::wire::{Side, Wire};
 
-use super::{Owner, StrictMemory};
+use super::headers;
+use super::memory::{Owner, StrictMemory};
 
-/// Where the guest puts its payload: the smallest offset that it may.
-const HEADROOM: u16 = 128;
-/// The largest frame, in bytes: an Ethernet header and the usual MTU.
-pub(super) const FRAME_MAX: usize = 1514;
-/// The longest that the guest sits on received payload, in ns.
-const READ_NS_MAX: u64 = 3_000_000;
-
-/// What the guest was told, payload taken out of its buffers.
-#[derive(Debug)]
-pub enum Told {
-    /// Payload, in order.
-    Data(Flow, Vec<u8>),
-    /// Everything else.
-    Event(Event, Slot),
+/// What a host is made of.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// The stack's settings.
+    pub config: Config,
+    /// Buffers of the region.
+    pub buffers: u32,
+    /// Bytes of one of them.
+    pub buffer_size: usize,
+    /// The device verifies the checksums of what arrives.
+    pub rx_csum_offload: bool,
+    /// Time between taking a frame and reporting it as sent.
+    pub port_delay_ns: u64,
+    /// Frames that the port takes at once.
+    pub port_len: usize,
+    /// Keys the stack's tables.
+    pub secret: u64,
 }
 
-/// One end.
+/// A host.
 #[derive(Debug)]
 pub struct Host {
     /// The stack.
     pub stack: Stack,
     /// Its buffers.
     pub memory: StrictMemory,
-    /// Its address.
-    pub address: Ipv4Addr,
-    side: Side,
+    /// Its MTU.
+    pub mtu: u16,
+    /// How far its clock is ahead of the simulation's.
+    pub skew_ns: i64,
+    rx_csum_offload: bool,
+    port_delay_ns: u64,
+    port_len: usize,
     batch: TxBatch,
-    /// Frames that the port has not reported as sent.
-    unsent: Vec<u32>,
-    /// Buffers that the guest has still to return, and when.
-    reading: VecDeque<(u64, u32)>,
-    reads: u64,
+    /// Frames that the port has taken, and when it will have sent them.
+    port: VecDeque<(u64, TxFrame)>,
+    frame: Vec<u8>,
 }
 
 impl Host {
-    /// A host with `buffers` buffers at this side of the wire.
-    pub fn new(side: Side, buffers: u32) -> Host {
-        let number = 1 + side as u8;
-        let address = Ipv4Addr::new(10, 0, 0, number);
-        let config = Config {
-            flows_max: 2048,
-            headroom: HEADROOM,
-            ..Config::new([2, 0, 0, 0, 0, number], address, 24)
-        };
+    /// A host, every buffer free.
+    pub fn new(setup: Setup) -> Host {
+        let mut secret = [0; 16];
+        secret[..8].copy_from_slice(&setup.secret.to_le_bytes());
         Host {
-            stack: Stack::new(config, buffers, [number; 16]),
-            memory: StrictMemory::new(buffers),
-            address,
-            side,
-            batch: TxBatch::new(64),
-            unsent: Vec::new(),
-            reading: VecDeque::new(),
-            reads: 0,
+            mtu: setup.config.mtu,
+            stack: Stack::new(setup.config, setup.buffers, secret),
+            memory: StrictMemory::new(setup.buffers, setup.buffer_size),
+            skew_ns: 0,
+            rx_csum_offload: setup.rx_csum_offload,
+            port_delay_ns: setup.port_delay_ns,
+            port_len: setup.port_len,
+            batch: TxBatch::new(setup.port_len),
+            port: VecDeque::new(),
+            frame: Vec::new(),
         }
     }
 
-    /// Takes what has arrived by `now` off the wire.
-    pub fn receive(&mut self, now: u64, wire: &mut Wire) {
-        let mut bytes = [0; FRAME_MAX];
-        while let Some(len) = wire.pop(now, self.side, &mut bytes) {
-            // A full pool is a full NIC: the frame is lost.
-            let Some(buf) = self.memory.take_for(Owner::Stack) else {
-                continue;
-            };
-            self.memory.bytes_mut(buf, usize::from(RX_OFFSET), len).copy_from_slice(&bytes[..len]);
-            let frame = RxFrame {
-                buf,
-                offset: RX_OFFSET,
-                len: len as u16,
-                csum: RxCsum::Unknown,
-                time: now,
-            };
-            match self.stack.input(&mut self.memory, now, &frame) {
-                Outcome::Readable | Outcome::Held => {}
-                Outcome::Consumed | Outcome::Foreign => self.memory.give_from(Owner::Stack, buf),
-            }
-        }
+    /// What this host's clock shows.
+    pub fn clock(&self, now: u64) -> u64 {
+        now.saturating_add_signed(self.skew_ns)
     }
 
-    /// Runs timers, and returns what the guest has finished reading.
-    pub fn advance(&mut self, now: u64) {
-        self.stack.advance(&mut self.memory, now);
-        while let Some(&(at, buf)) = self.reading.front()
-            && at <= now
-        {
-            self.reading.pop_front();
-            self.stack.release(now, buf);
-            self.memory.give_from(Owner::Guest, buf);
-        }
-    }
-
-    /// What the guest is told now.
-    pub fn poll(&mut self, now: u64) -> Vec<Told> {
-        let mut told = Vec::new();
-        let mut slots = [Slot::default(); 46];
-        loop {
-            let count = self.stack.poll_slots(&mut self.memory, 0, &mut slots);
-            for slot in &slots[..count] {
-                told.push(self.take(now, slot));
-            }
-            if count < slots.len() {
-                return told;
-            }
-        }
-    }
-
-    fn take(&mut self, now: u64, slot: &Slot) -> Told {
-        let event = slot.as_event().expect("an event of the protocol");
-        if event != Event::Data {
-            return Told::Event(event, *slot);
-        }
-        self.memory.pass(Owner::Stack, Owner::Guest, slot.buf_idx);
-        let (offset, len) = (usize::from(slot.offset), usize::from(slot.len));
-        let data = self.memory.bytes(slot.buf_idx, offset, len).to_vec();
-        // In order, but now and then late: windows close and open again.
-        self.reads += 1;
-        let last = self.reading.back().map_or(now, |&(at, _)| at);
-        let pause = if self.reads.is_multiple_of(512) { READ_NS_MAX } else { 0 };
-        self.reading.push_back((last.max(now) + pause, slot.buf_idx));
-        Told::Data(slot.flow, data)
-    }
-
-    /// Queues `len` bytes made by `fill`. `None`: the guest has its share of the
-    /// buffers already. Half of them are left to what arrives, or two ends
-    /// that only send would wait for each other's acknowledgements forever.
-    pub fn send(
-        &mut self,
-        now: u64,
-        flow: Flow,
-        len: usize,
-        fill: impl FnOnce(&mut [u8]),
-    ) -> Option<Result<(), Reason>> {
-        if self.memory.free() <= self.memory.buffer_count() / 2 {
+    /// A frame arrives; `damaged` on the way or not. Returns what the stack made
+    /// of it, or `None` if the port had to drop it.
+    pub fn input(&mut self, now: u64, bytes: &[u8], damaged: bool) -> Option<Outcome> {
+        let now = self.clock(now);
+        // A full pool is a full NIC, and a long frame is no frame of this link.
+        if bytes.len() > self.memory.buffer_size() - usize::from(RX_OFFSET) {
             return None;
         }
-        let buf = self.memory.take_for(Owner::Guest)?;
-        fill(self.memory.bytes_mut(buf, usize::from(HEADROOM), len));
-        let tx = Tx { buf, offset: HEADROOM, len: len as u16, ..Tx::default() };
-        self.memory.pass(Owner::Guest, Owner::Stack, buf);
-        let sent = self.stack.send(&mut self.memory, now, 0, flow, &tx);
-        if sent.is_err() {
+        let buf = self.memory.take_for(Owner::Stack)?;
+        self.memory.bytes_mut(buf, usize::from(RX_OFFSET), bytes.len()).copy_from_slice(bytes);
+        let frame = RxFrame {
+            buf,
+            offset: RX_OFFSET,
+            len: bytes.len() as u16,
+            csum: if self.rx_csum_offload && !damaged { RxCsum::Valid } else { RxCsum::Unknown },
+            time: now,
+        };
+        let outcome = self.stack.input(&mut self.memory, now, &frame);
+        if matches!(outcome, Outcome::Consumed | Outcome::Foreign) {
             self.memory.give_from(Owner::Stack, buf);
         }
-        Some(sent)
+        Some(outcome)
     }
 
-    /// Puts what is due on the wire. Frames of the last call count as sent now.
-    pub fn transmit(&mut self, now: u64, wire: &mut Wire) {
-        for buf in std::mem::take(&mut self.unsent) {
-            self.stack.frame_sent(&mut self.memory, buf);
-        }
+    /// Runs the stack's timers.
+    pub fn advance(&mut self, now: u64) {
+        let now = self.clock(now);
+        self.stack.advance(&mut self.memory, now);
+    }
+
+    /// What the guest of a channel is told now, as far as it fits `slots`.
+    pub fn poll(&mut self, channel: u16, slots: &mut [Slot]) -> usize {
+        self.stack.poll_slots(&mut self.memory, channel, slots)
+    }
+
+    /// The guest gives up a buffer that it was given.
+    pub fn release(&mut self, now: u64, buf: u32) {
+        let now = self.clock(now);
+        self.stack.release(now, buf);
+        self.memory.give_from(Owner::Guest, buf);
+    }
+
+    /// Has the port take what is due, and send what it has had for its time.
+    /// `sent` is lent each frame that goes; it returns whether the port reports
+    /// the frame as sent.
+    pub fn transmit(&mut self, now: u64, mut sent: impl FnMut(&mut Vec<u8>) -> bool) {
+        let clock = self.clock(now);
         loop {
-            let count = self.stack.transmit(&mut self.memory, now, &mut self.batch);
-            if count == 0 {
+            let count = self.stack.transmit(&mut self.memory, clock, &mut self.batch);
+            let taken = self.batch.frames().len().min(self.port_len - self.port.len());
+            let due = now + self.port_delay_ns;
+            self.port.extend(self.batch.frames()[..taken].iter().map(|&frame| (due, frame)));
+            self.batch.consume(taken);
+            let went = self.send(now, &mut sent);
+            if (count == 0 && taken == 0) || went == 0 {
                 return;
             }
-            let mut bytes = Vec::with_capacity(FRAME_MAX);
-            for frame in self.batch.frames() {
-                bytes.clear();
-                bytes.extend_from_slice(frame.head());
-                if let Some(p) = frame.payload {
-                    let (offset, len) = (usize::from(p.offset), usize::from(p.len));
-                    bytes.extend_from_slice(self.memory.bytes(p.buf, offset, len));
-                    self.unsent.push(p.buf);
-                }
-                wire.push(now, self.side, &bytes);
-            }
-            self.batch.consume(count);
         }
     }
 
-    /// When this host has to be looked at next.
+    /// The port sends the frames whose time has come.
+    fn send(&mut self, now: u64, sent: &mut impl FnMut(&mut Vec<u8>) -> bool) -> usize {
+        let mut count = 0;
+        while let Some(&(due, frame)) = self.port.front()
+            && due <= now
+        {
+            self.port.pop_front();
+            count += 1;
+            self.frame.clear();
+            self.frame.extend_from_slice(frame.head());
+            if let Some(p) = frame.payload {
+                // What the port reads must still be the stack's.
+                assert_eq!(self.memory.owner(p.buf), Owner::Stack, "buffer {} at the port", p.buf);
+                let (offset, len) = (usize::from(p.offset), usize::from(p.len));
+                self.frame.extend_from_slice(self.memory.bytes(p.buf, offset, len));
+            }
+            if frame.csum.is_some() {
+                headers::finish_tcp(&mut self.frame);
+            }
+            if sent(&mut self.frame)
+                && let Some(p) = frame.payload
+            {
+                self.stack.frame_sent(&mut self.memory, p.buf);
+            }
+        }
+        count
+    }
+
+    /// When this host has to be looked at next, by the simulation's clock.
     pub fn next_deadline(&self, now: u64) -> Option<u64> {
-        let reading = self.reading.front().map(|&(at, _)| at);
-        let unsent = (!self.unsent.is_empty()).then_some(now);
-        [self.stack.next_deadline(), reading, unsent].into_iter().flatten().min()
+        let timer = self.stack.next_deadline().map(|at| at.saturating_add_signed(-self.skew_ns));
+        let port = self.port.front().map(|&(due, _)| due);
+        let more = (self.port.is_empty() && !self.batch.is_empty()).then_some(now);
+        [timer, port, more].into_iter().flatten().min()
+    }
+
+    /// Frames that the port has and has not sent.
+    pub fn port_is_empty(&self) -> bool {
+        self.port.is_empty() && self.batch.is_empty()
+    }
+
+    /// Whose the buffers are, and what was dropped, for messages.
+    pub fn describe(&self) -> String {
+        let [pool, stack, guest] =
+            [Owner::Pool, Owner::Stack, Owner::Guest].map(|owner| self.memory.count_of(owner));
+        let mut text = format!("buffers: {pool} free, {stack} of the stack, {guest} of the guest");
+        self.stack.counters().each(|name, count| {
+            if count > 0 && name.starts_with("drop") {
+                text += &format!(", {name} {count}");
+            }
+        });
+        text
     }
 
     /// Nothing is left: no flow, and every buffer is in the pool.
-    pub fn assert_empty(&self) {
-        let side = self.side;
-        assert_eq!(self.stack.flows(), 0, "flows at {side:?}");
-        assert_eq!(self.memory.count_of(Owner::Guest), 0, "the guest's buffers at {side:?}");
-        assert_eq!(self.memory.count_of(Owner::Stack), 0, "the stack's buffers at {side:?}");
+    pub fn leftovers(&self) -> Option<String> {
+        let flows = self.stack.flows();
+        let guest = self.memory.count_of(Owner::Guest);
+        let stack = self.memory.count_of(Owner::Stack);
+        if (flows, guest, stack) == (0, 0, 0) {
+            return None;
+        }
+        Some(format!("{flows} flows, {guest} buffers of the guest's, {stack} of the stack's"))
     }
 }

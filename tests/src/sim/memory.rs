@@ -5,9 +5,6 @@ use std::ops::Range;
 
 use paste_stack::Memory;
 
-/// Bytes of one buffer.
-pub const BUFFER_SIZE: usize = 2048;
-
 /// Whose a buffer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
@@ -22,23 +19,31 @@ pub enum Owner {
 /// Buffers, their owners, and the free ones.
 #[derive(Debug)]
 pub struct StrictMemory {
+    buffer_size: usize,
     bytes: Vec<u8>,
     owners: Vec<Owner>,
     free: Vec<u32>,
+    /// The pool hands out nothing for a while, as if others had emptied it.
+    pub starved: bool,
 }
 
 impl StrictMemory {
-    /// `count` buffers, all free.
-    pub fn new(count: u32) -> StrictMemory {
+    /// `count` buffers of `buffer_size` bytes, all free.
+    pub fn new(count: u32, buffer_size: usize) -> StrictMemory {
         StrictMemory {
-            bytes: vec![0; count as usize * BUFFER_SIZE],
+            buffer_size,
+            bytes: vec![0; count as usize * buffer_size],
             owners: vec![Owner::Pool; count as usize],
             free: (0..count).rev().collect(),
+            starved: false,
         }
     }
 
     /// Takes a free buffer for `owner`.
     pub fn take_for(&mut self, owner: Owner) -> Option<u32> {
+        if self.starved {
+            return None;
+        }
         let buf = self.free.pop()?;
         self.owners[buf as usize] = owner;
         Some(buf)
@@ -56,31 +61,37 @@ impl StrictMemory {
         self.owners[buf as usize] = to;
     }
 
+    /// Whose the buffer is.
+    pub fn owner(&self, buf: u32) -> Owner {
+        self.owners[buf as usize]
+    }
+
     /// Bytes of a buffer.
     pub fn bytes(&self, buf: u32, offset: usize, len: usize) -> &[u8] {
-        &self.bytes[range(buf, offset, len)]
+        &self.bytes[self.range(buf, offset, len)]
     }
 
     /// Bytes of a buffer, to be written.
     pub fn bytes_mut(&mut self, buf: u32, offset: usize, len: usize) -> &mut [u8] {
-        &mut self.bytes[range(buf, offset, len)]
+        let range = self.range(buf, offset, len);
+        &mut self.bytes[range]
     }
 
     /// Buffers of one owner.
     pub fn count_of(&self, owner: Owner) -> usize {
         self.owners.iter().filter(|&&o| o == owner).count()
     }
-}
 
-fn range(buf: u32, offset: usize, len: usize) -> Range<usize> {
-    assert!(offset + len <= BUFFER_SIZE, "{offset}+{len} is beyond a buffer");
-    let start = buf as usize * BUFFER_SIZE + offset;
-    start..start + len
+    fn range(&self, buf: u32, offset: usize, len: usize) -> Range<usize> {
+        assert!(offset + len <= self.buffer_size, "{offset}+{len} is beyond a buffer");
+        let start = buf as usize * self.buffer_size + offset;
+        start..start + len
+    }
 }
 
 impl Memory for StrictMemory {
     fn buffer_size(&self) -> usize {
-        BUFFER_SIZE
+        self.buffer_size
     }
 
     fn buffer_count(&self) -> u32 {
@@ -88,7 +99,7 @@ impl Memory for StrictMemory {
     }
 
     fn free(&self) -> u32 {
-        self.free.len() as u32
+        if self.starved { 0 } else { self.free.len() as u32 }
     }
 
     fn take(&mut self) -> Option<u32> {
@@ -104,6 +115,7 @@ impl Memory for StrictMemory {
     }
 
     fn write(&mut self, buf: u32, offset: usize, data: &[u8]) {
+        assert_eq!(self.owners[buf as usize], Owner::Stack, "a write to buffer {buf}");
         self.bytes_mut(buf, offset, data.len()).copy_from_slice(data);
     }
 
@@ -111,18 +123,12 @@ impl Memory for StrictMemory {
         for buf in [from, to] {
             assert_eq!(self.owners[buf as usize], Owner::Stack, "a copy with buffer {buf}");
         }
-        let from = range(from, from_offset, len);
-        self.bytes.copy_within(from, range(to, to_offset, len).start);
+        let from = self.range(from, from_offset, len);
+        let to = self.range(to, to_offset, len).start;
+        self.bytes.copy_within(from, to);
     }
 
     fn sum(&self, buf: u32, offset: usize, len: usize) -> u16 {
-        let mut sum: u32 = 0;
-        for pair in self.bytes(buf, offset, len).chunks(2) {
-            sum += u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
-        }
-        while sum > 0xffff {
-            sum = (sum >> 16) + (sum & 0xffff);
-        }
-        sum as u16
+        super::headers::sum(self.bytes(buf, offset, len))
     }
 }

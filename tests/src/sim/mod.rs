@@ -1,20 +1,33 @@
-//! Two stacks under virtual time: a strict memory, and a host around a stack.
+//! Whole hosts under virtual time: stacks with their memories and guests, the
+//! link between them, and an adversary.
 //!
-//! One thread, one clock that only the test moves, every fault from a seed: a
-//! run is a function of its seed.
+//! One thread, one clock that only the run moves, everything that happens from
+//! one seed: a run is a function of its seed.
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | `scenario` | what is drawn from a seed: settings, conversations, faults |
+//! | `run` | the loop, what must hold at each turn, and the judgement at the end |
+//! | `guest` | applications that follow scripts and judge what they are told |
+//! | `host`, `memory` | a stack, its port, and buffers of which each has one owner |
+//! | `link` | the wire, and what goes wrong on it |
+//! | `observer`, `headers` | what can be said of a stack by its segments alone |
+//! | `adversary` | a third station |
+//! | `pattern` | streams of bytes that nobody keeps |
 
+pub mod adversary;
+pub mod guest;
+pub mod headers;
 mod host;
+pub mod link;
 mod memory;
+pub mod observer;
+mod pattern;
+mod run;
+pub mod scenario;
 
-pub use host::{Host, Told};
-pub use memory::{BUFFER_SIZE, Owner, StrictMemory};
-
-/// Byte `at` of the stream with this key: what a sender sends and a receiver
-/// expects, without either keeping it.
-pub fn pattern(key: u64, at: u64) -> u8 {
-    // SplitMix64's output function: every bit of key and place matters.
-    let mut z = key ^ (at / 8).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (z ^ (z >> 31)).to_le_bytes()[(at % 8) as usize]
-}
+pub use host::{Host, Setup};
+pub use memory::{Owner, StrictMemory};
+pub use pattern::{fill, pattern};
+pub use run::{Hooks, Nobody, STATIONS, Summary, Tap, run};
+pub use scenario::Scenario;
