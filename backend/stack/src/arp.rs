@@ -202,16 +202,17 @@ impl Stack {
             return;
         }
         // Nobody there. An opening flow fails; others may yet hear from their
-        // peer, and try again when their own timers ring.
+        // peer, and try again later.
         while let Some(flow) = {
             let list = &mut self.neighbours.entries[index as usize].waiting;
             self.flows.pop_front(list, Links::Sending)
         } {
             self.flows[flow].neighbour = NIL;
-            if self.flows[flow].state == State::SynSent {
-                self.terminate(mem, flow, Some(Reason::Unreachable));
-            } else if self.flows[flow].state == State::Closed {
-                self.rst_done(flow);
+            match self.flows[flow].state {
+                State::SynSent | State::SynReceived => {
+                    self.terminate(mem, flow, Some(Reason::Unreachable));
+                }
+                _ => self.cannot_route(now, flow),
             }
         }
         self.forget_neighbour(index);

@@ -269,6 +269,10 @@ impl Stack {
         {
             // The peer did not get our SYN,ACK.
             flow.syn_repeated(header);
+            // Nor perhaps will it where the first SYN seemed to come from.
+            if ethernet::is_station(&segment.from) {
+                flow.mac = Some(segment.from);
+            }
             flow.syn_due = true;
             self.kick(index);
         } else if header.has(flag::FIN) && !header.seq.after(flow.rcv_nxt) {

@@ -411,7 +411,7 @@ impl Stack {
 
     /// No router, or the neighbour cache is full of waiting flows: as if the
     /// segment were lost.
-    fn cannot_route(&mut self, now: u64, index: u32) {
+    pub(crate) fn cannot_route(&mut self, now: u64, index: u32) {
         let rto = self.rto(&self.flows[index]);
         let flow = &mut self.flows[index];
         if flow.state == State::Closed {
@@ -420,6 +420,12 @@ impl Stack {
         }
         flow.ack_due = false;
         if flow.rexmit_at == NEVER {
+            // Patience begins when there is first something to be patient about.
+            if !flow.outstanding() && flow.rtt.backoff() == 0 {
+                flow.progress_at = now;
+            }
+            flow.rtt.back_off();
+            flow.timer = Timer::Retransmit;
             flow.rexmit_at = now.saturating_add(rto);
             self.arm(index);
         }

@@ -118,6 +118,64 @@ fn a_silent_neighbour_makes_the_peer_unreachable() {
 }
 
 #[test]
+fn a_silent_neighbour_ends_a_simultaneous_open_too() {
+    let mut pair = Pair::listening(config());
+    let remote = SocketAddr::from((PEER, 8080));
+    pair.host.stack.connect(pair.host.now, 0, remote, 4000, 1).unwrap();
+    pair.host.transmit();
+    (pair.port, pair.peer_port) = (4000, 8080);
+    pair.send(SYN, &[]);
+    for _ in 0..5 {
+        pair.host.transmit();
+        pair.host.pass_time(SEC + 10 * MS);
+    }
+    pair.host.poll();
+    assert_eq!(pair.host.events[0].len, Reason::Unreachable as u16);
+    pair.host.check_empty();
+}
+
+#[test]
+fn a_flow_outlives_the_silence_of_its_neighbour() {
+    let mut pair = Pair::established(config());
+    let (flow, asked) = (pair.flow, |pair: &Pair| pair.host.stack.counters().arp_requests_out);
+    pair.host.send(flow, b"a");
+    while asked(&pair) == 0 {
+        pair.host.transmit();
+        pair.host.pass_time(100 * MS);
+    }
+    // The acknowledgement was only late, but nobody answers the question.
+    pair.ack_more(1);
+    pair.host.send(flow, b"b");
+    while asked(&pair) <= 3 {
+        pair.host.transmit();
+        pair.host.pass_time(100 * MS);
+    }
+    pair.host.input(&arp_frame(arp::REPLY, PEER, PEER_MAC, HOST));
+    assert_eq!(pair.recv_one().data, b"b");
+}
+
+#[test]
+fn a_flow_does_not_wait_for_its_neighbour_for_ever() {
+    let mut pair = Pair::established(config());
+    pair.host.send(pair.flow, b"a");
+    while pair.host.stack.counters().arp_requests_out == 0 {
+        pair.host.transmit();
+        pair.host.pass_time(100 * MS);
+    }
+    pair.ack_more(1);
+    pair.host.send(pair.flow, b"b");
+    let began = pair.host.now;
+    while pair.host.events.len() < 2 {
+        pair.host.transmit();
+        pair.host.pass_time(100 * MS);
+        pair.host.poll();
+    }
+    assert_eq!(pair.host.events[1].len, Reason::TimedOut as u16);
+    let waited = pair.host.now - began;
+    assert!((120 * SEC..200 * SEC).contains(&waited), "{waited}");
+}
+
+#[test]
 fn a_silent_peer_times_out() {
     let mut pair = connecting();
     let mut syns = 0;
@@ -185,6 +243,19 @@ fn a_lost_syn_ack_is_sent_again_by_timer_and_by_repeated_syn() {
     let third = pair.recv_one();
     assert_eq!((third.flags, third.seq, third.ack), (SYN | ACK, first.seq, 1001));
     assert_eq!(pair.host.stack.flows(), 1);
+}
+
+#[test]
+fn a_syn_ack_goes_where_the_latest_syn_came_from() {
+    let mut pair = Pair::listening(config());
+    let mut damaged = pair.seg(SYN, Options::default(), &[]).frame();
+    damaged[6..12].copy_from_slice(&[2, 4, 4, 4, 4, 4]);
+    pair.host.input(&damaged);
+    let answers = pair.host.transmit();
+    assert_eq!(ethernet::parse(&answers[0]).unwrap().dst, [2, 4, 4, 4, 4, 4]);
+    pair.send(SYN, &[]);
+    let answers = pair.host.transmit();
+    assert_eq!(ethernet::parse(&answers[0]).unwrap().dst, PEER_MAC);
 }
 
 #[test]
