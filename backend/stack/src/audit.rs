@@ -192,6 +192,7 @@ impl Stack {
         }
         let waiting = count(Links::Age, self.time_wait)?;
         count(Links::Age, self.holders)?;
+        count(Links::Age, self.half_open)?;
         equal("stack", "time_wait_len", self.time_wait_len.into(), waiting)?;
         let free = count(Links::Channel, self.flows.free_list())?;
         let used = u64::from(self.config.flows_max) - free;
@@ -236,7 +237,8 @@ impl Stack {
         if seen(Links::Ready) && flow.detached {
             return Err(self.listed(index, "is detached and has something for its guest"));
         }
-        let kinds = [flow.state == State::TimeWait, !flow.held.is_empty()];
+        let half_open = flow.state == State::SynReceived && flow.listener.is_some();
+        let kinds = [half_open, !flow.held.is_empty(), flow.state == State::TimeWait];
         if kinds.map(u8::from).iter().sum::<u8>() != u8::from(seen(Links::Age)) {
             return Err(self.listed(index, "is not in the one list by age of its kind"));
         }
@@ -494,9 +496,13 @@ impl Stack {
         let charged = (0..self.bufs.count()).filter(is_charged).count();
         equal("stack", "charged", self.charged.into(), charged as u64)?;
         equal("stack", "entries of the table", self.table.len(), totals.known)?;
-        for (name, pending) in self.listeners.pending() {
-            let found = totals.pending.iter().filter(|&&listener| listener == name).count();
-            equal("a listener", "pending", pending.into(), found as u64)?;
+        for (name, half_open, waiting) in self.listeners.pending() {
+            for (what, counted, kind) in
+                [("half_open", half_open, true), ("waiting", waiting, false)]
+            {
+                let found = totals.pending.iter().filter(|&&pair| pair == (name, kind)).count();
+                equal("a listener", what, counted.into(), found as u64)?;
+            }
         }
         Ok(())
     }
@@ -535,8 +541,8 @@ struct Totals {
     repairs: u64,
     /// Flows that the table must know.
     known: u64,
-    /// The listener of each flow that has one.
-    pending: Vec<Flow>,
+    /// The listener of each flow that has one, and whether it is half open.
+    pending: Vec<(Flow, bool)>,
 }
 
 impl Totals {
@@ -547,7 +553,8 @@ impl Totals {
         if flow.promises {
             self.promised += u64::from(flow.rcv_wnd());
         }
-        self.pending.extend(flow.listener);
+        let half_open = flow.state == State::SynReceived;
+        self.pending.extend(flow.listener.map(|listener| (listener, half_open)));
     }
 }
 

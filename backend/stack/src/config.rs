@@ -66,6 +66,16 @@ pub struct Config {
     pub ecn: bool,
     /// Times.
     pub timers: Timers,
+    /// Answer SYNs with cookies where there is no room for flows (RFC 4987
+    /// section 3.6).
+    pub syn_cookies: bool,
+    /// SYNs per second for which flows are made. Those beyond it are answered
+    /// with cookies, or dropped.
+    pub syn_per_second: u32,
+    /// The same for each listener alone.
+    pub listener_syn_per_second: u32,
+    /// Cookies per second; SYNs beyond it are dropped.
+    pub cookie_per_second: u32,
     /// RSTs per second to segments that belong to no flow; a reflector of
     /// spoofed traffic must not be a strong one.
     pub rst_per_second: u32,
@@ -94,6 +104,9 @@ pub struct Timers {
     pub connect: u64,
     /// Longest that a passive open may stay half open.
     pub accept: u64,
+    /// Times that the answer to a SYN is sent again. A peer that got none of
+    /// them is most likely none.
+    pub syn_ack_tries: u8,
     /// User timeout: longest that sent data may stay unacknowledged (RFC 9293
     /// section 3.8.3: R2 is at least 100 s).
     pub user_timeout: u64,
@@ -124,6 +137,7 @@ impl Default for Timers {
             time_wait: 60 * SEC,
             connect: 180 * SEC,
             accept: 60 * SEC,
+            syn_ack_tries: 5,
             user_timeout: 120 * SEC,
             fin_wait_2: 60 * SEC,
             keepalive_interval: 75 * SEC,
@@ -160,6 +174,10 @@ impl Config {
             sack: true,
             ecn: true,
             timers: Timers::default(),
+            syn_cookies: true,
+            syn_per_second: 100_000,
+            listener_syn_per_second: 50_000,
+            cookie_per_second: 100_000,
             rst_per_second: 1000,
             echo_per_second: 1000,
         }

@@ -1,4 +1,4 @@
-//! Frames that belong to no flow: ARP, ICMP, and RSTs to strangers. They wait
+//! Frames that belong to no flow: ARP, ICMP, and segments to strangers. They wait
 //! in a short queue; what does not fit is dropped, as the network would.
 
 use core::net::Ipv4Addr;
@@ -9,11 +9,10 @@ use crate::flow::Key;
 use crate::frame::{Origin, Payload, TxBatch};
 use crate::memory::Memory;
 use crate::stack::Stack;
-use crate::tcp::seq::Seq;
 use crate::wire::arp::{self, Arp};
 use crate::wire::ethernet::{self, Mac};
 use crate::wire::ip::ecn;
-use crate::wire::tcp::{self, flag};
+use crate::wire::tcp;
 use crate::wire::{icmp, ipv4};
 
 /// Frames that may wait.
@@ -30,12 +29,11 @@ pub(crate) enum Control {
         to: Mac,
         ip: Ipv4Addr,
     },
-    /// A RST, with the acknowledgement if there is one.
-    Reset {
+    /// A segment without payload: a RST, or an answer that carries a cookie.
+    Segment {
         to: Mac,
         key: Key,
-        seq: Seq,
-        ack: Option<Seq>,
+        header: tcp::Header,
     },
     /// A reply made of the request's own buffer: only the headers are new.
     EchoReply {
@@ -48,7 +46,7 @@ pub(crate) enum Control {
 
 /// A limit on how often something is done: so many a second, with a burst of
 /// as much as a second's worth. (The generic cell rate algorithm.)
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Limit {
     interval: u64,
     next: u64,
@@ -103,7 +101,7 @@ impl Stack {
                     self.send_arp(out, &to, &message);
                     self.counters.arp_replies_out += 1;
                 }
-                Control::Reset { to, key, seq, ack } => self.send_reset(out, &to, key, seq, ack),
+                Control::Segment { to, key, header } => self.send_segment(out, &to, &key, &header),
                 Control::EchoReply { to, ip, header, data } => {
                     self.send_echo(mem, out, &to, ip, &header, data);
                 }
@@ -121,38 +119,20 @@ impl Stack {
         arp::write(&mut head[ethernet::LEN..], message);
     }
 
-    fn send_reset(&mut self, out: &mut TxBatch, to: &Mac, key: Key, seq: Seq, ack: Option<Seq>) {
+    fn send_segment(&mut self, out: &mut TxBatch, to: &Mac, key: &Key, header: &tcp::Header) {
         let Some(frame) = out.push(Origin::Stack) else {
             return;
         };
-        let head = frame.head_mut(ethernet::LEN + ipv4::LEN + tcp::LEN);
+        let len = tcp::header_len(&header.options);
+        let head = frame.head_mut(ethernet::LEN + ipv4::LEN + len);
         ethernet::write(head, to, &self.config.mac, ethernet::IPV4);
-        let ours = self.config.address;
-        ipv4::write(
-            &mut head[ethernet::LEN..],
-            ours,
-            key.remote_v4(),
-            ipv4::TCP,
-            ecn::NOT_ECT,
-            tcp::LEN,
-        );
-        let header = tcp::Header {
-            src_port: key.local_port,
-            dst_port: key.remote_port,
-            seq,
-            ack: ack.unwrap_or(Seq(0)),
-            flags: if ack.is_some() { flag::RST | flag::ACK } else { flag::RST },
-            window: 0,
-            options: tcp::Options::default(),
-        };
+        let (ours, remote) = (self.config.address, key.remote_v4());
+        ipv4::write(&mut head[ethernet::LEN..], ours, remote, ipv4::TCP, ecn::NOT_ECT, len);
         let segment = &mut head[ethernet::LEN + ipv4::LEN..];
-        tcp::write(segment, &header);
-        let sum = checksum::add(
-            checksum::pseudo(ours, key.remote_v4(), ipv4::TCP, tcp::LEN as u16),
-            checksum::sum(segment),
-        );
+        tcp::write(segment, header);
+        let pseudo = checksum::pseudo(ours, remote, ipv4::TCP, len as u16);
+        let sum = checksum::add(pseudo, checksum::sum(segment));
         segment[tcp::CSUM_OFFSET..tcp::CSUM_OFFSET + 2].copy_from_slice(&(!sum).to_be_bytes());
-        self.counters.resets_out += 1;
         self.counters.segments_out += 1;
     }
 

@@ -61,6 +61,12 @@ counters! {
     dsacks_in,
     /// Flows accepted into ESTABLISHED.
     accepted,
+    /// SYNs answered with a cookie (RFC 4987 section 3.6).
+    cookies_out,
+    /// Cookies that came back and became flows.
+    cookies_in,
+    /// Half-open flows ended early to make room.
+    half_open_dropped,
     /// Active opens that succeeded.
     connected,
     /// Flows that ended with both sides closed.
@@ -104,7 +110,10 @@ counters! {
     drop_arp,
     /// Dropped: a segment for a port without listener or flow.
     drop_no_flow,
-    /// Dropped: a SYN beyond its listener's backlog.
+    /// Acknowledgements for a listener that might have returned a cookie, and
+    /// did not.
+    cookies_bad,
+    /// Dropped: a SYN, or a cookie, beyond its listener's backlog.
     drop_backlog,
     /// Dropped: a SYN, and no flow is free.
     drop_no_room,

@@ -153,7 +153,8 @@ pub(crate) enum Links {
     /// Belongs to a channel.
     Channel,
     /// Is in the one list, if any, in which flows of its kind are by age:
-    /// those that hold early payload, those in TIME-WAIT.
+    /// those that are half open, those that hold early payload, those in
+    /// TIME-WAIT.
     Age,
 }
 
@@ -189,6 +190,12 @@ impl List {
     pub(crate) const fn tail(&self) -> Option<u32> {
         if self.tail == NIL { None } else { Some(self.tail) }
     }
+}
+
+/// A timestamp: milliseconds, from an offset that does not tell how long this
+/// host has been up (RFC 7323 section 5.4).
+pub(crate) fn timestamp(now: u64, offset: u32) -> u32 {
+    ((now / crate::config::MS) as u32).wrapping_add(offset)
 }
 
 /// One flow. Names of variables are RFC 9293's (section 3.3.1) where it has one.
@@ -494,10 +501,20 @@ impl FlowState {
         self.rexmit_at.min(self.delayed_ack_at).min(self.idle_at)
     }
 
-    /// Our timestamp now: milliseconds, from an offset that does not tell how
-    /// long this host has been up (RFC 7323 section 5.4).
+    /// Our timestamp now.
     pub(crate) fn timestamp(&self, now: u64) -> u32 {
-        ((now / crate::config::MS) as u32).wrapping_add(self.ts_offset)
+        timestamp(now, self.ts_offset)
+    }
+
+    /// Sets out from an initial sequence number: nothing is sent.
+    pub(crate) fn begin(&mut self, iss: Seq, now: u64) {
+        self.iss = iss;
+        self.snd_una = iss;
+        self.snd_nxt = iss;
+        self.snd_end = iss + 1;
+        self.recover = iss;
+        self.ecn_recover = iss;
+        self.rack = Rack::new(now, iss);
     }
 }
 

@@ -4,8 +4,9 @@ use core::net::{IpAddr, SocketAddr};
 
 use paste_abi::{CHANNELS_MAX, Flow, Reason};
 
-use crate::flow::{Key, NEVER, State};
-use crate::stack::Stack;
+use crate::control::Limit;
+use crate::flow::{Key, Links, NEVER, State};
+use crate::stack::{Secret, Stack};
 use crate::tcp::seq::Seq;
 use crate::wire::ipv4;
 
@@ -20,10 +21,30 @@ struct Listener {
     port: u16,
     channel: u16,
     backlog: u16,
-    /// Flows that came by it and were not delivered to the guest yet.
-    pending: u16,
-    generation: u32,
+    /// Flows that came by it and are not established yet.
+    half_open: u16,
+    /// Flows that came by it, are established, and were not delivered to the
+    /// guest yet.
+    waiting: u16,
     next_free: u16,
+    generation: u32,
+    /// SYNs for which flows are made.
+    syns: Limit,
+    /// Until when an answer to one of its cookies may come, ns.
+    cookies_until: u64,
+}
+
+/// A listener, as a segment finds it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Door {
+    pub name: Flow,
+    pub channel: u16,
+    /// The backlog has room for a half-open flow. Established flows count too,
+    /// but half-open ones never keep those out.
+    pub has_room: bool,
+    /// The backlog has room for an established flow.
+    pub accepts: bool,
+    pub cookies_until: u64,
 }
 
 const NONE: u16 = u16::MAX;
@@ -35,23 +56,29 @@ pub(crate) struct Listeners {
     /// Listener of each port, or [`NONE`].
     ports: Box<[u16]>,
     free: u16,
+    syn_per_second: u32,
 }
 
 impl Listeners {
-    pub(crate) fn new(count: u16) -> Listeners {
+    /// Room for `count` of them, each of which makes flows for so many SYNs.
+    pub(crate) fn new(count: u16, syn_per_second: u32) -> Listeners {
         let count = count.min(NONE - 1);
         let entries = (0..count).map(|i| Listener {
             port: 0,
             channel: 0,
             backlog: 0,
-            pending: 0,
+            half_open: 0,
+            waiting: 0,
             generation: 0,
+            syns: Limit::per_second(syn_per_second),
+            cookies_until: 0,
             next_free: if i + 1 == count { NONE } else { i + 1 },
         });
         Listeners {
             entries: entries.collect(),
             ports: vec![NONE; 1 << 16].into_boxed_slice(),
             free: if count == 0 { NONE } else { 0 },
+            syn_per_second,
         }
     }
 
@@ -79,27 +106,52 @@ impl Listeners {
         }
     }
 
-    /// The listener of `port`, its channel, and whether its backlog has room.
-    pub(crate) fn of_port(&self, port: u16) -> Option<(Flow, u16, bool)> {
+    /// The listener of `port`.
+    pub(crate) fn of_port(&self, port: u16) -> Option<Door> {
         let index = self.ports[usize::from(port)];
         let entry = self.entries.get(usize::from(index))?;
-        let name = Flow::new(u32::from(index), entry.generation);
-        Some((name, entry.channel, entry.pending < entry.backlog))
+        let pending = u32::from(entry.half_open) + u32::from(entry.waiting);
+        Some(Door {
+            name: Flow::new(u32::from(index), entry.generation),
+            channel: entry.channel,
+            has_room: pending < u32::from(entry.backlog),
+            accepts: entry.waiting < entry.backlog,
+            cookies_until: entry.cookies_until,
+        })
     }
 
-    /// Counts one more flow that was not delivered yet.
+    /// The listener, if it is still the one that had this name.
+    fn find_mut(&mut self, name: Flow) -> Option<&mut Listener> {
+        let entry = self.entries.get_mut(name.index() as usize)?;
+        (entry.port != 0 && entry.generation == name.generation()).then_some(entry)
+    }
+
+    /// Counts one more flow that is half open.
     pub(crate) fn enter(&mut self, name: Flow) {
-        if let Some(entry) = self.entries.get_mut(name.index() as usize) {
-            entry.pending += 1;
+        if let Some(entry) = self.find_mut(name) {
+            entry.half_open += 1;
         }
     }
 
-    /// Counts one less, if the listener is still the one that it came by.
+    /// A half-open flow is established, and waits to be delivered.
+    fn establish(&mut self, name: Flow) {
+        if let Some(entry) = self.find_mut(name) {
+            entry.half_open = entry.half_open.saturating_sub(1);
+            entry.waiting += 1;
+        }
+    }
+
+    /// A flow does not wait any more.
     fn leave(&mut self, name: Flow) {
-        if let Some(entry) = self.entries.get_mut(name.index() as usize)
-            && entry.generation == name.generation()
-        {
-            entry.pending = entry.pending.saturating_sub(1);
+        if let Some(entry) = self.find_mut(name) {
+            entry.waiting = entry.waiting.saturating_sub(1);
+        }
+    }
+
+    /// A cookie went out for the listener; until then its answer may come.
+    pub(crate) fn cookie_sent(&mut self, name: Flow, until: u64) {
+        if let Some(entry) = self.find_mut(name) {
+            entry.cookies_until = until;
         }
     }
 
@@ -107,22 +159,22 @@ impl Listeners {
     pub(crate) fn lives(&self, name: Flow) -> bool {
         self.find(name).is_some()
     }
-}
 
-#[cfg(any(test, feature = "audit"))]
-impl Listeners {
-    /// The name of each listener, and how many of its flows it counts as not
-    /// delivered.
-    pub(crate) fn pending(&self) -> impl Iterator<Item = (Flow, u16)> {
+    /// Each listener with its flows that are half open, and that wait.
+    #[cfg(any(test, feature = "audit"))]
+    pub(crate) fn pending(&self) -> impl Iterator<Item = (Flow, u16, u16)> {
         let living = (0..).zip(&self.entries).filter(|(_, entry)| entry.port != 0);
-        living.map(|(index, entry)| (Flow::new(index, entry.generation), entry.pending))
+        living.map(|(index, entry)| {
+            (Flow::new(index, entry.generation), entry.half_open, entry.waiting)
+        })
     }
 }
 
 impl Stack {
     /// Accepts flows on `port` for `channel`, at most `backlog` of them (but
-    /// one at least) not yet delivered to the guest; SYNs beyond that are
-    /// dropped, and peers try again.
+    /// one at least) not yet delivered to the guest. Beyond that a SYN is
+    /// answered with a cookie, or dropped if cookies are off, and peers try
+    /// again.
     pub fn listen(&mut self, channel: u16, port: u16, backlog: u16) -> Result<Flow, Reason> {
         if port == 0 {
             return Err(Reason::BadAddress);
@@ -140,7 +192,10 @@ impl Stack {
         entry.port = port;
         entry.channel = channel;
         entry.backlog = backlog.max(1);
-        entry.pending = 0;
+        entry.half_open = 0;
+        entry.waiting = 0;
+        entry.syns = Limit::per_second(listeners.syn_per_second);
+        entry.cookies_until = 0;
         listeners.ports[usize::from(port)] = index;
         Ok(Flow::new(u32::from(index), entry.generation))
     }
@@ -155,8 +210,33 @@ impl Stack {
         Ok(())
     }
 
+    /// Whether a flow is to be made for a SYN now, by the limits of the guest
+    /// and of the listener.
+    pub(crate) fn allows_syn(&mut self, now: u64, listener: Flow) -> bool {
+        let own = self.listeners.find_mut(listener).is_some_and(|entry| entry.syns.allows(now));
+        own && self.syn_limit.allows(now)
+    }
+
+    /// The flow, which is new, came by a listener.
+    pub(crate) fn begin_half_open(&mut self, index: u32, listener: Flow) {
+        self.flows[index].listener = Some(listener);
+        self.listeners.enter(listener);
+        self.flows.push_back(&mut self.half_open, Links::Age, index);
+    }
+
+    /// The flow is half open no more, if it was: it waits to be delivered, or
+    /// it is gone.
+    pub(crate) fn end_half_open(&mut self, index: u32) {
+        let flow = &self.flows[index];
+        if let (State::SynReceived, Some(listener)) = (flow.state, flow.listener) {
+            self.flows.remove(&mut self.half_open, Links::Age, index);
+            self.listeners.establish(listener);
+        }
+    }
+
     /// The flow was delivered to the guest, or is gone before.
     pub(crate) fn leave_backlog(&mut self, index: u32) {
+        self.end_half_open(index);
         if let Some(listener) = self.flows[index].listener.take() {
             self.listeners.leave(listener);
         }
@@ -209,7 +289,7 @@ impl Stack {
     /// peer, skipping those that are in use.
     fn choose_port(&mut self, key: &mut Key) -> Option<u32> {
         let count = u32::from(u16::MAX - PORT_FIRST) + 1;
-        let offset = self.secret_word(key, 2);
+        let offset = self.secret(Secret::Port, key, &[]);
         for _ in 0..PORT_TRIES {
             let place = offset.wrapping_add(u32::from(self.next_port)) % count;
             self.next_port = self.next_port.wrapping_add(1);
@@ -237,6 +317,6 @@ impl Stack {
     /// RFC 6528 section 3: a clock of 4 microseconds, and a secret function of
     /// the connection's addresses and ports.
     pub(crate) fn initial_sequence(&self, now: u64, key: &Key) -> Seq {
-        Seq(self.secret_word(key, 0)) + (now / 4000) as u32
+        Seq(self.secret(Secret::Sequence, key, &[])) + (now / 4000) as u32
     }
 }

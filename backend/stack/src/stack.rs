@@ -18,7 +18,6 @@ use crate::listen::Listeners;
 use crate::memory::Memory;
 use crate::table::Table;
 use crate::tcp::pmtu::Path;
-use crate::tcp::rack::Rack;
 use crate::tcp::repair::Repairs;
 use crate::wheel::Wheel;
 use crate::wire::{ipv4, tcp};
@@ -68,6 +67,15 @@ pub(crate) struct Channel {
 /// Segments that one flow sends before the next one has its turn.
 const BURST: u32 = 4;
 
+/// What a keyed hash is for; what one tells says nothing of another.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Secret {
+    Sequence,
+    Timestamp,
+    Port,
+    Cookie,
+}
+
 /// A TCP/IP endpoint with one address, and all its flows.
 #[derive(Debug)]
 pub struct Stack {
@@ -89,6 +97,9 @@ pub struct Stack {
     /// Flows in TIME-WAIT, the oldest first.
     pub(crate) time_wait: List,
     pub(crate) time_wait_len: u32,
+    /// Flows that listeners opened and that are not established, the oldest
+    /// first.
+    pub(crate) half_open: List,
     /// Flows that share the buffers: not in TIME-WAIT, not gone.
     pub(crate) open: u32,
     /// Bytes that peers were promised and have not sent yet, over all flows.
@@ -101,6 +112,8 @@ pub struct Stack {
     pub(crate) holders: List,
     pub(crate) rst_limit: Limit,
     pub(crate) echo_limit: Limit,
+    pub(crate) syn_limit: Limit,
+    pub(crate) cookie_limit: Limit,
     pub(crate) netmask: u32,
     /// Payload bytes of a segment without options.
     pub(crate) mss: u16,
@@ -129,12 +142,13 @@ impl Stack {
             table: Table::new(config.flows_max),
             wheel: Wheel::new(config.flows_max + neighbours.count()),
             neighbours,
-            listeners: Listeners::new(config.listeners_max),
+            listeners: Listeners::new(config.listeners_max, config.listener_syn_per_second),
             control: VecDeque::with_capacity(CONTROL_MAX),
             channels: [Channel { flows: List::EMPTY, ready: List::EMPTY }; CHANNELS_MAX as usize],
             sending: List::EMPTY,
             time_wait: List::EMPTY,
             time_wait_len: 0,
+            half_open: List::EMPTY,
             open: 0,
             promised: 0,
             charged: 0,
@@ -142,6 +156,8 @@ impl Stack {
             holders: List::EMPTY,
             rst_limit: Limit::per_second(config.rst_per_second),
             echo_limit: Limit::per_second(config.echo_per_second),
+            syn_limit: Limit::per_second(config.syn_per_second),
+            cookie_limit: Limit::per_second(config.cookie_per_second),
             netmask: u32::MAX.checked_shl(32 - u32::from(config.prefix_len)).unwrap_or(0),
             mss: config.mtu - (ipv4::LEN + tcp::LEN) as u16,
             rcv_scale,
@@ -230,11 +246,12 @@ impl Stack {
         hasher.finish() as u32
     }
 
-    /// The keyed hash of a key, in another domain than the table's.
-    pub(crate) fn secret_word(&self, key: &Key, domain: u8) -> u32 {
+    /// The keyed hash of a key and more, for another purpose than the table.
+    pub(crate) fn secret(&self, purpose: Secret, key: &Key, more: &[u64]) -> u32 {
         let mut hasher = self.hasher;
         hasher.write(&key.bytes());
-        hasher.write_u8(domain);
+        hasher.write_u8(purpose as u8);
+        more.iter().for_each(|&word| hasher.write_u64(word));
         hasher.finish() as u32
     }
 
@@ -278,23 +295,17 @@ impl Stack {
 
     /// Takes a flow from the slab for `key`, which is not in the table.
     pub(crate) fn open_flow(&mut self, now: u64, key: Key, hash: u32, channel: u8) -> Option<u32> {
-        if self.flows.used() == self.config.flows_max {
-            self.recycle_time_wait();
+        if self.flows.used() == self.config.flows_max && !self.recycle_time_wait() {
+            self.drop_oldest_half_open();
         }
         let index = self.flows.alloc()?;
         self.flows[index].reset(key, hash, &self.config, now);
         let iss = self.initial_sequence(now, &key);
-        let ts_offset = self.secret_word(&key, 1);
+        let ts_offset = self.secret(Secret::Timestamp, &key, &[]);
         let mss = self.base_mss(&key);
         let flow = &mut self.flows[index];
         flow.channel = channel;
-        flow.iss = iss;
-        flow.snd_una = iss;
-        flow.snd_nxt = iss;
-        flow.snd_end = iss + 1;
-        flow.recover = iss;
-        flow.ecn_recover = iss;
-        flow.rack = Rack::new(now, iss);
+        flow.begin(iss, now);
         flow.path = Path::new(now);
         flow.ts_offset = ts_offset;
         flow.mss = mss;
@@ -313,19 +324,8 @@ impl Stack {
         let unheard = self.flows[index].listener.is_some();
         self.drop_held(mem, index);
         self.drop_sending(mem, index, reason.unwrap_or(Reason::Ok));
-        if self.flows[index].state == State::TimeWait {
-            self.flows.remove(&mut self.time_wait, Links::Age, index);
-            self.time_wait_len -= 1;
-        } else {
-            self.open -= 1;
-        }
-        self.withdraw_promise(index);
+        self.leave_peer(index);
         let flow = &mut self.flows[index];
-        flow.enter(State::Closed);
-        flow.rexmit_at = NEVER;
-        flow.delayed_ack_at = NEVER;
-        flow.idle_at = NEVER;
-        let hash = flow.hash;
         match reason {
             Some(reason) => {
                 self.counters.reset += 1;
@@ -336,14 +336,43 @@ impl Stack {
             }
             None => flow.events |= event::CLOSED,
         }
-        self.wheel.cancel(index);
-        self.table.remove(hash, index);
         if unheard {
             self.forget(mem, index);
         } else if self.flows[index].detached {
             self.free_if_done(index);
         } else {
             self.mark_ready(index);
+        }
+    }
+
+    /// The flow is CLOSED: no segment finds it any more, and no timer.
+    fn leave_peer(&mut self, index: u32) {
+        if self.flows[index].state == State::TimeWait {
+            self.flows.remove(&mut self.time_wait, Links::Age, index);
+            self.time_wait_len -= 1;
+        } else {
+            self.end_half_open(index);
+            self.open -= 1;
+        }
+        self.withdraw_promise(index);
+        let flow = &mut self.flows[index];
+        flow.enter(State::Closed);
+        flow.rexmit_at = NEVER;
+        flow.delayed_ack_at = NEVER;
+        flow.idle_at = NEVER;
+        let hash = flow.hash;
+        self.wheel.cancel(index);
+        self.table.remove(hash, index);
+    }
+
+    /// The oldest half-open flow gives way: it has no buffers, and its guest
+    /// never heard of it.
+    fn drop_oldest_half_open(&mut self) {
+        if let Some(oldest) = self.half_open.head() {
+            self.counters.half_open_dropped += 1;
+            self.leave_peer(oldest);
+            self.leave_backlog(oldest);
+            self.detach(oldest);
         }
     }
 
@@ -389,12 +418,14 @@ impl Stack {
         self.free_if_done(index);
     }
 
-    /// Ends the oldest TIME-WAIT.
-    pub(crate) fn recycle_time_wait(&mut self) {
-        if let Some(oldest) = self.time_wait.head() {
-            self.counters.time_wait_recycled += 1;
-            self.end_time_wait(oldest);
-        }
+    /// Ends the oldest TIME-WAIT, if there is one.
+    pub(crate) fn recycle_time_wait(&mut self) -> bool {
+        let Some(oldest) = self.time_wait.head() else {
+            return false;
+        };
+        self.counters.time_wait_recycled += 1;
+        self.end_time_wait(oldest);
+        true
     }
 
     /// Ends a TIME-WAIT, in which no buffers are left but what the guest is

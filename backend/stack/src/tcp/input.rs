@@ -105,14 +105,11 @@ impl Stack {
         let hash = self.hash(&key.bytes());
         match self.find_flow(&key, hash) {
             Some(index) => self.flow_input(mem, now, index, &segment),
-            None => {
-                self.stranger_input(now, key, hash, &segment);
-                Outcome::Consumed
-            }
+            None => self.stranger_input(mem, now, key, hash, &segment),
         }
     }
 
-    fn flow_input<M: Memory>(
+    pub(crate) fn flow_input<M: Memory>(
         &mut self,
         mem: &mut M,
         now: u64,
@@ -129,8 +126,7 @@ impl Stack {
                 // RFC 6191 section 2: a new incarnation of the connection.
                 let (key, hash) = (self.flows[index].key, self.flows[index].hash);
                 self.end_time_wait(index);
-                self.stranger_input(now, key, hash, segment);
-                return Outcome::Consumed;
+                return self.stranger_input(mem, now, key, hash, segment);
             }
             _ => self.synchronized_input(mem, now, index, segment),
         };
@@ -157,6 +153,8 @@ impl Stack {
         {
             header.flags &= !flag::SYN;
             header.seq += 1;
+            // RFC 7323 section 2.2: with a SYN the window is not scaled.
+            header.window >>= flow.snd_scale;
         }
         let rst = header.has(flag::RST);
 
@@ -330,6 +328,8 @@ impl Stack {
         } else if now > flow.progress_at {
             flow.rtt.sample(now, now - flow.progress_at);
         }
+        self.end_half_open(index);
+        let flow = &mut self.flows[index];
         flow.enter(if flow.fin_queued { State::FinWait1 } else { State::Established });
         flow.syn_due = false;
         // SYN is acknowledged by this very segment.
@@ -393,11 +393,23 @@ impl Stack {
             self.counters.rate_limited += 1;
             return;
         }
-        let (seq, ack) = if header.has(flag::ACK) {
-            (header.ack, None)
+        // Section 3.5.2, groups 1 and 2.
+        let (seq, ack, flags) = if header.has(flag::ACK) {
+            (header.ack, Seq(0), flag::RST)
         } else {
-            (Seq(0), Some(header.seq + segment.seq_len()))
+            (Seq(0), header.seq + segment.seq_len(), flag::RST | flag::ACK)
         };
-        self.queue_control(Control::Reset { to: segment.from, key, seq, ack });
+        let header = Header {
+            src_port: key.local_port,
+            dst_port: key.remote_port,
+            seq,
+            ack,
+            flags,
+            window: 0,
+            options: tcp::Options::default(),
+        };
+        if self.queue_control(Control::Segment { to: segment.from, key, header }) {
+            self.counters.resets_out += 1;
+        }
     }
 }

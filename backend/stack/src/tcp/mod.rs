@@ -5,6 +5,7 @@
 pub(crate) mod ack;
 pub(crate) mod charge;
 pub(crate) mod congestion;
+pub(crate) mod cookie;
 pub(crate) mod ecn;
 pub(crate) mod held;
 pub(crate) mod input;

@@ -3,8 +3,9 @@
 use paste_abi::Reason;
 
 use crate::flow::{Key, NEVER, State};
+use crate::listen::Door;
 use crate::memory::Memory;
-use crate::stack::Stack;
+use crate::stack::{Outcome, Stack};
 use crate::tcp::congestion::Control;
 use crate::tcp::held::RECENT;
 use crate::tcp::input::Segment;
@@ -12,46 +13,79 @@ use crate::wire::ethernet;
 use crate::wire::tcp::{self, Options, flag};
 
 /// RFC 9293 section 3.7.1: the peer's MSS when it does not say.
-const MSS_DEFAULT: u16 = 536;
+pub(crate) const MSS_DEFAULT: u16 = 536;
 /// No peer needs less, and a smaller one would only multiply segments.
 const MSS_MIN: u16 = 88;
 
 impl Stack {
     /// A segment that belongs to no flow (RFC 9293 sections 3.10.7.1 and
     /// 3.10.7.2).
-    pub(crate) fn stranger_input(&mut self, now: u64, key: Key, hash: u32, segment: &Segment) {
+    pub(crate) fn stranger_input<M: Memory>(
+        &mut self,
+        mem: &mut M,
+        now: u64,
+        key: Key,
+        hash: u32,
+        segment: &Segment,
+    ) -> Outcome {
         let header = &segment.header;
-        let Some((listener, channel, room)) = self.listeners.of_port(key.local_port) else {
-            self.counters.drop_no_flow += 1;
-            self.reset_stranger(now, key, segment);
-            return;
-        };
-        if header.has(flag::RST) || header.has(flag::ACK) {
-            self.counters.drop_no_flow += 1;
-            self.reset_stranger(now, key, segment);
+        let door = self.listeners.of_port(key.local_port);
+        if let Some(door) = &door
+            && header.flags & (flag::ACK | flag::RST | flag::SYN) == flag::ACK
+            && let Some(outcome) = self.open_by_cookie(mem, now, key, hash, door, segment)
+        {
+            return outcome;
+        }
+        match door {
+            Some(door) if header.flags & (flag::ACK | flag::RST) == 0 => {
+                if header.has(flag::SYN) && key.remote_port != 0 {
+                    self.listen_input(now, key, hash, &door, segment);
+                } else {
+                    self.counters.drop_no_flow += 1;
+                }
+            }
+            _ => {
+                self.counters.drop_no_flow += 1;
+                self.reset_stranger(now, key, segment);
+            }
+        }
+        Outcome::Consumed
+    }
+
+    /// A SYN for a listener. Where there is no room for a flow, or SYNs come
+    /// faster than flows are to be made, a cookie must do.
+    fn listen_input(&mut self, now: u64, key: Key, hash: u32, door: &Door, syn: &Segment) {
+        let full = self.flows.used() == self.config.flows_max && self.time_wait.is_empty();
+        let pressed = full && self.config.syn_cookies;
+        if pressed || !door.has_room || !self.allows_syn(now, door.name) {
+            self.answer_with_cookie(now, &key, door, syn);
             return;
         }
-        if !header.has(flag::SYN) || key.remote_port == 0 {
-            self.counters.drop_no_flow += 1;
-            return;
-        }
-        if !room {
-            self.counters.drop_backlog += 1;
-            return;
-        }
-        let Some(index) = self.open_flow(now, key, hash, channel as u8) else {
+        let Some(index) = self.open_passive(now, key, hash, door, syn) else {
             self.counters.drop_no_room += 1;
             return;
         };
-        self.listeners.enter(listener);
+        self.kick(index);
+    }
+
+    /// A half-open flow for a SYN that a listener got.
+    pub(crate) fn open_passive(
+        &mut self,
+        now: u64,
+        key: Key,
+        hash: u32,
+        door: &Door,
+        syn: &Segment,
+    ) -> Option<u32> {
+        let index = self.open_flow(now, key, hash, door.channel as u8)?;
+        self.begin_half_open(index, door.name);
         let flow = &mut self.flows[index];
         flow.enter(State::SynReceived);
-        flow.listener = Some(listener);
         // See the module `arp` for why the SYN's sender is believed.
-        flow.mac = ethernet::is_station(&segment.from).then_some(segment.from);
+        flow.mac = ethernet::is_station(&syn.from).then_some(syn.from);
         flow.syn_due = true;
-        self.take_syn(now, index, segment);
-        self.kick(index);
+        self.take_syn(now, index, syn);
+        Some(index)
     }
 
     /// A segment in SYN-SENT (RFC 9293 section 3.10.7.3).

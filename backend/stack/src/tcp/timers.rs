@@ -64,7 +64,10 @@ impl Stack {
             State::SynReceived => timers.accept,
             _ => flow.user_timeout,
         };
-        if now.saturating_sub(flow.progress_at) >= patience {
+        let spent = flow.state == State::SynReceived
+            && flow.listener.is_some()
+            && flow.rtt.backoff() >= timers.syn_ack_tries;
+        if spent || now.saturating_sub(flow.progress_at) >= patience {
             self.terminate(mem, index, Some(Reason::TimedOut));
             return false;
         }

@@ -95,9 +95,9 @@ fn wrong_counts_are_found() {
     });
     finds!(Violation::Count { what: "open", .. }, |stack, _| stack.open += 1);
     finds!(Violation::Count { what: "promised", .. }, |stack, _| stack.promised -= 1);
-    finds!(Violation::Count { what: "pending", .. }, |stack, _| {
-        let (listener, ..) = stack.listeners.of_port(80).unwrap();
-        stack.listeners.enter(listener);
+    finds!(Violation::Count { what: "half_open", .. }, |stack, _| {
+        let door = stack.listeners.of_port(80).unwrap();
+        stack.listeners.enter(door.name);
     });
     finds!(Violation::Count { what: "time_wait_len", .. }, |stack, _| stack.time_wait_len += 1);
 }

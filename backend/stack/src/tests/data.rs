@@ -122,6 +122,23 @@ fn a_trimmed_slot_has_no_checksum() {
     assert_eq!((slots[1].modifiers, slots[1].csum, slots[1].len), (0, 0, 3));
 }
 
+/// The urgent pointer is not used (RFC 6093 section 6): its payload stays where
+/// it is in the stream, whatever the pointer says.
+#[test]
+fn rfc6093_6_urgent_payload_is_payload() {
+    const URG: u8 = 0x20;
+    let mut pair = Pair::established(config());
+    for pointer in [0u16, 1, 5, u16::MAX] {
+        let mut frame = pair.seg(URG | PSH | ACK, Options::default(), b"urgent").frame();
+        frame[52..54].copy_from_slice(&pointer.to_be_bytes());
+        finish_tcp(&mut frame);
+        assert_eq!(pair.host.input(&frame), Outcome::Readable);
+        pair.seq += 6;
+        pair.host.poll();
+    }
+    assert_eq!(pair.host.data[&pair.flow], b"urgent".repeat(4));
+}
+
 #[test]
 fn held_payload_is_limited() {
     let mut pair = Pair::established(crate::Config { held_blocks_max: 3, ..config() });
