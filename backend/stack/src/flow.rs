@@ -7,7 +7,8 @@ use core::ops::{Index, IndexMut};
 use paste_abi::{Flow, Reason};
 
 use crate::bufs::{NIL, Queue};
-use crate::config::{Config, CongestionControl};
+use crate::clock::{Deadline, Moment};
+use crate::config::{Config, CongestionControl, MS};
 use crate::tcp::congestion::Control;
 use crate::tcp::held::RECENT;
 use crate::tcp::pmtu::Path;
@@ -195,15 +196,14 @@ impl List {
 /// A timestamp: milliseconds, from an offset that does not tell how long this
 /// host has been up (RFC 7323 section 5.4).
 pub(crate) fn timestamp(now: u64, offset: u32) -> u32 {
-    ((now / crate::config::MS) as u32).wrapping_add(offset)
+    ((now / MS) as u32).wrapping_add(offset)
 }
 
 /// One flow. Names of variables are RFC 9293's (section 3.3.1) where it has one.
 #[derive(Clone, Debug)]
 pub(crate) struct FlowState {
     pub key: Key,
-    pub hash: u32,
-    pub generation: u32,
+    pub generation: u16,
     pub state: State,
     pub channel: u8,
     /// The guest's name for it is dead: it was told of the end.
@@ -214,7 +214,7 @@ pub(crate) struct FlowState {
     pub neighbour: u32,
 
     // Sending.
-    pub iss: Seq,
+    /// ISS while nothing was acknowledged.
     pub snd_una: Seq,
     /// What has never been sent.
     pub snd_nxt: Seq,
@@ -224,7 +224,6 @@ pub(crate) struct FlowState {
     /// The largest window that the peer ever offered.
     pub snd_wnd_max: u32,
     pub snd_wl1: Seq,
-    pub snd_wl2: Seq,
     pub snd_scale: u8,
     /// The peer's SYN had the window scale option.
     pub peer_scales: bool,
@@ -256,7 +255,8 @@ pub(crate) struct FlowState {
     pub congestion: Control,
     pub rtt: Rtt,
     pub phase: Phase,
-    /// SND.NXT when the phase began (RFC 6582, "recover").
+    /// SND.NXT when the phase began (RFC 6582, "recover"), or when the tail loss
+    /// probe was sent that is out.
     pub recover: Seq,
     /// The congestion window is what held the sender back last.
     pub window_full: bool,
@@ -272,8 +272,6 @@ pub(crate) struct FlowState {
     pub repair: u32,
     pub rack: Rack,
     pub tail: Tail,
-    /// SND.NXT when the tail loss probe was sent.
-    pub tail_end: Seq,
     /// The path MTU, as far as it is not what the two ends agreed on.
     pub path: Path,
 
@@ -284,7 +282,6 @@ pub(crate) struct FlowState {
     pub ecn_recover: Seq,
 
     // Receiving.
-    pub irs: Seq,
     pub rcv_nxt: Seq,
     /// The right edge of the advertised window; never moves left.
     pub rcv_adv: Seq,
@@ -318,26 +315,28 @@ pub(crate) struct FlowState {
     pub fin_at: Option<Seq>,
     pub timestamps: bool,
     pub ts_recent: u32,
-    /// When `ts_recent` was set, ns.
-    pub ts_recent_at: u64,
+    /// When `ts_recent` was set, units of 2^30 ns.
+    pub ts_recent_at: u32,
     pub ts_offset: u32,
     pub last_ack_sent: Seq,
     pub ack_due: bool,
 
     // Times, ns.
     /// Retransmission or persist timer.
-    pub rexmit_at: u64,
-    pub delayed_ack_at: u64,
+    pub rexmit_at: Deadline,
+    pub delayed_ack_at: Deadline,
     /// TIME-WAIT, FIN-WAIT-2 or keepalive.
-    pub idle_at: u64,
+    pub idle_at: Deadline,
     /// When something was last heard.
-    pub heard_at: u64,
+    pub heard_at: Moment,
     /// Since when nothing of what is outstanding was acknowledged.
-    pub progress_at: u64,
-    pub challenge_at: u64,
-    pub user_timeout: u64,
-    /// Silence before keepalive probes; [`NEVER`] for none.
-    pub keepalive: u64,
+    pub progress_at: Moment,
+    /// No challenge ACK before this.
+    pub challenge_at: Deadline,
+    /// Milliseconds.
+    pub user_timeout: u32,
+    /// Seconds of silence before keepalive probes; zero for none.
+    pub keepalive: u16,
     pub keepalive_sent: u8,
 
     // The guest.
@@ -353,21 +352,18 @@ impl FlowState {
     fn new() -> FlowState {
         FlowState {
             key: Key::NONE,
-            hash: 0,
             generation: 0,
             state: State::Closed,
             channel: 0,
             detached: true,
             mac: None,
             neighbour: NIL,
-            iss: Seq(0),
             snd_una: Seq(0),
             snd_nxt: Seq(0),
             snd_end: Seq(0),
             snd_wnd: 0,
             snd_wnd_max: 0,
             snd_wl1: Seq(0),
-            snd_wl2: Seq(0),
             snd_scale: 0,
             peer_scales: false,
             mss: 0,
@@ -396,11 +392,9 @@ impl FlowState {
             repair: NIL,
             rack: Rack::new(0, Seq(0)),
             tail: Tail::None,
-            tail_end: Seq(0),
             path: Path::new(0),
             cwr_due: false,
             ecn_recover: Seq(0),
-            irs: Seq(0),
             rcv_nxt: Seq(0),
             rcv_adv: Seq(0),
             promises: false,
@@ -426,14 +420,14 @@ impl FlowState {
             ts_offset: 0,
             last_ack_sent: Seq(0),
             ack_due: false,
-            rexmit_at: NEVER,
-            delayed_ack_at: NEVER,
-            idle_at: NEVER,
-            heard_at: 0,
-            progress_at: 0,
-            challenge_at: 0,
+            rexmit_at: Deadline::NEVER,
+            delayed_ack_at: Deadline::NEVER,
+            idle_at: Deadline::NEVER,
+            heard_at: Moment::at(0),
+            progress_at: Moment::at(0),
+            challenge_at: Deadline::NEVER,
             user_timeout: 0,
-            keepalive: NEVER,
+            keepalive: 0,
             keepalive_sent: 0,
             events: 0,
             reason: Reason::Ok,
@@ -444,19 +438,18 @@ impl FlowState {
     }
 
     /// A fresh flow in this one's place: the generation stays.
-    pub(crate) fn reset(&mut self, key: Key, hash: u32, config: &Config, now: u64) {
+    pub(crate) fn reset(&mut self, key: Key, config: &Config, now: u64) {
         debug_assert!(self.links.iter().all(|l| l.next == UNLINKED));
         *self = FlowState {
             key,
-            hash,
             generation: self.generation,
             detached: false,
             rtt: Rtt::new(config.timers.rto_initial),
             promises: true,
             rcv_mss: 536,
-            user_timeout: config.timers.user_timeout,
-            heard_at: now,
-            progress_at: now,
+            user_timeout: (config.timers.user_timeout / MS).try_into().unwrap_or(u32::MAX),
+            heard_at: Moment::at(now),
+            progress_at: Moment::at(now),
             ..FlowState::new()
         };
     }
@@ -495,10 +488,10 @@ impl FlowState {
         self.rcv_adv.since(self.rcv_nxt)
     }
 
-    /// The earliest of its timers.
+    /// The earliest of its timers, ns, or [`NEVER`].
     #[inline]
-    pub(crate) fn deadline(&self) -> u64 {
-        self.rexmit_at.min(self.delayed_ack_at).min(self.idle_at)
+    pub(crate) fn deadline(&self, now: u64) -> u64 {
+        self.rexmit_at.ns(now).min(self.delayed_ack_at.ns(now)).min(self.idle_at.ns(now))
     }
 
     /// Our timestamp now.
@@ -508,7 +501,6 @@ impl FlowState {
 
     /// Sets out from an initial sequence number: nothing is sent.
     pub(crate) fn begin(&mut self, iss: Seq, now: u64) {
-        self.iss = iss;
         self.snd_una = iss;
         self.snd_nxt = iss;
         self.snd_end = iss + 1;
@@ -557,7 +549,7 @@ impl Flows {
     /// Puts a flow, which is in no list, back; its names die.
     pub(crate) fn free(&mut self, index: u32) {
         let flow = &mut self.slab[index as usize];
-        flow.generation = (flow.generation + 1) % Flow::GENERATIONS;
+        flow.generation = (flow.generation + 1) % Flow::GENERATIONS as u16;
         flow.detached = true;
         debug_assert_eq!(flow.state, State::Closed);
         let mut free = self.free;
@@ -570,14 +562,14 @@ impl Flows {
     /// The guest's name of the flow at `index`.
     #[inline]
     pub(crate) fn name(&self, index: u32) -> Flow {
-        Flow::new(index, self.slab[index as usize].generation)
+        Flow::new(index, self.slab[index as usize].generation.into())
     }
 
     /// The index of the flow with this name, if it lives.
     #[inline]
     pub(crate) fn find(&self, name: Flow) -> Option<u32> {
         let flow = self.slab.get(name.index() as usize)?;
-        (flow.generation == name.generation()).then_some(name.index())
+        (u32::from(flow.generation) == name.generation()).then_some(name.index())
     }
 
     #[inline]

@@ -49,6 +49,7 @@ mod arp;
 pub mod audit;
 mod bufs;
 pub mod checksum;
+mod clock;
 pub mod config;
 mod control;
 pub mod counters;

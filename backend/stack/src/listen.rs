@@ -4,8 +4,9 @@ use core::net::{IpAddr, SocketAddr};
 
 use paste_abi::{CHANNELS_MAX, Flow, Reason};
 
+use crate::clock::Deadline;
 use crate::control::Limit;
-use crate::flow::{Key, Links, NEVER, State};
+use crate::flow::{Key, Links, State};
 use crate::stack::{Secret, Stack};
 use crate::tcp::seq::Seq;
 use crate::wire::ipv4;
@@ -280,7 +281,7 @@ impl Stack {
         flow.timestamps = self.config.timestamps;
         flow.sack = self.config.sack;
         flow.rcv_scale = self.rcv_scale;
-        flow.rexmit_at = NEVER;
+        flow.rexmit_at = Deadline::NEVER;
         self.kick(index);
         Ok(self.flows.name(index))
     }

@@ -10,8 +10,9 @@ use paste_abi::slot::{CSUM_VALID, KEEP, Opt};
 use paste_abi::{CHANNELS_MAX, Event, Flow, NO_BUFFER, Reason, Slot};
 
 use crate::bufs::{NIL, Place};
+use crate::clock::Deadline;
 use crate::config::{MS, SEC};
-use crate::flow::{Links, List, NEVER, State, event};
+use crate::flow::{Links, List, State, event};
 use crate::memory::Memory;
 use crate::stack::{Stack, Tx};
 
@@ -262,13 +263,17 @@ impl Stack {
         let state = &mut self.flows[index];
         match option {
             Opt::UserTimeout => {
-                state.user_timeout = if value == 0 { default } else { value.saturating_mul(MS) };
+                let value = if value == 0 { default / MS } else { value };
+                state.user_timeout = value.try_into().unwrap_or(u32::MAX);
             }
             Opt::KeepAlive => {
-                state.keepalive = if value == 0 { NEVER } else { value.saturating_mul(SEC) };
+                state.keepalive = value.try_into().unwrap_or(u16::MAX);
                 let takes_timer = matches!(state.state, State::TimeWait | State::FinWait2);
                 if state.state != State::Closed && !takes_timer {
-                    state.idle_at = now.saturating_add(state.keepalive);
+                    state.idle_at = match state.keepalive {
+                        0 => Deadline::NEVER,
+                        seconds => Deadline::after(now, u64::from(seconds) * SEC),
+                    };
                     self.arm(index);
                 }
             }

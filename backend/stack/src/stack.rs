@@ -9,6 +9,7 @@ use siphasher::sip::SipHasher13;
 
 use crate::arp::Neighbours;
 use crate::bufs::{Bufs, NIL, Place, Queue};
+use crate::clock::Deadline;
 use crate::config::Config;
 use crate::control::{CONTROL_MAX, Control, Limit};
 use crate::counters::Counters;
@@ -120,7 +121,7 @@ pub struct Stack {
     pub(crate) rcv_scale: u8,
     pub(crate) next_port: u16,
     hasher: SipHasher13,
-    now: u64,
+    pub(crate) now: u64,
 }
 
 impl Stack {
@@ -276,7 +277,7 @@ impl Stack {
     /// Makes sure that the flow's earliest deadline rings.
     #[inline]
     pub(crate) fn arm(&mut self, index: u32) {
-        let deadline = self.flows[index].deadline();
+        let deadline = self.flows[index].deadline(self.now);
         if deadline != NEVER {
             self.wheel.set_earlier(index, deadline);
         }
@@ -299,7 +300,7 @@ impl Stack {
             self.drop_oldest_half_open();
         }
         let index = self.flows.alloc()?;
-        self.flows[index].reset(key, hash, &self.config, now);
+        self.flows[index].reset(key, &self.config, now);
         let iss = self.initial_sequence(now, &key);
         let ts_offset = self.secret(Secret::Timestamp, &key, &[]);
         let mss = self.base_mss(&key);
@@ -357,12 +358,12 @@ impl Stack {
         self.withdraw_promise(index);
         let flow = &mut self.flows[index];
         flow.enter(State::Closed);
-        flow.rexmit_at = NEVER;
-        flow.delayed_ack_at = NEVER;
-        flow.idle_at = NEVER;
-        let hash = flow.hash;
+        flow.rexmit_at = Deadline::NEVER;
+        flow.delayed_ack_at = Deadline::NEVER;
+        flow.idle_at = Deadline::NEVER;
+        let key = flow.key;
         self.wheel.cancel(index);
-        self.table.remove(hash, index);
+        self.table.remove(self.hash(&key.bytes()), index);
     }
 
     /// The oldest half-open flow gives way: it has no buffers, and its guest
@@ -436,9 +437,9 @@ impl Stack {
         self.wheel.cancel(index);
         let flow = &mut self.flows[index];
         flow.enter(State::Closed);
-        flow.idle_at = NEVER;
-        let hash = flow.hash;
-        self.table.remove(hash, index);
+        flow.idle_at = Deadline::NEVER;
+        let key = flow.key;
+        self.table.remove(self.hash(&key.bytes()), index);
         self.free_if_done(index);
     }
 

@@ -7,11 +7,11 @@
 //! later leave the timer where it is and set it again when it rings: most
 //! deadlines move many times for each time that one is reached.
 
+use crate::clock::TICK_BITS;
+
 const SLOT_BITS: u32 = 6;
 const SLOTS: usize = 1 << SLOT_BITS;
 const LEVELS: usize = 5;
-/// One tick is 2^20 ns, about a millisecond.
-const TICK_BITS: u32 = 20;
 /// Ticks ahead that the wheel can hold, about twelve days; later timers are put
 /// there and ring early, which owners must allow anyway. One slot of the
 /// highest level less than a whole turn, so that nothing ever lands in the

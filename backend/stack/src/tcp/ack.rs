@@ -5,7 +5,8 @@
 use paste_abi::Reason;
 
 use crate::bufs::{NIL, Queue};
-use crate::flow::{Links, NEVER, State, event};
+use crate::clock::{Deadline, Moment};
+use crate::flow::{Links, State, event};
 use crate::memory::Memory;
 use crate::stack::Stack;
 use crate::tcp::input::Segment;
@@ -72,21 +73,19 @@ impl Stack {
         let flow = &mut self.flows[index];
         // What acknowledges something new is the latest word, even in a segment
         // that was sent again and so has an old sequence number.
-        if advanced || flow.snd_wl1.before(seq) || (flow.snd_wl1 == seq && !flow.snd_wl2.after(ack))
-        {
+        if advanced || flow.snd_wl1.before(seq) || (flow.snd_wl1 == seq && ack == flow.snd_una) {
             flow.snd_wl1 = seq;
-            flow.snd_wl2 = ack;
             flow.snd_wnd = window;
             flow.snd_wnd_max = flow.snd_wnd_max.max(window);
             if flow.timer == Timer::Persist && window > 0 {
                 flow.timer = Timer::Retransmit;
-                flow.rexmit_at = NEVER;
+                flow.rexmit_at = Deadline::NEVER;
                 flow.rtt.end_backoff();
             }
         }
         if flow.timer == Timer::Persist {
             // RFC 1122 section 4.2.2.17: a peer that answers is alive.
-            flow.progress_at = now;
+            flow.progress_at = Moment::at(now);
         }
     }
 
@@ -190,7 +189,7 @@ impl Stack {
         match flow.state {
             State::FinWait1 => {
                 flow.enter(State::FinWait2);
-                flow.idle_at = now.saturating_add(self.config.timers.fin_wait_2);
+                flow.idle_at = Deadline::after(now, self.config.timers.fin_wait_2);
             }
             State::Closing => self.enter_time_wait(mem, now, index),
             State::LastAck => {
@@ -214,8 +213,8 @@ impl Stack {
         let flow = &mut self.flows[index];
         flow.enter(State::TimeWait);
         flow.tx = Queue::EMPTY;
-        flow.rexmit_at = NEVER;
-        flow.delayed_ack_at = NEVER;
+        flow.rexmit_at = Deadline::NEVER;
+        flow.delayed_ack_at = Deadline::NEVER;
         flow.events |= event::CLOSED;
         self.open -= 1;
         self.counters.closed += 1;
@@ -227,7 +226,7 @@ impl Stack {
 
     /// The time of TIME-WAIT begins anew, so its turn is last.
     pub(crate) fn restart_time_wait(&mut self, now: u64, index: u32) {
-        self.flows[index].idle_at = now.saturating_add(self.config.timers.time_wait);
+        self.flows[index].idle_at = Deadline::after(now, self.config.timers.time_wait);
         self.flows.remove(&mut self.time_wait, Links::Age, index);
         self.flows.push_back(&mut self.time_wait, Links::Age, index);
     }

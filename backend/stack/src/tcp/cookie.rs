@@ -13,6 +13,7 @@
 //! the next. Without timestamps there is no place for the peer's options but
 //! MSS, so the answer does not offer them.
 
+use crate::clock::Deadline;
 use crate::config::SEC;
 use crate::control::{CONTROL_MAX, Control};
 use crate::flow::{Key, timestamp};
@@ -200,11 +201,10 @@ impl Stack {
         let flow = &mut self.flows[index];
         flow.begin(Seq(segment.header.ack.0.wrapping_sub(1)), now);
         flow.snd_nxt = segment.header.ack;
-        flow.snd_wl2 = flow.iss;
         flow.rcv_adv = flow.rcv_nxt + window;
         // What comes next makes it established; the answer was sent long ago.
         flow.syn_due = false;
-        flow.rexmit_at = now.saturating_add(self.config.timers.rto_initial);
+        flow.rexmit_at = Deadline::after(now, self.config.timers.rto_initial);
         Some(self.flow_input(mem, now, index, segment))
     }
 }

@@ -55,7 +55,7 @@ impl Stack {
         match flow.state {
             State::Closed => 0,
             // Section 6.1.1.1: one that is sent again goes without.
-            State::SynSent if self.config.ecn && flow.snd_nxt == flow.iss => SETUP,
+            State::SynSent if self.config.ecn && !flow.outstanding() => SETUP,
             _ if syn && flow.ecn && flags & flag::ACK != 0 => flag::ECE,
             _ if !syn && flow.ecn_echo => flag::ECE,
             _ => 0,

@@ -4,12 +4,14 @@
 use paste_abi::Reason;
 
 use crate::checksum;
+use crate::clock::{Deadline, Moment, age};
 use crate::config::SEC;
 use crate::control::Control;
-use crate::flow::{Key, NEVER, State, event};
+use crate::flow::{Key, State, event};
 use crate::frame::{RxCsum, RxFrame};
 use crate::memory::Memory;
 use crate::stack::{Outcome, Stack};
+use crate::tcp::rtt::Stamp;
 use crate::tcp::seq::Seq;
 use crate::wire::ethernet::{self, Mac};
 use crate::wire::ipv4::{self, Ipv4};
@@ -49,8 +51,9 @@ impl Segment {
     }
 }
 
-/// Days after which a stored timestamp says nothing (RFC 7323 section 5.5).
-const TS_RECENT_AGE: u64 = 24 * 24 * 3600 * SEC;
+/// 24 days, after which a stored timestamp says nothing (RFC 7323 section 5.5),
+/// in units of 2^30 ns.
+const TS_RECENT_AGE: u32 = (24 * 24 * 3600 * SEC >> 30) as u32;
 
 impl Stack {
     #[expect(clippy::too_many_arguments, reason = "a frame at its various layers")]
@@ -124,7 +127,8 @@ impl Stack {
             }
             State::TimeWait if self.reopens(index, segment) => {
                 // RFC 6191 section 2: a new incarnation of the connection.
-                let (key, hash) = (self.flows[index].key, self.flows[index].hash);
+                let key = self.flows[index].key;
+                let hash = self.hash(&key.bytes());
                 self.end_time_wait(index);
                 return self.stranger_input(mem, now, key, hash, segment);
             }
@@ -149,7 +153,7 @@ impl Stack {
         if flow.state == State::SynReceived
             && header.has(flag::SYN)
             && header.has(flag::ACK)
-            && header.seq == flow.irs
+            && header.seq + 1 == flow.rcv_nxt
         {
             header.flags &= !flag::SYN;
             header.seq += 1;
@@ -166,7 +170,7 @@ impl Stack {
                 return Outcome::Consumed;
             };
             if Seq(ts.value).before(Seq(flow.ts_recent))
-                && now.saturating_sub(flow.ts_recent_at) < TS_RECENT_AGE
+                && age(now).wrapping_sub(flow.ts_recent_at) < TS_RECENT_AGE
             {
                 self.counters.drop_paws += 1;
                 self.ack_now(index);
@@ -239,9 +243,9 @@ impl Stack {
             && !seq.after(flow.last_ack_sent)
         {
             flow.ts_recent = ts.value;
-            flow.ts_recent_at = now;
+            flow.ts_recent_at = age(now);
         }
-        flow.heard_at = now;
+        flow.heard_at = Moment::at(now);
         flow.keepalive_sent = 0;
         if !self.ack_input(mem, now, index, &segment) {
             return Outcome::Consumed;
@@ -263,7 +267,7 @@ impl Stack {
             self.counters.drop_blind += 1;
         } else if flow.state == State::SynReceived
             && header.has(flag::SYN)
-            && header.seq == flow.irs
+            && header.seq + 1 == flow.rcv_nxt
         {
             // The peer did not get our SYN,ACK.
             flow.syn_repeated(header);
@@ -325,8 +329,9 @@ impl Stack {
         // RFC 6298 section 5.7: the handshake was lossy.
         if flow.rtt.backoff() > 0 {
             flow.rtt = super::rtt::Rtt::new(3 * SEC);
-        } else if now > flow.progress_at {
-            flow.rtt.sample(now, now - flow.progress_at);
+        } else if let Some(rtt) = flow.rack.age(Stamp::at(now)) {
+            // A flow by cookie was sent no SYN,ACK that it remembers.
+            flow.rtt.sample(now, rtt);
         }
         self.end_half_open(index);
         let flow = &mut self.flows[index];
@@ -334,9 +339,8 @@ impl Stack {
         flow.syn_due = false;
         // SYN is acknowledged by this very segment.
         flow.snd_wl1 = segment.header.seq;
-        flow.snd_wl2 = segment.header.ack;
-        flow.rexmit_at = NEVER;
-        flow.progress_at = now;
+        flow.rexmit_at = Deadline::NEVER;
+        flow.progress_at = Moment::at(now);
         if flow.listener.is_some() {
             flow.events |= event::ACCEPTED;
             self.counters.accepted += 1;
@@ -373,11 +377,11 @@ impl Stack {
     /// flow's own: one for all flows would tell a blind attacker about others.
     pub(crate) fn challenge(&mut self, now: u64, index: u32) {
         let flow = &mut self.flows[index];
-        if now < flow.challenge_at {
+        if flow.challenge_at.is_set() && !flow.challenge_at.is_due(now) {
             self.counters.rate_limited += 1;
             return;
         }
-        flow.challenge_at = now.saturating_add(self.config.timers.challenge_interval);
+        flow.challenge_at = Deadline::after(now, self.config.timers.challenge_interval);
         self.counters.challenge_acks_out += 1;
         self.ack_now(index);
     }

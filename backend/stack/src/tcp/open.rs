@@ -2,7 +2,8 @@
 
 use paste_abi::Reason;
 
-use crate::flow::{Key, NEVER, State};
+use crate::clock::{Deadline, Moment, age};
+use crate::flow::{Key, State};
 use crate::listen::Door;
 use crate::memory::Memory;
 use crate::stack::{Outcome, Stack};
@@ -99,7 +100,7 @@ impl Stack {
         let header = &segment.header;
         let flow = &mut self.flows[index];
         let acks = header.has(flag::ACK);
-        if acks && (!header.ack.after(flow.iss) || header.ack.after(flow.snd_nxt)) {
+        if acks && (!header.ack.after(flow.snd_una) || header.ack.after(flow.snd_nxt)) {
             self.counters.drop_bad_ack += 1;
             let key = flow.key;
             self.reset_stranger(now, key, segment);
@@ -139,18 +140,17 @@ impl Stack {
         let flow = &mut self.flows[index];
         // What our own SYN promised, if there was one, now has a place.
         let promised = flow.rcv_wnd();
-        flow.irs = segment.header.seq;
         flow.rcv_nxt = segment.header.seq + 1;
         flow.rcv_adv = flow.rcv_nxt + promised;
         flow.last_ack_sent = flow.rcv_nxt;
-        flow.held_recent = [flow.irs; RECENT];
-        flow.heard_at = now;
+        flow.held_recent = [segment.header.seq; RECENT];
+        flow.heard_at = Moment::at(now);
         flow.sack = self.config.sack && sack_permitted;
         flow.ecn = self.config.ecn && flow.agrees_to_ecn(&segment.header);
         flow.timestamps = self.config.timestamps && timestamps.is_some();
         if let Some(ts) = timestamps {
             flow.ts_recent = ts.value;
-            flow.ts_recent_at = now;
+            flow.ts_recent_at = age(now);
         }
         // RFC 7323 section 2.2: scaling happens only if both sides offer it.
         // The window of a SYN is never scaled.
@@ -160,12 +160,12 @@ impl Stack {
         flow.snd_wnd = u32::from(segment.header.window);
         flow.snd_wnd_max = flow.snd_wnd;
         flow.snd_wl1 = segment.header.seq;
-        flow.snd_wl2 = flow.iss;
         // RFC 6691 section 2: options come off the MSS.
         let options = if flow.timestamps { tcp::TIMESTAMPS_LEN as u16 } else { 0 };
         let mss = mss.unwrap_or(MSS_DEFAULT).max(MSS_MIN).min(base);
         flow.mss = mss - options;
+        flow.mss_max = flow.mss;
         flow.congestion = Control::new(self.config.congestion, u32::from(flow.mss));
-        flow.rexmit_at = NEVER;
+        flow.rexmit_at = Deadline::NEVER;
     }
 }

@@ -3,7 +3,8 @@
 
 use crate::arp::Route;
 use crate::bufs::NIL;
-use crate::flow::{FlowState, Links, NEVER, State};
+use crate::clock::{Deadline, Moment};
+use crate::flow::{FlowState, Links, State};
 use crate::frame::{Payload, TxBatch};
 use crate::memory::Memory;
 use crate::stack::Stack;
@@ -121,10 +122,10 @@ impl Stack {
                 return flow.rst_due.then_some(plan);
             }
             State::SynSent => {
-                return flow.syn_due.then_some(Plan::bare(Why::Syn, flow.iss, flag::SYN));
+                return flow.syn_due.then_some(Plan::bare(Why::Syn, flow.snd_una, flag::SYN));
             }
             State::SynReceived if flow.syn_due => {
-                return Some(Plan::bare(Why::Syn, flow.iss, flag::SYN | flag::ACK));
+                return Some(Plan::bare(Why::Syn, flow.snd_una, flag::SYN | flag::ACK));
             }
             State::SynReceived => {}
             _ => {
@@ -215,7 +216,7 @@ impl Stack {
             // A copy is asked what an idle flow may do; it is idle no more when
             // something was sent.
             let rto = self.rto(flow);
-            if now.saturating_sub(flow.progress_at) > rto {
+            if flow.progress_at.elapsed(now) > rto {
                 let mut restarted = flow.congestion;
                 restarted.on_idle(now, u32::from(flow.mss));
                 window = restarted.window();
@@ -309,12 +310,14 @@ impl Stack {
         if flow.outstanding() {
             self.counters.retransmits += 1;
         } else {
-            flow.progress_at = now;
+            flow.progress_at = Moment::at(now);
+            // Its answer is the first measurement.
+            flow.rack.restart(Stamp::at(now), plan.end());
         }
         flow.snd_nxt = plan.end();
-        if flow.rexmit_at == NEVER {
+        if !flow.rexmit_at.is_set() {
             flow.timer = Timer::Retransmit;
-            flow.rexmit_at = now.saturating_add(rto);
+            flow.rexmit_at = Deadline::after(now, rto);
         }
     }
 
@@ -339,10 +342,10 @@ impl Stack {
         if flow.tail_due {
             flow.tail_due = false;
             flow.tail = Tail::Again;
-            flow.tail_end = flow.snd_nxt;
+            flow.recover = flow.snd_nxt;
             self.counters.tail_probes_out += 1;
             self.rearm(now, index, None);
-        } else if flow.rexmit_at == NEVER {
+        } else if !flow.rexmit_at.is_set() {
             self.rearm(now, index, None);
         }
     }
@@ -352,10 +355,10 @@ impl Stack {
         let (bufs, flow) = (&mut self.bufs, &mut self.flows[index]);
         let stamp = Stamp::at(now);
         if !flow.outstanding() {
-            if now.saturating_sub(flow.progress_at) > rto {
+            if flow.progress_at.elapsed(now) > rto {
                 flow.congestion.on_idle(now, u32::from(flow.mss));
             }
-            flow.progress_at = now;
+            flow.progress_at = Moment::at(now);
             flow.rack.restart(stamp, flow.snd_nxt);
         }
         flow.probe_due = false;
@@ -383,11 +386,11 @@ impl Stack {
         if flow.tail_due {
             flow.tail_due = false;
             flow.tail = Tail::New;
-            flow.tail_end = flow.snd_nxt;
+            flow.recover = flow.snd_nxt;
             self.counters.tail_probes_out += 1;
         }
         // RFC 6298 section 5.1, RFC 8985 section 7.2.
-        if flow.timer != Timer::Reorder || flow.rexmit_at == NEVER {
+        if flow.timer != Timer::Reorder || !flow.rexmit_at.is_set() {
             self.rearm(now, index, None);
         }
     }
@@ -404,7 +407,7 @@ impl Stack {
         flow.tail_due = false;
         if blocked && !flow.outstanding() && flow.timer != Timer::Persist {
             flow.timer = Timer::Persist;
-            flow.rexmit_at = now.saturating_add(rto);
+            flow.rexmit_at = Deadline::after(now, rto);
             self.arm(index);
         }
     }
@@ -419,14 +422,14 @@ impl Stack {
             return;
         }
         flow.ack_due = false;
-        if flow.rexmit_at == NEVER {
+        if !flow.rexmit_at.is_set() {
             // Patience begins when there is first something to be patient about.
             if !flow.outstanding() && flow.rtt.backoff() == 0 {
-                flow.progress_at = now;
+                flow.progress_at = Moment::at(now);
             }
             flow.rtt.back_off();
             flow.timer = Timer::Retransmit;
-            flow.rexmit_at = now.saturating_add(rto);
+            flow.rexmit_at = Deadline::after(now, rto);
             self.arm(index);
         }
     }

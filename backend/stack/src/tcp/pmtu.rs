@@ -15,9 +15,9 @@ const BASE: u16 = 1200;
 /// RFC 9293 section 3.7.1: every IPv4 path carries datagrams of 576 bytes.
 const LEAST: u16 = 576;
 /// Timeouts in a row after which full segments are thought to be too large.
-const SUSPICIOUS_TIMEOUTS: u8 = 2;
-/// RFC 8899 section 5.1.1, PMTU_RAISE_TIMER: 600 s, in units of 2^30 ns.
-const RAISE_AGE: u32 = 559;
+const SUSPICIOUS_TIMEOUTS: u8 = 3;
+/// RFC 8899 section 5.1.1, PMTU_RAISE_TIMER: 600 s, in units of 2^36 ns.
+const RAISE_AGE: u16 = 9;
 /// RFC 8899 section 5.1.2, MAX_PROBES.
 const PROBES_MAX: u8 = 3;
 /// Steps of the search that are not worth a probe, bytes.
@@ -26,8 +26,8 @@ const STEP_MIN: u16 = 32;
 /// What a flow knows of its path.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Path {
-    /// When `mss` was found or last tried to raise, units of 2^30 ns.
-    tried_at: u32,
+    /// When `mss` was found or last tried to raise, units of 2^36 ns.
+    tried_at: u16,
     /// Payload of the segment that is being tried, or zero.
     probe: u16,
     /// After the last byte of that segment.
@@ -40,8 +40,9 @@ pub(crate) struct Path {
     timeouts: u8,
 }
 
-const fn age(now: u64) -> u32 {
-    (now >> 30) as u32
+/// A time in the units of [`Path`].
+const fn age(now: u64) -> u16 {
+    (now >> 36) as u16
 }
 
 impl Path {

@@ -49,6 +49,12 @@ impl Rack {
         self.end = snd_nxt;
     }
 
+    /// How long ago it was made or restarted, ns, while nothing was delivered;
+    /// `None` for just now.
+    pub(crate) fn age(&self, now: Stamp) -> Option<u64> {
+        Some(now.since(self.xmit)).filter(|&age| age > 0)
+    }
+
     /// Section 6.2, step 2. `smallest` is the smallest round-trip time, ns.
     pub(crate) fn on_delivered(
         &mut self,

@@ -3,7 +3,8 @@
 //! [`crate::tcp::held`].
 
 use crate::bufs::Place;
-use crate::flow::{NEVER, State, event};
+use crate::clock::Deadline;
+use crate::flow::{State, event};
 use crate::memory::Memory;
 use crate::stack::{Outcome, Stack};
 use crate::tcp::input::Segment;
@@ -140,8 +141,8 @@ impl Stack {
         }
         if at_once {
             self.ack_now(index);
-        } else if !flow.ack_due && flow.delayed_ack_at == NEVER {
-            flow.delayed_ack_at = now.saturating_add(self.config.timers.delayed_ack);
+        } else if !flow.ack_due && !flow.delayed_ack_at.is_set() {
+            flow.delayed_ack_at = Deadline::after(now, self.config.timers.delayed_ack);
         }
         outcome
     }

@@ -11,6 +11,7 @@
 //! ```
 
 use crate::bufs::{Bufs, NIL};
+use crate::clock::Moment;
 use crate::flow::FlowState;
 use crate::stack::Stack;
 use crate::tcp::repair::Repair;
@@ -160,7 +161,7 @@ impl Stack {
         if news.advanced.is_some() {
             // RFC 6298 sections 5.2 and 5.3.
             flow.rtt.end_backoff();
-            flow.progress_at = now;
+            flow.progress_at = Moment::at(now);
             flow.path.on_progress();
         }
         if news.duplicate {
@@ -427,10 +428,10 @@ impl Stack {
     /// RFC 8985 section 7.4.2.
     fn tail_probe_input(&mut self, now: u64, index: u32, news: &News) {
         let flow = &mut self.flows[index];
-        if flow.tail == Tail::None || news.ack.before(flow.tail_end) {
+        if flow.tail == Tail::None || news.ack.before(flow.recover) {
             return;
         }
-        let repaired = flow.tail == Tail::Again && !news.dsack && news.ack.after(flow.tail_end);
+        let repaired = flow.tail == Tail::Again && !news.dsack && news.ack.after(flow.recover);
         let over = flow.tail == Tail::New || news.dsack || news.duplicate || repaired;
         if repaired && flow.phase == Phase::Open {
             // The probe filled a hole: that was a loss too.

@@ -403,7 +403,9 @@ pub(crate) fn cut_again(bufs: &mut Bufs, flow: &mut FlowState, repair: &mut Repa
     while at != NIL && Seq(bufs.get(at).seq).before(flow.snd_nxt) {
         let meta = *bufs.get(at);
         if meta.unit > mss && meta.len > mss {
-            let delivered = meta.sacked == meta.sent(flow.snd_nxt);
+            // A unit that grows yet is never delivered.
+            let delivered =
+                meta.sacked == meta.sent(flow.snd_nxt) && !meta.end().after(flow.snd_nxt);
             for i in ones(meta.sacked | meta.lost) {
                 let (start, end) = meta.span(i, flow.snd_una, flow.snd_nxt);
                 let bytes = if start.before(end) { end.since(start) } else { 0 };

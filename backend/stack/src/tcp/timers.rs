@@ -4,8 +4,9 @@
 
 use paste_abi::Reason;
 
-use crate::config::MS;
-use crate::flow::{NEVER, State};
+use crate::clock::Deadline;
+use crate::config::{MS, SEC};
+use crate::flow::State;
 use crate::memory::Memory;
 use crate::stack::Stack;
 use crate::tcp::recovery::{Phase, Tail};
@@ -41,14 +42,14 @@ impl Stack {
 
     fn flow_timer<M: Memory>(&mut self, mem: &mut M, now: u64, index: u32) {
         let flow = &mut self.flows[index];
-        if flow.delayed_ack_at <= now {
-            flow.delayed_ack_at = NEVER;
+        if flow.delayed_ack_at.is_due(now) {
+            flow.delayed_ack_at = Deadline::NEVER;
             self.ack_now(index);
         }
-        if self.flows[index].rexmit_at <= now && !self.sending_timer(mem, now, index) {
+        if self.flows[index].rexmit_at.is_due(now) && !self.sending_timer(mem, now, index) {
             return;
         }
-        if self.flows[index].idle_at <= now && !self.idle_timer(mem, now, index) {
+        if self.flows[index].idle_at.is_due(now) && !self.idle_timer(mem, now, index) {
             return;
         }
         self.arm(index);
@@ -58,16 +59,16 @@ impl Stack {
     fn sending_timer<M: Memory>(&mut self, mem: &mut M, now: u64, index: u32) -> bool {
         let timers = &self.config.timers;
         let flow = &mut self.flows[index];
-        flow.rexmit_at = NEVER;
+        flow.rexmit_at = Deadline::NEVER;
         let patience = match flow.state {
             State::SynSent => timers.connect,
             State::SynReceived => timers.accept,
-            _ => flow.user_timeout,
+            _ => u64::from(flow.user_timeout) * MS,
         };
         let spent = flow.state == State::SynReceived
             && flow.listener.is_some()
             && flow.rtt.backoff() >= timers.syn_ack_tries;
-        if spent || now.saturating_sub(flow.progress_at) >= patience {
+        if spent || flow.progress_at.elapsed(now) >= patience {
             self.terminate(mem, index, Some(Reason::TimedOut));
             return false;
         }
@@ -82,7 +83,7 @@ impl Stack {
                 flow.probe_due = true;
                 flow.rtt.back_off();
                 flow.rexmit_at =
-                    now.saturating_add(flow.rtt.timeout(timers.rto_min, timers.rto_max));
+                    Deadline::after(now, flow.rtt.timeout(timers.rto_min, timers.rto_max));
             }
             Timer::Retransmit => self.retransmission_timer(now, index),
         }
@@ -114,7 +115,7 @@ impl Stack {
         let rto = self.rto(&self.flows[index]);
         let flow = &mut self.flows[index];
         flow.timer = Timer::Retransmit;
-        flow.rexmit_at = now.saturating_add(rto);
+        flow.rexmit_at = Deadline::after(now, rto);
     }
 
     /// Sets the timer for what is in flight: to look for losses after `wait`
@@ -125,24 +126,24 @@ impl Stack {
         if !flow.outstanding() {
             if flow.timer != Timer::Persist {
                 flow.timer = Timer::Retransmit;
-                flow.rexmit_at = NEVER;
+                flow.rexmit_at = Deadline::NEVER;
             }
             return;
         }
-        if flow.rtt.backoff() > 0 && flow.rexmit_at != NEVER && flow.timer == Timer::Retransmit {
+        if flow.rtt.backoff() > 0 && flow.rexmit_at.is_set() && flow.timer == Timer::Retransmit {
             // A timeout that was backed off runs on until something new is
             // acknowledged.
             return;
         }
         if let Some(wait) = wait {
             flow.timer = Timer::Reorder;
-            flow.rexmit_at = now.saturating_add(wait);
+            flow.rexmit_at = Deadline::after(now, wait);
             return;
         }
         // RFC 6298 section 5.3: since the last progress.
-        let deadline = flow.progress_at.saturating_add(rto).max(now.saturating_add(1));
+        let left = rto.saturating_sub(flow.progress_at.elapsed(now)).max(1);
         flow.timer = Timer::Retransmit;
-        flow.rexmit_at = deadline;
+        flow.rexmit_at = Deadline::after(now, left);
         let probes = flow.sack
             && flow.phase == Phase::Open
             && flow.tail == Tail::None
@@ -154,10 +155,9 @@ impl Stack {
             if flow.flight() <= u32::from(flow.mss) {
                 wait += ACK_DELAY_MAX;
             }
-            let probe = now.saturating_add(wait);
-            if probe < deadline {
+            if wait < left {
                 flow.timer = Timer::TailProbe;
-                flow.rexmit_at = probe;
+                flow.rexmit_at = Deadline::after(now, wait);
             }
         }
     }
@@ -166,33 +166,34 @@ impl Stack {
     fn idle_timer<M: Memory>(&mut self, mem: &mut M, now: u64, index: u32) -> bool {
         let timers = &self.config.timers;
         let flow = &mut self.flows[index];
-        flow.idle_at = NEVER;
+        flow.idle_at = Deadline::NEVER;
         match flow.state {
             State::TimeWait => {
                 self.end_time_wait(index);
                 return false;
             }
             State::FinWait2 => {
-                let end = flow.heard_at.saturating_add(timers.fin_wait_2);
-                if end <= now {
+                let quiet = flow.heard_at.elapsed(now);
+                if quiet >= timers.fin_wait_2 {
                     self.terminate(mem, index, Some(Reason::TimedOut));
                     return false;
                 }
-                flow.idle_at = end;
+                flow.idle_at = Deadline::after(now, timers.fin_wait_2 - quiet);
             }
-            _ if flow.keepalive != NEVER && flow.state.is_synchronized() => {
+            _ if flow.keepalive != 0 && flow.state.is_synchronized() => {
                 // RFC 9293 section 3.8.4. What is outstanding has its own timer.
-                let quiet = flow.heard_at.saturating_add(flow.keepalive);
-                if now < quiet {
-                    flow.idle_at = quiet;
+                let quiet = flow.heard_at.elapsed(now);
+                let patience = u64::from(flow.keepalive) * SEC;
+                if quiet < patience {
+                    flow.idle_at = Deadline::after(now, patience - quiet);
                 } else if flow.outstanding() {
-                    flow.idle_at = now.saturating_add(timers.keepalive_interval);
+                    flow.idle_at = Deadline::after(now, timers.keepalive_interval);
                 } else if flow.keepalive_sent >= timers.keepalive_probes {
                     self.terminate(mem, index, Some(Reason::TimedOut));
                     return false;
                 } else {
                     flow.keepalive_sent += 1;
-                    flow.idle_at = now.saturating_add(timers.keepalive_interval);
+                    flow.idle_at = Deadline::after(now, timers.keepalive_interval);
                     flow.probe_due = true;
                     self.kick(index);
                 }

@@ -9,7 +9,7 @@
 //! that windows close smoothly as flows come and the pool runs low; and it
 //! begins with little, so that flows that do nothing keep nothing from others.
 
-use crate::flow::NEVER;
+use crate::clock::Deadline;
 use crate::stack::Stack;
 
 /// Segments that a window may have before anything has arrived: an initial
@@ -114,7 +114,7 @@ impl Stack {
     /// if it carries nothing else.
     pub(crate) fn acknowledged(&mut self, index: u32, pure: bool) {
         let flow = &mut self.flows[index];
-        flow.delayed_ack_at = NEVER;
+        flow.delayed_ack_at = Deadline::NEVER;
         flow.last_ack_sent = flow.rcv_nxt;
         flow.dsack_len = 0;
         flow.ack_due = flow.dup_acks > 0;

@@ -4,7 +4,8 @@
 use super::harness::*;
 use crate::audit::Violation;
 use crate::bufs::{NIL, Place};
-use crate::flow::{Links, NEVER, State};
+use crate::clock::Deadline;
+use crate::flow::{Links, State};
 use crate::stack::Stack;
 
 /// A flow with payload in each of its queues but the last, and one buffer with
@@ -127,12 +128,12 @@ fn sequence_numbers_out_of_order_are_found() {
 fn lost_timers_are_found() {
     finds!(Violation::Timer { rings: None, .. }, |stack, flow| stack.wheel.cancel(flow));
     finds!(Violation::Timer { rings: Some(_), .. }, |stack, flow| {
-        stack.flows[flow].rexmit_at = 0;
+        stack.flows[flow].rexmit_at = Deadline::after(0, 0);
         stack.wheel.cancel(flow);
         stack.wheel.set_earlier(flow, u64::MAX / 2);
     });
     finds!(Violation::Asleep { what: "not all is acknowledged", .. }, |stack, flow| {
-        stack.flows[flow].rexmit_at = NEVER;
+        stack.flows[flow].rexmit_at = Deadline::NEVER;
     });
     finds!(Violation::Asleep { what: "the guest is to be told", .. }, |stack, flow| {
         let mut ready = stack.channels[0].ready;
@@ -144,7 +145,7 @@ fn lost_timers_are_found() {
 #[test]
 fn a_flow_that_is_lost_is_found() {
     finds!(Violation::Listed { what: "is not found by its key", .. }, |stack, flow| {
-        let hash = stack.flows[flow].hash;
+        let hash = stack.hash(&stack.flows[flow].key.bytes());
         stack.table.remove(hash, flow);
     });
     finds!(Violation::Listed { .. }, |stack, flow| {
