@@ -10,6 +10,7 @@ mod harness;
 mod hostile;
 mod lossy;
 mod opening;
+mod path;
 mod recovery;
 mod sack;
 mod small;
