@@ -254,7 +254,9 @@ fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Opened,
         queue_size_max: QUEUE_SIZE_MAX,
     });
     let mut stack = paste_stack::Config::new(mac, address, guest.address.prefix_len());
-    stack.gateway = guest.gateway;
+    if let Some(network) = &mut stack.ipv4 {
+        network.gateway = guest.gateway;
+    }
     stack.mtu = guest.mtu;
     stack.flows_max = guest.flows_max;
     stack.headroom = HEADROOM;

@@ -329,6 +329,13 @@ impl Stack {
             let meta = self.bufs.get(buf);
             let in_queue = match meta.place {
                 Place::Elsewhere | Place::Delivered | Place::Pinned => false,
+                Place::Reassembling => {
+                    if !self.reassembly.has(buf) {
+                        let place = format!("{:?}", meta.place);
+                        return Err(Violation::Stray { buf, place, pins: meta.pins });
+                    }
+                    false
+                }
                 Place::Readable | Place::Held | Place::Sending | Place::Done => true,
             };
             let idle = meta.place == Place::Pinned && meta.pins == 0;

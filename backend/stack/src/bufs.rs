@@ -30,6 +30,8 @@ pub(crate) enum Place {
     Held,
     /// The guest's; charged to the flow that received it.
     Delivered,
+    /// Fragments are put together in it.
+    Reassembling,
     /// In a flow's send queue.
     Sending,
     /// Acknowledged or given up, and the guest is to be told.

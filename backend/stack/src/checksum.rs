@@ -1,7 +1,7 @@
 //! The Internet checksum (RFC 1071), as ones' complement arithmetic on 16-bit
 //! sums. A *sum* is folded and not complemented; a *checksum* is complemented.
 
-use core::net::Ipv4Addr;
+use crate::wire::ip::Octets;
 
 /// Folds a wide sum to 16 bits.
 #[inline]
@@ -65,11 +65,22 @@ pub(crate) const fn sub(a: u16, b: u16) -> u16 {
     add(a, !b)
 }
 
-/// The sum of the pseudo-header of RFC 9293 section 3.1.
+/// The sum of an address. That of a mapped IPv4 address is that of its four
+/// bytes: the 0xffff in front of them is a zero.
 #[inline]
-pub(crate) fn pseudo(src: Ipv4Addr, dst: Ipv4Addr, protocol: u8, len: u16) -> u16 {
-    let (s, d) = (src.to_bits(), dst.to_bits());
-    fold((s >> 16) + (s & 0xffff) + (d >> 16) + (d & 0xffff) + u32::from(protocol) + u32::from(len))
+pub(crate) fn address(octets: &Octets) -> u16 {
+    let words = u128::from_be_bytes(*octets);
+    let (high, low) = ((words >> 64) as u64, words as u64);
+    let sum = (high >> 32) + (high & 0xffff_ffff) + (low >> 32) + (low & 0xffff_ffff);
+    // At most 34 bits.
+    fold((sum >> 16 & 0xffff) as u32 + (sum & 0xffff) as u32 + (sum >> 32) as u32)
+}
+
+/// The sum of the pseudo-header of RFC 9293 section 3.1, or RFC 8200 section
+/// 8.1, from the sums of its addresses.
+#[inline]
+pub(crate) const fn pseudo(addresses: u16, protocol: u8, len: usize) -> u16 {
+    fold(addresses as u32 + protocol as u32 + len as u32)
 }
 
 #[cfg(test)]
@@ -110,6 +121,15 @@ mod tests {
     #[test]
     fn pads_an_odd_byte() {
         assert_eq!(sum(&[0x12]), 0x1200);
+    }
+
+    #[test]
+    fn an_address_has_the_sum_of_its_bytes() {
+        for bytes in [[0xff; 16], [0; 16], core::array::from_fn(|i| 255 - 7 * i as u8)] {
+            assert_eq!(address(&bytes), sum(&bytes));
+        }
+        let v4 = core::net::Ipv4Addr::new(10, 1, 254, 255);
+        assert_eq!(address(&v4.to_ipv6_mapped().octets()), sum(&v4.octets()));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Every limit and time has a default with its source; an operator changes
 //! them through the backend's configuration, which this module knows nothing of.
 
-use core::net::Ipv4Addr;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Nanoseconds in a millisecond.
 pub const MS: u64 = 1_000_000;
@@ -20,17 +20,38 @@ pub enum CongestionControl {
     NewReno,
 }
 
+/// An address of ours, and the network that it is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network<A> {
+    /// The address.
+    pub address: A,
+    /// Bits of the network's prefix; peers within it are on our link.
+    pub prefix_len: u8,
+    /// The router for peers that are not on our link.
+    pub gateway: Option<A>,
+}
+
 /// The settings of one stack, fixed for its life. Times are in ns.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Our Ethernet address.
     pub mac: [u8; 6],
+    /// The VLAN that we are on, 1 to 4094: our frames carry its tag, and of
+    /// others only those that carry it too are ours (IEEE 802.1Q). Without one,
+    /// frames without a tag are, and those whose tag is a priority only.
+    pub vlan: Option<u16>,
     /// Our IPv4 address.
-    pub address: Ipv4Addr,
-    /// Bits of the network's prefix; peers within it are on our link.
-    pub prefix_len: u8,
-    /// The router for peers that are not on our link.
-    pub gateway: Option<Ipv4Addr>,
+    pub ipv4: Option<Network<Ipv4Addr>>,
+    /// Our IPv6 address; a link-local one comes with it. Left out when the MTU
+    /// is less than IPv6 needs (RFC 8200 section 5: 1280).
+    pub ipv6: Option<Network<Ipv6Addr>>,
+    /// Where IPv6 has no gateway, take the router that offers itself (RFC 4861
+    /// section 6.3.4). Whoever is on the link can.
+    pub accept_ra: bool,
+    /// Probes for another host with our IPv6 addresses, one second each, before
+    /// we ask in their name (RFC 4862 section 5.1: DupAddrDetectTransmits).
+    /// What is asked of us is answered at once (RFC 4429).
+    pub dad_probes: u8,
     /// Largest IP datagram that the link carries, bytes.
     pub mtu: u16,
     /// Flows at once, in every state including TIME-WAIT. Cut to
@@ -81,9 +102,12 @@ pub struct Config {
     pub rst_per_second: u32,
     /// ICMP echo replies per second.
     pub echo_per_second: u32,
+    /// ICMP errors per second (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4
+    /// (f)).
+    pub icmp_errors_per_second: u32,
 }
 
-/// The times of TCP and ARP, in ns.
+/// The times of TCP, of neighbours and of fragments, in ns.
 #[derive(Clone, Debug)]
 pub struct Timers {
     /// Longest that an acknowledgement waits for a segment to ride on.
@@ -120,11 +144,17 @@ pub struct Timers {
     pub challenge_interval: u64,
     /// Age at which a neighbour is asked for again (RFC 1122 section 2.3.2.1).
     pub neighbour_age: u64,
-    /// Time between ARP requests for one neighbour (RFC 1122 section 2.3.2.1:
-    /// at most one per second).
-    pub arp_interval: u64,
-    /// ARP requests without an answer before a neighbour is unreachable.
-    pub arp_tries: u8,
+    /// Time between requests for one neighbour (RFC 1122 section 2.3.2.1: at
+    /// most one per second; RFC 4861 section 10: RETRANS_TIMER).
+    pub neighbour_interval: u64,
+    /// Requests without an answer before a neighbour is unreachable (RFC 4861
+    /// section 10: MAX_MULTICAST_SOLICIT).
+    pub neighbour_tries: u8,
+    /// Longest that fragments wait for the rest of their datagram. RFC 1122
+    /// section 3.3.2 and RFC 8200 section 4.5 have 60 s; fragments that arrive
+    /// arrive together, and an identification that is used again sooner would
+    /// join parts of two datagrams (RFC 4963).
+    pub reassembly: u64,
 }
 
 impl Default for Timers {
@@ -144,20 +174,35 @@ impl Default for Timers {
             keepalive_probes: 9,
             challenge_interval: 500 * MS,
             neighbour_age: 300 * SEC,
-            arp_interval: SEC,
-            arp_tries: 3,
+            neighbour_interval: SEC,
+            neighbour_tries: 3,
+            reassembly: 2 * SEC,
         }
     }
 }
 
 impl Config {
-    /// The defaults, for this Ethernet address and IPv4 network.
-    pub fn new(mac: [u8; 6], address: Ipv4Addr, prefix_len: u8) -> Config {
+    /// Our address: the IPv4 one, or else the configured IPv6 one.
+    pub fn address(&self) -> IpAddr {
+        let ipv6 = self.ipv6.map_or(Ipv6Addr::UNSPECIFIED, |network| network.address);
+        self.ipv4.map_or(IpAddr::V6(ipv6), |network| IpAddr::V4(network.address))
+    }
+
+    /// The defaults, for this Ethernet address and this network of either
+    /// family.
+    pub fn new(mac: [u8; 6], address: impl Into<IpAddr>, prefix_len: u8) -> Config {
+        let (mut ipv4, mut ipv6) = (None, None);
+        match address.into() {
+            IpAddr::V4(address) => ipv4 = Some(Network { address, prefix_len, gateway: None }),
+            IpAddr::V6(address) => ipv6 = Some(Network { address, prefix_len, gateway: None }),
+        }
         Config {
             mac,
-            address,
-            prefix_len,
-            gateway: None,
+            vlan: None,
+            ipv4,
+            ipv6,
+            accept_ra: false,
+            dad_probes: 1,
             mtu: 1500,
             flows_max: 16 * 1024,
             listeners_max: 256,
@@ -180,6 +225,7 @@ impl Config {
             cookie_per_second: 100_000,
             rst_per_second: 1000,
             echo_per_second: 1000,
+            icmp_errors_per_second: 100,
         }
     }
 }

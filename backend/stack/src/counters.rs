@@ -81,10 +81,27 @@ counters! {
     arp_requests_out,
     /// ARP replies sent.
     arp_replies_out,
+    /// Neighbour solicitations sent (RFC 4861), probes for another host with our
+    /// address among them.
+    ndp_solicitations_out,
+    /// Neighbour advertisements sent.
+    ndp_advertisements_out,
+    /// Reports of multicast groups sent (RFC 3810).
+    mld_reports_out,
+    /// Messages of another host that has our address, or wants it.
+    address_conflicts,
     /// ICMP echo replies sent.
     echo_replies_out,
+    /// ICMP errors sent.
+    icmp_errors_out,
     /// ICMP errors that changed a flow.
     icmp_errors_in,
+    /// ICMP errors about a flow that may pass, and changed nothing.
+    icmp_soft_errors_in,
+    /// IP fragments received.
+    fragments_in,
+    /// Datagrams put together of fragments.
+    reassembled,
     /// TIME-WAIT ended early to make room.
     time_wait_recycled,
 
@@ -94,8 +111,12 @@ counters! {
     drop_bad_ip,
     /// Dropped: the IP header's checksum is wrong.
     drop_bad_ip_csum,
-    /// Dropped: an IP fragment.
+    /// Dropped: a fragment that does not fit the others of its datagram or a
+    /// buffer, or a datagram whose fragments did not come in time or had no room.
     drop_fragment,
+    /// Dropped: IPv6 extension headers that are malformed, too long, or not
+    /// understood (RFC 8200 section 4).
+    drop_extensions,
     /// Dropped: an IP protocol that is neither TCP nor ICMP.
     drop_protocol,
     /// Dropped: a source address that nobody can have.
@@ -108,6 +129,8 @@ counters! {
     drop_icmp,
     /// Dropped: an ARP message that is malformed or was not asked for.
     drop_arp,
+    /// Dropped: a message of NDP or MLD that is malformed or was not asked for.
+    drop_ndp,
     /// Dropped: a segment for a port without listener or flow.
     drop_no_flow,
     /// Acknowledgements for a listener that might have returned a cookie, and
@@ -137,7 +160,7 @@ counters! {
     drop_held_full,
     /// Dropped: payload after the guest closed or the flow ended.
     drop_after_close,
-    /// Not sent: a limit on RSTs or echo replies was reached.
+    /// Not sent: a limit on RSTs, echo replies or ICMP errors was reached.
     rate_limited,
     /// Not sent: too many frames without a flow were waiting.
     drop_control_full,

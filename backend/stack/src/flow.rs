@@ -1,7 +1,7 @@
 //! The state of flows: a slab allocated once, with a free list, and lists that
 //! run through the flows themselves, so that no flow is ever searched for.
 
-use core::net::{IpAddr, Ipv4Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::ops::{Index, IndexMut};
 
 use paste_abi::{Flow, Reason};
@@ -19,6 +19,7 @@ use crate::tcp::rtt::Rtt;
 use crate::tcp::seq::Seq;
 use crate::tcp::timers::Timer;
 use crate::tcp::window::SPACE_FIRST;
+use crate::wire::ip::Octets;
 
 /// A time that never comes.
 pub(crate) const NEVER: u64 = u64::MAX;
@@ -84,13 +85,27 @@ impl State {
 pub(crate) enum Local {
     /// The IPv4 address.
     V4,
+    /// The configured IPv6 address.
+    V6,
+    /// The IPv6 address of the link (RFC 4291 section 2.5.6).
+    V6Link,
+}
+
+impl Local {
+    /// How many there are.
+    pub(crate) const COUNT: usize = 3;
+
+    /// Whether it is an IPv6 address.
+    #[inline]
+    pub(crate) const fn is_v6(self) -> bool {
+        !matches!(self, Local::V4)
+    }
 }
 
 /// What tells flows apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Key {
-    /// An IPv4 address is mapped (RFC 4291 section 2.5.5.2).
-    remote: [u8; 16],
+    remote: Octets,
     pub remote_port: u16,
     pub local_port: u16,
     pub local: Local,
@@ -104,22 +119,31 @@ impl Key {
     /// Bytes of a key.
     const BYTES: usize = 21;
 
+    /// The key of a flow to an address of the family that `local` has.
+    #[inline]
+    pub(crate) const fn new(
+        local: Local,
+        remote: Octets,
+        remote_port: u16,
+        local_port: u16,
+    ) -> Key {
+        Key { remote, remote_port, local_port, local }
+    }
+
     /// The key of a flow over IPv4.
     pub(crate) const fn v4(remote: Ipv4Addr, remote_port: u16, local_port: u16) -> Key {
-        let remote = remote.to_ipv6_mapped().octets();
-        Key { remote, remote_port, local_port, local: Local::V4 }
+        Key::new(Local::V4, remote.to_ipv6_mapped().octets(), remote_port, local_port)
     }
 
     /// The peer's address.
     pub(crate) fn remote(&self) -> IpAddr {
-        IpAddr::V4(self.remote_v4())
+        Ipv6Addr::from_octets(self.remote).to_canonical()
     }
 
-    /// The peer's IPv4 address.
+    /// The peer's address.
     #[inline]
-    pub(crate) fn remote_v4(&self) -> Ipv4Addr {
-        let [.., a, b, c, d] = self.remote;
-        Ipv4Addr::new(a, b, c, d)
+    pub(crate) const fn remote_octets(&self) -> &Octets {
+        &self.remote
     }
 
     /// The key as bytes, for hashing.

@@ -28,7 +28,7 @@
 //! | modules | what they promise |
 //! | --- | --- |
 //! | `stack`, `slots`, `listen`, [`Stack`]'s methods | the guest's and the caller's side: every buffer has one owner, every event comes once and in order for its flow |
-//! | `input`, `arp`, `control` | frames judged from one host-private copy of their headers; neighbours; frames that belong to no flow |
+//! | `input`, `reassembly`, `neighbour`, `addresses`, `control` | frames judged from one host-private copy of their headers; fragments put together; neighbours; our own addresses; frames that belong to no flow |
 //! | `tcp::*` | RFC 9293 and its companions, by subject |
 //! | `flow`, `bufs`, `table`, `wheel` | state allocated once, and O(1) ways to find it: flows, buffer records, keyed hash table, timers |
 //! | `wire`, `checksum` | headers, checked and written; knows of no state |
@@ -36,15 +36,15 @@
 //!
 //! # Limits
 //!
-//! Everything has one: flows, listeners, neighbours, held segments, send
+//! Everything has one: flows, listeners, neighbours, fragments, held segments, send
 //! queues, TIME-WAITs, backlogs, replies to strangers ([`Config`]). Buffers are
 //! the flow control: see `tcp::window` and `tcp::charge`.
 //!
-//! Not here yet: SACK, RACK, SYN cookies, ECN, IPv6, urgent data.
+//! Not here yet: SACK, RACK, SYN cookies, ECN, urgent data.
 
 #![forbid(unsafe_code)]
 
-mod arp;
+mod addresses;
 #[cfg(any(test, feature = "audit"))]
 pub mod audit;
 mod bufs;
@@ -59,6 +59,8 @@ mod info;
 mod input;
 mod listen;
 pub mod memory;
+mod neighbour;
+mod reassembly;
 mod slots;
 mod stack;
 mod table;

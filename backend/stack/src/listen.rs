@@ -1,6 +1,6 @@
 //! How flows begin: listeners, active opens, and initial sequence numbers.
 
-use core::net::{IpAddr, SocketAddr};
+use core::net::SocketAddr;
 
 use paste_abi::{CHANNELS_MAX, Flow, Reason};
 
@@ -9,7 +9,6 @@ use crate::control::Limit;
 use crate::flow::{Key, Links, State};
 use crate::stack::{Secret, Stack};
 use crate::tcp::seq::Seq;
-use crate::wire::ipv4;
 
 /// First port chosen for active opens (RFC 6335 section 6, dynamic ports).
 const PORT_FIRST: u16 = 49152;
@@ -258,14 +257,9 @@ impl Stack {
         if channel >= CHANNELS_MAX {
             return Err(Reason::BadRequest);
         }
-        let IpAddr::V4(address) = remote.ip() else {
-            return Err(Reason::BadAddress);
-        };
-        if remote.port() == 0 || !ipv4::is_host(address) || address == self.config.address {
-            return Err(Reason::BadAddress);
-        }
-        let mut key = Key::v4(address, remote.port(), local_port);
-        if !self.routable(&key) {
+        let key = self.addresses.key_to(remote.ip(), remote.port(), local_port);
+        let mut key = key.filter(|key| key.remote_port != 0).ok_or(Reason::BadAddress)?;
+        if !self.routable(now, &key) {
             return Err(Reason::Unreachable);
         }
         let hash = if local_port == 0 {

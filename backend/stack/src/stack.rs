@@ -7,7 +7,7 @@ use std::hash::Hasher;
 use paste_abi::{CHANNELS_MAX, Flow, Reason};
 use siphasher::sip::SipHasher13;
 
-use crate::arp::Neighbours;
+use crate::addresses::Addresses;
 use crate::bufs::{Bufs, NIL, Place, Queue};
 use crate::clock::Deadline;
 use crate::config::Config;
@@ -17,11 +17,14 @@ use crate::flow::{Flows, Key, Links, List, Local, NEVER, State, event};
 use crate::frame::TxBatch;
 use crate::listen::Listeners;
 use crate::memory::Memory;
+use crate::neighbour::Neighbours;
+use crate::neighbour::ndp::Ndp;
+use crate::reassembly::Reassembly;
 use crate::table::Table;
 use crate::tcp::pmtu::Path;
 use crate::tcp::repair::Repairs;
 use crate::wheel::Wheel;
-use crate::wire::{ipv4, tcp};
+use crate::wire::{ipv4, ipv6, tcp};
 
 /// What became of a frame that was given to [`Stack::input`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,9 +78,10 @@ pub(crate) enum Secret {
     Timestamp,
     Port,
     Cookie,
+    FlowLabel,
 }
 
-/// A TCP/IP endpoint with one address, and all its flows.
+/// A TCP/IP endpoint with an address of each family, and all its flows.
 #[derive(Debug)]
 pub struct Stack {
     pub(crate) config: Config,
@@ -87,7 +91,7 @@ pub struct Stack {
     /// Lent to flows that have something to repair.
     pub(crate) repairs: Repairs,
     pub(crate) table: Table,
-    /// Timers: of flows by their index, then of neighbours.
+    /// Timers: of flows by their index, then of neighbours, then the host's own.
     pub(crate) wheel: Wheel,
     pub(crate) neighbours: Neighbours,
     pub(crate) listeners: Listeners,
@@ -115,8 +119,11 @@ pub struct Stack {
     pub(crate) echo_limit: Limit,
     pub(crate) syn_limit: Limit,
     pub(crate) cookie_limit: Limit,
-    pub(crate) netmask: u32,
-    /// Payload bytes of a segment without options.
+    pub(crate) error_limit: Limit,
+    pub(crate) addresses: Addresses,
+    pub(crate) ndp: Ndp,
+    pub(crate) reassembly: Reassembly,
+    /// Payload bytes of a segment over IPv4 without options.
     pub(crate) mss: u16,
     pub(crate) rcv_scale: u8,
     pub(crate) next_port: u16,
@@ -129,7 +136,9 @@ impl Stack {
     /// flow table and the initial sequence numbers; it must be unpredictable.
     pub fn new(mut config: Config, buffer_count: u32, secret: [u8; 16]) -> Stack {
         config.flows_max = config.flows_max.clamp(1, Flow::INDEX_MAX);
-        config.prefix_len = config.prefix_len.min(32);
+        if config.mtu < ipv6::MTU_MIN {
+            config.ipv6 = None;
+        }
         // RFC 791: every link carries 68 bytes; less leaves no room for payload.
         config.mtu = config.mtu.max(128);
         let neighbours = Neighbours::new(config.neighbours_max);
@@ -141,7 +150,7 @@ impl Stack {
             bufs: Bufs::new(buffer_count),
             repairs: Repairs::new(config.flows_max.min(buffer_count)),
             table: Table::new(config.flows_max),
-            wheel: Wheel::new(config.flows_max + neighbours.count()),
+            wheel: Wheel::new(config.flows_max + neighbours.count() + 1),
             neighbours,
             listeners: Listeners::new(config.listeners_max, config.listener_syn_per_second),
             control: VecDeque::with_capacity(CONTROL_MAX),
@@ -159,7 +168,10 @@ impl Stack {
             echo_limit: Limit::per_second(config.echo_per_second),
             syn_limit: Limit::per_second(config.syn_per_second),
             cookie_limit: Limit::per_second(config.cookie_per_second),
-            netmask: u32::MAX.checked_shl(32 - u32::from(config.prefix_len)).unwrap_or(0),
+            error_limit: Limit::per_second(config.icmp_errors_per_second),
+            addresses: Addresses::new(&config),
+            ndp: Ndp::default(),
+            reassembly: Reassembly::new(),
             mss: config.mtu - (ipv4::LEN + tcp::LEN) as u16,
             rcv_scale,
             next_port: 0,
@@ -195,7 +207,7 @@ impl Stack {
         let now = self.clock(now);
         self.pool_free = mem.free();
         let before = out.frames().len();
-        self.transmit_control(mem, out);
+        self.transmit_control(mem, now, out);
         while out.room() > 0 {
             let Some(index) = self.flows.pop_front(&mut self.sending, Links::Sending) else {
                 break;
@@ -212,7 +224,7 @@ impl Stack {
             }
         }
         // Requests for neighbours that flows needed just now.
-        self.transmit_control(mem, out);
+        self.transmit_control(mem, now, out);
         out.frames().len() - before
     }
 
@@ -227,16 +239,46 @@ impl Stack {
     #[inline]
     pub(crate) fn clock(&mut self, now: u64) -> u64 {
         self.now = self.now.max(now);
-        self.wheel.start(self.now);
+        if self.wheel.start(self.now) {
+            self.begin();
+        }
         self.now
+    }
+
+    /// The clock was seen for the first time.
+    #[cold]
+    fn begin(&mut self) {
+        if self.config.ipv6.is_some() {
+            self.join_link(self.now);
+            self.arm_host_timer();
+        }
+    }
+
+    /// Makes sure that what the host itself has to do next is done in time.
+    pub(crate) fn arm_host_timer(&mut self) {
+        let reassembly = self.reassembly.deadline(self.config.timers.reassembly);
+        if let Some(deadline) = [self.ndp.deadline(), reassembly].into_iter().flatten().min() {
+            self.wheel.set_earlier(self.config.flows_max + self.neighbours.count(), deadline);
+        }
+    }
+
+    /// The host's own timer rang.
+    pub(crate) fn host_timer<M: Memory>(&mut self, mem: &mut M, now: u64) {
+        self.ndp_timer(now);
+        self.reassembly_timer(mem, now);
+        self.arm_host_timer();
+    }
+
+    /// Bytes of an IP header of ours without options.
+    #[inline]
+    pub(crate) const fn ip_len(&self, local: Local) -> usize {
+        if local.is_v6() { ipv6::LEN } else { ipv4::LEN }
     }
 
     /// Payload bytes of a segment without options that the link carries.
     #[inline]
-    pub(crate) fn base_mss(&self, key: &Key) -> u16 {
-        match key.local {
-            Local::V4 => self.mss,
-        }
+    pub(crate) const fn base_mss(&self, key: &Key) -> u16 {
+        if key.local.is_v6() { self.mss - (ipv6::LEN - ipv4::LEN) as u16 } else { self.mss }
     }
 
     /// The keyed hash of a few bytes.

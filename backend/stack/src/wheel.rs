@@ -54,13 +54,15 @@ impl Wheel {
     }
 
     /// Sets the hand of a wheel without timers, so that a clock that starts at
-    /// any value costs nothing.
+    /// any value costs nothing. Returns whether this was the first time.
     #[inline]
-    pub(crate) fn start(&mut self, now: u64) {
-        if !self.started {
+    pub(crate) fn start(&mut self, now: u64) -> bool {
+        let first = !self.started;
+        if first {
             self.started = true;
             self.tick = now >> TICK_BITS;
         }
+        first
     }
 
     /// Makes the timer of `id` ring at `deadline` at the latest one tick after

@@ -55,7 +55,7 @@ impl Adversary {
             next: START + draw.spread(MS, SEC),
             left: FRAMES,
             pause: draw.spread(10_000, 50 * MS),
-            hosts: scenario.setups.each_ref().map(|s| (s.config.mac, s.config.address.into())),
+            hosts: scenario.setups.each_ref().map(|s| (s.config.mac, s.config.address())),
             out: Vec::new(),
             flows: Vec::new(),
             draw,

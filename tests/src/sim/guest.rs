@@ -83,7 +83,7 @@ impl World {
             conversations: scenario.conversations.clone(),
             attempts: Vec::new(),
             by_port: HashMap::new(),
-            addresses: scenario.setups.each_ref().map(|s| s.config.address.into()),
+            addresses: scenario.setups.each_ref().map(|s| s.config.address()),
             port_next: PORT_FIRST,
         }
     }

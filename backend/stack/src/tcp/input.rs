@@ -9,12 +9,13 @@ use crate::config::SEC;
 use crate::control::Control;
 use crate::flow::{Key, State, event};
 use crate::frame::{RxCsum, RxFrame};
+use crate::input::Datagram;
 use crate::memory::Memory;
 use crate::stack::{Outcome, Stack};
 use crate::tcp::rtt::Stamp;
 use crate::tcp::seq::Seq;
 use crate::wire::ethernet::{self, Mac};
-use crate::wire::ipv4::{self, Ipv4};
+use crate::wire::ipv4;
 use crate::wire::tcp::{self, Header, flag};
 
 /// Where an IP payload lies in its buffer.
@@ -56,14 +57,12 @@ impl Segment {
 const TS_RECENT_AGE: u32 = (24 * 24 * 3600 * SEC >> 30) as u32;
 
 impl Stack {
-    #[expect(clippy::too_many_arguments, reason = "a frame at its various layers")]
     pub(crate) fn tcp_input<M: Memory>(
         &mut self,
         mem: &mut M,
         now: u64,
         frame: &RxFrame,
-        from: &Mac,
-        ip: &Ipv4,
+        datagram: &Datagram,
         bytes: &[u8],
         place: Place,
     ) -> Outcome {
@@ -73,7 +72,7 @@ impl Stack {
         };
         let (offset, len) = (place.offset + header_len, place.len - header_len);
         let head = checksum::add(
-            checksum::pseudo(ip.src, ip.dst, ipv4::TCP, place.len as u16),
+            checksum::pseudo(datagram.sum, ipv4::TCP, place.len),
             checksum::sum(&bytes[..header_len]),
         );
         let csum = match frame.csum {
@@ -101,10 +100,11 @@ impl Stack {
             len: len as u16,
             csum,
             time: frame.time,
-            ecn: ip.ecn,
-            from: *from,
+            ecn: datagram.ecn,
+            from: datagram.from,
         };
-        let key = Key::v4(ip.src, header.src_port, header.dst_port);
+        let Datagram { local, remote, .. } = *datagram;
+        let key = Key::new(local, remote, header.src_port, header.dst_port);
         let hash = self.hash(&key.bytes());
         match self.find_flow(&key, hash) {
             Some(index) => self.flow_input(mem, now, index, &segment),

@@ -82,7 +82,7 @@ impl Stack {
         self.begin_half_open(index, door.name);
         let flow = &mut self.flows[index];
         flow.enter(State::SynReceived);
-        // See the module `arp` for why the SYN's sender is believed.
+        // See the module `neighbour` for why the SYN's sender is believed.
         flow.mac = ethernet::is_station(&syn.from).then_some(syn.from);
         flow.syn_due = true;
         self.take_syn(now, index, syn);

@@ -1,12 +1,12 @@
 //! What a flow sends: one segment at a time, chosen by [`Stack::plan`] and
 //! written by [`crate::tcp::segment`].
 
-use crate::arp::Route;
 use crate::bufs::NIL;
 use crate::clock::{Deadline, Moment};
 use crate::flow::{FlowState, Links, State};
 use crate::frame::{Payload, TxBatch};
 use crate::memory::Memory;
+use crate::neighbour::Route;
 use crate::stack::Stack;
 use crate::tcp::recovery::{Phase, Tail};
 use crate::tcp::rtt::Stamp;

@@ -8,12 +8,13 @@ use crate::stack::Stack;
 use crate::tcp::recovery::Phase;
 use crate::tcp::scoreboard;
 use crate::tcp::seq::Seq;
-use crate::wire::tcp;
+use crate::wire::{ipv6, tcp};
 
 /// RFC 8899 section 5.1.2, BASE_PLPMTU: nearly every path carries this, bytes.
 const BASE: u16 = 1200;
-/// RFC 9293 section 3.7.1: every IPv4 path carries datagrams of 576 bytes.
-const LEAST: u16 = 576;
+/// Every path carries datagrams of this size, bytes: of IPv4 (RFC 9293 section
+/// 3.7.1), and of IPv6 (RFC 8200 section 5).
+const LEAST: [u16; 2] = [576, ipv6::MTU_MIN];
 /// Timeouts in a row after which full segments are thought to be too large.
 const SUSPICIOUS_TIMEOUTS: u8 = 3;
 /// RFC 8899 section 5.1.1, PMTU_RAISE_TIMER: 600 s, in units of 2^36 ns.
@@ -131,7 +132,8 @@ impl Stack {
         flow.path.probe = 0;
         let head = flow.tx.head;
         let options = if flow.timestamps { tcp::TIMESTAMPS_LEN as u16 } else { 0 };
-        let floor = LEAST - headers - options;
+        let least = LEAST[usize::from(flow.key.local.is_v6())];
+        let floor = least - headers - options;
         if head == NIL || flow.mss <= floor {
             return;
         }
@@ -144,7 +146,7 @@ impl Stack {
         if flow.path.timeouts < SUSPICIOUS_TIMEOUTS {
             return;
         }
-        let base = BASE - headers - options;
+        let base = BASE.max(least) - headers - options;
         let mss = if flow.mss > base { base } else { floor };
         self.counters.black_holes += 1;
         self.narrow(now, index, mss);

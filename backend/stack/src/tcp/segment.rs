@@ -3,15 +3,41 @@
 //! sent, and when, is decided in [`crate::tcp::output`].
 
 use crate::checksum;
+use crate::control::HOP_LIMIT;
+use crate::flow::Key;
 use crate::frame::{HEAD_MAX, Origin, Payload, TxBatch, TxCsum};
 use crate::memory::Memory;
-use crate::stack::Stack;
+use crate::stack::{Secret, Stack};
 use crate::tcp::output::{Plan, Why};
 use crate::tcp::seq::Seq;
 use crate::wire::tcp::{self, Header, Options, Timestamps, flag};
-use crate::wire::{ethernet, ipv4};
+use crate::wire::{ethernet, ip, ipv4};
 
 impl Stack {
+    /// The IP header of a flow's segments. The label of an IPv6 flow is the
+    /// same for all of them, and says nothing else (RFC 6437 section 3).
+    #[inline]
+    pub(crate) fn segment_header<'a>(&'a self, key: &'a Key, ecn: u8) -> ip::Header<'a> {
+        let v6 = key.local.is_v6();
+        ip::Header {
+            src: self.addresses.octets(key.local),
+            dst: key.remote_octets(),
+            v6,
+            protocol: ipv4::TCP,
+            ecn,
+            hop_limit: HOP_LIMIT,
+            label: if v6 { self.secret(Secret::FlowLabel, key, &[]) } else { 0 },
+        }
+    }
+
+    /// The sum of the pseudo-header of a flow's segment of `len` bytes.
+    #[inline]
+    pub(crate) fn pseudo(&self, key: &Key, len: usize) -> u16 {
+        let (ours, theirs) =
+            (self.addresses.sum(key.local), checksum::address(key.remote_octets()));
+        checksum::pseudo(checksum::add(ours, theirs), ipv4::TCP, len)
+    }
+
     /// Writes the frame of a planned segment.
     pub(crate) fn write_segment<M: Memory>(
         &mut self,
@@ -50,8 +76,11 @@ impl Stack {
             window,
             options,
         };
-        let remote = flow.key.remote_v4();
-        let header_len = ethernet::LEN + ipv4::LEN + tcp::header_len(&options);
+        let key = flow.key;
+        let ip = self.segment_header(&key, plan.ecn);
+        let link_len = ethernet::header_len(self.config.vlan);
+        let segment_at = link_len + ip.len();
+        let header_len = segment_at + tcp::header_len(&options);
         let payload_len = plan.payload.map_or(0, |p| usize::from(p.len));
 
         let Some(frame) = out.push(Origin::Stack) else {
@@ -68,20 +97,19 @@ impl Stack {
                     && !meta.keep
                     && meta.pins == 0
             });
-        frame.csum = self.config.tx_csum_offload.then_some(TxCsum {
-            start: (ethernet::LEN + ipv4::LEN) as u16,
-            offset: tcp::CSUM_OFFSET as u16,
-        });
+        frame.csum = self
+            .config
+            .tx_csum_offload
+            .then_some(TxCsum { start: segment_at as u16, offset: tcp::CSUM_OFFSET as u16 });
         let mut local = [0; HEAD_MAX];
         let head = if in_buffer { &mut local[..header_len] } else { frame.head_mut(header_len) };
 
-        ethernet::write(head, mac, &self.config.mac, ethernet::IPV4);
-        let (ours, ip) = (self.config.address, &mut head[ethernet::LEN..]);
-        let segment_len = header_len - ethernet::LEN - ipv4::LEN + payload_len;
-        ipv4::write(ip, ours, remote, ipv4::TCP, plan.ecn, segment_len);
-        let segment = &mut ip[ipv4::LEN..];
+        let segment_len = header_len - segment_at + payload_len;
+        self.write_link(head, mac, ip.v6);
+        ip.write(&mut head[link_len..], segment_len);
+        let segment = &mut head[segment_at..];
         tcp::write(segment, &header);
-        let pseudo = checksum::pseudo(ours, remote, ipv4::TCP, segment_len as u16);
+        let pseudo = self.pseudo(&key, segment_len);
         let field = if self.config.tx_csum_offload {
             pseudo
         } else {

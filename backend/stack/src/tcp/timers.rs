@@ -34,6 +34,7 @@ impl Stack {
         let now = self.clock(now);
         while let Some(id) = self.wheel.pop(now) {
             match id.checked_sub(self.config.flows_max) {
+                Some(host) if host == self.neighbours.count() => self.host_timer(mem, now),
                 Some(neighbour) => self.neighbour_timer(mem, now, neighbour),
                 None => self.flow_timer(mem, now, id),
             }
@@ -108,7 +109,7 @@ impl Stack {
         // The neighbour may have moved.
         if flow.state.is_synchronized() && flow.rtt.backoff() >= 2 {
             let key = flow.key;
-            if self.routable(&key) {
+            if self.routable(now, &key) {
                 self.flows[index].mac = None;
             }
         }

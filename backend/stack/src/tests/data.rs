@@ -436,7 +436,7 @@ fn ping_is_answered_from_its_own_buffer() {
     let mut host = Host::new(config(), 4);
     for len in [0usize, 1, 56, 1472] {
         let mut frame = vec![0u8; 14 + 20 + 8 + len];
-        ethernet::write(&mut frame, &HOST_MAC, &PEER_MAC, ethernet::IPV4);
+        ethernet::write(&mut frame, &HOST_MAC, &PEER_MAC, None, ethernet::IPV4);
         ipv4::write(&mut frame[14..], PEER, HOST, ipv4::ICMP, 0, 8 + len);
         frame[34] = icmp::ECHO;
         frame[38..42].copy_from_slice(&[1, 2, 3, 4]);
@@ -448,8 +448,8 @@ fn ping_is_answered_from_its_own_buffer() {
         assert_eq!(host.input(&frame), Outcome::Held);
         let replies = host.transmit();
         let reply = &replies[0];
-        let ip = ipv4::parse(&reply[14..], reply.len() - 14).unwrap();
-        assert_eq!((ip.src, ip.dst), (HOST, PEER));
+        let ip = Packet::read(&reply).unwrap();
+        assert_eq!((ip.src, ip.dst), (HOST.into(), PEER.into()));
         assert_eq!(checksum::sum(&reply[34..]), 0xffff);
         assert_eq!(reply[34], icmp::ECHO_REPLY);
         assert_eq!(reply[38..], frame[38..]);
@@ -470,7 +470,7 @@ fn a_smaller_path_mtu_makes_smaller_segments() {
     let message = |seq: u32, mtu: u16| {
         let quoted = Seg { seq, ..sent.clone() }.frame();
         let mut frame = vec![0u8; 14 + 20 + 8 + 28];
-        ethernet::write(&mut frame, &HOST_MAC, &PEER_MAC, ethernet::IPV4);
+        ethernet::write(&mut frame, &HOST_MAC, &PEER_MAC, None, ethernet::IPV4);
         ipv4::write(&mut frame[14..], PEER, HOST, ipv4::ICMP, 0, 36);
         frame[34] = icmp::UNREACHABLE;
         frame[35] = icmp::FRAGMENTATION_NEEDED;

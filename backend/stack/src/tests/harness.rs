@@ -1,14 +1,14 @@
 //! A memory that knows every buffer's owner, a host around a stack, and a peer
 //! that speaks one segment at a time.
 
-use core::net::Ipv4Addr;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::collections::HashMap;
 
 use paste_abi::slot::{CSUM_VALID, KEEP};
 use paste_abi::{Event, Flow, Reason, Slot};
 
 use crate::checksum;
-use crate::config::{Config, MS};
+use crate::config::{Config, MS, Network};
 use crate::flow::State;
 use crate::frame::{Origin, RxCsum, RxFrame, TxBatch};
 use crate::memory::Memory;
@@ -16,7 +16,7 @@ use crate::stack::{Outcome, Stack, Tx};
 use crate::tcp::seq::Seq;
 use crate::wire::arp::{self, Arp};
 use crate::wire::tcp::{self, Header, Options, Timestamps};
-use crate::wire::{ethernet, ipv4};
+use crate::wire::{ethernet, ip, ipv4, ipv6, ndp};
 
 pub(super) const BUFFER_SIZE: usize = 2048;
 pub(super) const RX_OFFSET: u16 = 64;
@@ -24,6 +24,8 @@ pub(super) const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub(super) const PEER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 pub(super) const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 pub(super) const PEER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+pub(super) const HOST6: Ipv6Addr = Ipv6Addr::new(0xfd00, 7, 0, 0, 0, 0, 0, 1);
+pub(super) const PEER6: Ipv6Addr = Ipv6Addr::new(0xfd00, 7, 0, 0, 0, 0, 0, 2);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Owner {
@@ -145,6 +147,17 @@ pub(super) struct Host {
 
 pub(super) fn config() -> Config {
     Config { flows_max: 64, timestamps: false, ecn: false, ..Config::new(HOST_MAC, HOST, 24) }
+}
+
+/// The same, and IPv6.
+pub(super) fn dual() -> Config {
+    let ipv6 = Network { address: HOST6, prefix_len: 64, gateway: None };
+    Config { ipv6: Some(ipv6), dad_probes: 0, ..config() }
+}
+
+/// The same for another host on the link.
+pub(super) fn peer_config(mac: [u8; 6], address: Ipv4Addr) -> Config {
+    Config { mac, ipv4: Some(Network { address, prefix_len: 24, gateway: None }), ..config() }
 }
 
 impl Host {
@@ -341,6 +354,8 @@ impl Host {
 /// A segment, as the peer sends or sees it.
 #[derive(Clone, Debug)]
 pub(super) struct Seg {
+    pub(super) v6: bool,
+    pub(super) vlan: Option<u16>,
     pub(super) src_port: u16,
     pub(super) dst_port: u16,
     pub(super) flags: u8,
@@ -364,30 +379,28 @@ impl Seg {
             options: self.options,
         };
         let header_len = tcp::header_len(&self.options);
-        let len = header_len + self.data.len();
-        let mut bytes = vec![0; ethernet::LEN + ipv4::LEN + len];
-        ethernet::write(&mut bytes, &HOST_MAC, &PEER_MAC, ethernet::IPV4);
-        ipv4::write(&mut bytes[ethernet::LEN..], PEER, HOST, ipv4::TCP, 0, len);
-        let segment = &mut bytes[ethernet::LEN + ipv4::LEN..];
-        tcp::write(segment, &header);
-        segment[header_len..].copy_from_slice(&self.data);
+        let mut segment = vec![0; header_len];
+        tcp::write(&mut segment, &header);
+        segment.extend(&self.data);
+        let mut bytes = if self.v6 {
+            frame_v6(self.vlan, PEER6, HOST6, ipv4::TCP, 64, &segment)
+        } else {
+            frame_v4(self.vlan, ipv4::TCP, &segment)
+        };
         finish_tcp(&mut bytes);
         bytes
     }
 
     /// Reads a frame that the host sent, judging its checksums.
     pub(super) fn read(frame: &[u8]) -> Option<Seg> {
-        if ethernet::parse(frame).unwrap().ethertype != ethernet::IPV4 {
-            return None;
-        }
-        let bytes = &frame[ethernet::LEN..];
-        let ip = ipv4::parse(bytes, bytes.len()).unwrap();
-        assert_eq!(ip.total_len, bytes.len());
-        let segment = &bytes[ip.header_len..];
-        let pseudo = checksum::pseudo(ip.src, ip.dst, ipv4::TCP, segment.len() as u16);
+        let packet = Packet::read(frame).filter(|packet| packet.protocol == ipv4::TCP)?;
+        let segment = &frame[packet.at..];
+        let pseudo = checksum::pseudo(packet.sum, ipv4::TCP, segment.len());
         assert_eq!(checksum::add(pseudo, checksum::sum(segment)), 0xffff, "TCP checksum");
         let (h, len) = tcp::parse(segment).unwrap();
         Some(Seg {
+            v6: packet.src.is_ipv6(),
+            vlan: ethernet::parse(frame).unwrap().vlan,
             src_port: h.src_port,
             dst_port: h.dst_port,
             flags: h.flags,
@@ -400,12 +413,107 @@ impl Seg {
     }
 }
 
-/// Puts the right TCP checksum into a frame without IP options.
+/// An IP packet in a frame, with nothing behind it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Packet {
+    pub(super) src: IpAddr,
+    pub(super) dst: IpAddr,
+    pub(super) protocol: u8,
+    pub(super) hop_limit: u8,
+    /// Where what it carries starts in the frame.
+    pub(super) at: usize,
+    /// Sum of both addresses.
+    pub(super) sum: u16,
+}
+
+impl Packet {
+    pub(super) fn read(frame: &[u8]) -> Option<Packet> {
+        let link = ethernet::parse(frame).unwrap();
+        let bytes = &frame[link.len..];
+        let (src, dst, protocol, hop_limit, offset, total) = match link.ethertype {
+            ethernet::IPV4 => {
+                let ip = ipv4::parse(bytes, bytes.len()).unwrap();
+                let dst = IpAddr::V4(ipv4::destination(bytes).unwrap());
+                (IpAddr::V4(ip.src), dst, ip.protocol, bytes[8], ip.header_len, ip.total_len)
+            }
+            ethernet::IPV6 => {
+                let ip = ipv6::parse(bytes, bytes.len()).unwrap();
+                let ipv6::Upper { protocol, offset, .. } = ip.upper;
+                (ip.src.into(), ip.dst.into(), protocol, ip.hop_limit, offset, ip.total_len)
+            }
+            _ => return None,
+        };
+        assert_eq!(total, bytes.len());
+        let sum = |address| match address {
+            IpAddr::V4(address) => checksum::sum(&address.octets()),
+            IpAddr::V6(address) => checksum::sum(&address.octets()),
+        };
+        let sum = checksum::add(sum(src), sum(dst));
+        Some(Packet { src, dst, protocol, hop_limit, at: link.len + offset, sum })
+    }
+
+    /// Reads an ICMPv6 message, judging its checksum.
+    pub(super) fn icmpv6(frame: &[u8]) -> Option<(Packet, &[u8])> {
+        let packet = Packet::read(frame).filter(|packet| packet.protocol == ipv6::next::ICMPV6)?;
+        let message = &frame[packet.at..];
+        let pseudo = checksum::pseudo(packet.sum, ipv6::next::ICMPV6, message.len());
+        assert_eq!(checksum::add(pseudo, checksum::sum(message)), 0xffff, "ICMPv6 checksum");
+        Some((packet, message))
+    }
+}
+
+/// An IPv4 packet from `PEER` to `HOST`.
+pub(super) fn frame_v4(vlan: Option<u16>, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; ethernet::header_len(vlan) + ipv4::LEN];
+    let at = ethernet::write(&mut bytes, &HOST_MAC, &PEER_MAC, vlan, ethernet::IPV4);
+    ipv4::write(&mut bytes[at..], PEER, HOST, protocol, 0, payload.len());
+    bytes.extend(payload);
+    bytes
+}
+
+/// An IPv6 packet from `PEER_MAC` to `HOST_MAC`, or to the group's address.
+pub(super) fn frame_v6(
+    vlan: Option<u16>,
+    src: Ipv6Addr,
+    dst: Ipv6Addr,
+    protocol: u8,
+    hop_limit: u8,
+    payload: &[u8],
+) -> Vec<u8> {
+    let to = if dst.is_multicast() { ipv6::group_mac(&dst.octets()) } else { HOST_MAC };
+    let mut bytes = vec![0; ethernet::header_len(vlan) + ipv6::LEN];
+    let at = ethernet::write(&mut bytes, &to, &PEER_MAC, vlan, ethernet::IPV6);
+    let (src, dst) = (&src.octets(), &dst.octets());
+    let header = ip::Header { src, dst, v6: true, protocol, ecn: 0, hop_limit, label: 0 };
+    header.write(&mut bytes[at..], payload.len());
+    bytes.extend(payload);
+    bytes
+}
+
+/// An ICMPv6 message from `src`, with its checksum put in.
+pub(super) fn icmpv6_frame(src: Ipv6Addr, dst: Ipv6Addr, hop_limit: u8, message: &[u8]) -> Vec<u8> {
+    let mut message = message.to_vec();
+    message[2..4].fill(0);
+    let addresses = checksum::add(checksum::sum(&src.octets()), checksum::sum(&dst.octets()));
+    let pseudo = checksum::pseudo(addresses, ipv6::next::ICMPV6, message.len());
+    let sum = !checksum::add(pseudo, checksum::sum(&message));
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    frame_v6(None, src, dst, ipv6::next::ICMPV6, hop_limit, &message)
+}
+
+/// A message of neighbour discovery from `src`.
+pub(super) fn ndp_frame(src: Ipv6Addr, dst: Ipv6Addr, message: &ndp::Message) -> Vec<u8> {
+    let mut bytes = [0; ndp::LEN_MAX];
+    let len = ndp::write(&mut bytes, message);
+    icmpv6_frame(src, dst, ndp::HOP_LIMIT, &bytes[..len])
+}
+
+/// Puts the right TCP checksum into a frame.
 pub(super) fn finish_tcp(frame: &mut [u8]) {
-    let ip = ipv4::parse(&frame[ethernet::LEN..], frame.len() - ethernet::LEN).unwrap();
-    let segment = &mut frame[ethernet::LEN + ipv4::LEN..];
+    let packet = Packet::read(frame).unwrap();
+    let segment = &mut frame[packet.at..];
     segment[16..18].copy_from_slice(&[0, 0]);
-    let pseudo = checksum::pseudo(ip.src, ip.dst, ipv4::TCP, segment.len() as u16);
+    let pseudo = checksum::pseudo(packet.sum, ipv4::TCP, segment.len());
     let sum = !checksum::add(pseudo, checksum::sum(segment));
     segment[16..18].copy_from_slice(&sum.to_be_bytes());
 }
@@ -413,7 +521,7 @@ pub(super) fn finish_tcp(frame: &mut [u8]) {
 /// An ARP frame from `sender`.
 pub(super) fn arp_frame(op: u16, sender: Ipv4Addr, mac: [u8; 6], target: Ipv4Addr) -> Vec<u8> {
     let mut bytes = vec![0; ethernet::LEN + arp::LEN];
-    ethernet::write(&mut bytes, &HOST_MAC, &mac, ethernet::ARP);
+    ethernet::write(&mut bytes, &HOST_MAC, &mac, None, ethernet::ARP);
     let message = Arp { op, sender_mac: mac, sender, target_mac: HOST_MAC, target };
     arp::write(&mut bytes[ethernet::LEN..], &message);
     bytes
@@ -433,6 +541,8 @@ pub(super) struct Pair {
     pub(super) timestamps: Option<Timestamps>,
     /// Options of the peer's SYN, besides timestamps.
     pub(super) offers: Options,
+    /// It speaks IPv6.
+    pub(super) v6: bool,
 }
 
 pub(super) const FIN: u8 = tcp::flag::FIN;
@@ -456,7 +566,16 @@ impl Pair {
             window: 60000,
             timestamps: None,
             offers: Options { mss: Some(1460), ..Options::default() },
+            v6: false,
         }
+    }
+
+    /// The same over IPv6.
+    pub(super) fn over_v6(config: Config) -> Pair {
+        let mut pair = Pair::listening(config);
+        pair.v6 = true;
+        pair.open();
+        pair
     }
 
     /// A flow in ESTABLISHED, opened by the peer and known to the guest.
@@ -489,6 +608,8 @@ impl Pair {
     /// A segment at the peer's place; nothing moves.
     pub(super) fn seg(&self, flags: u8, options: Options, data: &[u8]) -> Seg {
         Seg {
+            v6: self.v6,
+            vlan: self.host.stack.config.vlan,
             src_port: self.peer_port,
             dst_port: self.port,
             flags,

@@ -125,7 +125,7 @@ fn random_bytes_are_dropped() {
         let len = random.below(200) as usize;
         let mut frame: Vec<u8> = (0..len).map(|_| random.next() as u8).collect();
         if len >= 34 && round % 4 > 0 {
-            ethernet::write(&mut frame, &HOST_MAC, &PEER_MAC, ethernet::IPV4);
+            ethernet::write(&mut frame, &HOST_MAC, &PEER_MAC, None, ethernet::IPV4);
             if round % 4 > 1 {
                 let protocol = [ipv4::TCP, ipv4::ICMP][round % 2];
                 ipv4::write(&mut frame[14..], PEER, HOST, protocol, 0, len - 34);
@@ -172,7 +172,11 @@ fn link_padding_is_not_payload_and_options_are_skipped() {
     tcp.extend([1; 40]);
     tcp.extend(b"def");
     tcp[16..18].fill(0);
-    let pseudo = crate::checksum::pseudo(PEER, HOST, ipv4::TCP, tcp.len() as u16);
+    let addresses = crate::checksum::add(
+        crate::checksum::sum(&PEER.octets()),
+        crate::checksum::sum(&HOST.octets()),
+    );
+    let pseudo = crate::checksum::pseudo(addresses, ipv4::TCP, tcp.len());
     let sum = !crate::checksum::add(pseudo, crate::checksum::sum(&tcp));
     tcp[16..18].copy_from_slice(&sum.to_be_bytes());
     let total = (60 + tcp.len()) as u16;
@@ -210,7 +214,7 @@ fn fragments_strange_sources_and_other_protocols_are_counted() {
     let other = mend(good.clone(), &|ip| ip[19] = 77);
     assert_eq!(pair.host.input(&other), Outcome::Foreign, "another address");
     let counters = *pair.host.stack.counters();
-    assert_eq!((counters.drop_fragment, counters.drop_bad_source), (2, 6));
+    assert_eq!((counters.fragments_in, counters.drop_bad_source), (2, 6));
     assert_eq!((counters.drop_protocol, counters.foreign), (1, 2));
     assert_eq!(pair.host.input(&good), Outcome::Readable);
 }

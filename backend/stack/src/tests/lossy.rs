@@ -2,12 +2,12 @@
 //! frames, from a seed. Every byte must arrive, once, in order, and nothing may
 //! be left behind.
 
-use core::net::SocketAddr;
+use core::net::{IpAddr, SocketAddr};
 
 use paste_abi::{Event, Flow};
 
 use super::harness::*;
-use crate::config::{Config, MS, SEC};
+use crate::config::{Config, MS, Network, SEC};
 use crate::stack::Tx;
 
 /// xorshift64*: a fault is reproduced from its seed.
@@ -97,7 +97,7 @@ struct World {
 
 impl World {
     fn new(seed: u64, faults: Faults, alter: impl Fn(Config) -> Config) -> World {
-        let client = Config { mac: PEER_MAC, address: PEER, ..config() };
+        let client = peer_config(PEER_MAC, PEER);
         World {
             hosts: [Host::new(alter(config()), 256), Host::new(alter(client), 256)],
             wires: [Wire::new(), Wire::new()],
@@ -170,12 +170,31 @@ impl Source {
     }
 }
 
-/// Both sides send and close; gives how long it took.
+/// Both sides send and close over IPv4; gives how long it took.
 fn transfer(seed: u64, faults: Faults, total: usize, alter: impl Fn(Config) -> Config) -> u64 {
+    transfer_to(HOST.into(), seed, faults, total, alter)
+}
+
+/// Both sides send and close over IPv6.
+fn transfer_v6(seed: u64, faults: Faults, total: usize, alter: impl Fn(Config) -> Config) -> u64 {
+    transfer_to(HOST6.into(), seed, faults, total, |config| {
+        let own = if config.mac == HOST_MAC { HOST6 } else { PEER6 };
+        let network = Network { address: own, prefix_len: 64, gateway: None };
+        alter(Config { ipv4: None, ipv6: Some(network), ..config })
+    })
+}
+
+fn transfer_to(
+    server: IpAddr,
+    seed: u64,
+    faults: Faults,
+    total: usize,
+    alter: impl Fn(Config) -> Config,
+) -> u64 {
     let mut world = World::new(seed, faults, alter);
     world.hosts[0].stack.listen(0, 80, 4).unwrap();
     let (now, client) = (world.hosts[1].now, &mut world.hosts[1]);
-    let flow = client.stack.connect(now, 0, SocketAddr::from((HOST, 80)), 0, 3).unwrap();
+    let flow = client.stack.connect(now, 0, SocketAddr::new(server, 80), 0, 3).unwrap();
     let mut flows = [None, None];
     let mut sources = [total, total].map(|total| Source { sent: 0, total, closed: false });
     for turn in 0.. {
@@ -245,6 +264,29 @@ fn bytes_survive_a_bad_wire() {
                 tx_csum_offload: seed & 8 != 0,
                 recv_window_max: if seed & 16 != 0 { 6000 } else { 1 << 20 },
                 held_blocks_max: if seed & 32 != 0 { 2 } else { 64 },
+                ..c
+            });
+        }
+    }
+}
+
+#[test]
+fn bytes_survive_a_bad_wire_over_ipv6() {
+    let kinds = [
+        NONE,
+        Faults { loss: 10, ..NONE },
+        Faults { corrupt: 10, ..NONE },
+        Faults { loss: 8, repeat: 8, reorder: 20, corrupt: 4 },
+    ];
+    for (i, faults) in kinds.into_iter().enumerate() {
+        for seed in 0..6 {
+            let seed = 0x9e37_79b9_7f4a_7c15u64.wrapping_mul(seed * 10 + i as u64 + 1);
+            transfer_v6(seed, faults, 120_000, |c| Config {
+                timestamps: seed & 2 != 0,
+                header_in_buffer: seed & 4 != 0,
+                tx_csum_offload: seed & 8 != 0,
+                mtu: if seed & 16 != 0 { 1280 } else { 1500 },
+                vlan: (seed & 32 != 0).then_some(7),
                 ..c
             });
         }

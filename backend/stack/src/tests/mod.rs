@@ -8,6 +8,7 @@ mod data;
 mod ecn;
 mod harness;
 mod hostile;
+mod ipv6;
 mod lossy;
 mod opening;
 mod path;

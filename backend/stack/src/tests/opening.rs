@@ -215,7 +215,9 @@ fn what_cannot_be_connected_to_is_refused() {
 #[test]
 fn a_peer_off_the_link_is_reached_through_the_gateway() {
     let gateway = Ipv4Addr::new(10, 0, 0, 254);
-    let mut host = Host::new(crate::Config { gateway: Some(gateway), ..config() }, 16);
+    let mut config = config();
+    config.ipv4.as_mut().unwrap().gateway = Some(gateway);
+    let mut host = Host::new(config, 16);
     host.stack.connect(host.now, 0, SocketAddr::from(([1, 2, 3, 4], 80)), 0, 0).unwrap();
     let request = host.transmit();
     assert_eq!(arp::parse(&request[0][14..]).unwrap().target, gateway);

@@ -1,8 +1,8 @@
-//! IPv4 (RFC 791). Options are skipped; fragments are recognised.
+//! IPv4 (RFC 791). Options are skipped, and fragments recognised.
 
 use core::net::Ipv4Addr;
 
-use super::ip::ecn;
+use super::ip::{Fragment, Header, ecn};
 use super::{be16, be32};
 use crate::checksum;
 
@@ -17,7 +17,6 @@ pub(crate) const TCP: u8 = 6;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ipv4 {
     pub src: Ipv4Addr,
-    pub dst: Ipv4Addr,
     pub protocol: u8,
     /// Bytes of the header, options included.
     pub header_len: usize,
@@ -25,8 +24,8 @@ pub(crate) struct Ipv4 {
     pub total_len: usize,
     /// The ECN field ([`ecn`]).
     pub ecn: u8,
-    /// Part of a larger datagram.
-    pub fragment: bool,
+    /// It is part of a larger datagram.
+    pub fragment: Option<Fragment>,
 }
 
 /// Why a header is no good.
@@ -51,15 +50,19 @@ pub(crate) fn parse(bytes: &[u8], len: usize) -> Result<Ipv4, Bad> {
     if checksum::sum(header) != 0xffff {
         return Err(Bad::Checksum);
     }
+    let word = be16(header, 6);
+    let fragment = Fragment {
+        id: u32::from(be16(header, 4)),
+        offset: usize::from(word & 0x1fff) * 8,
+        more: word & 0x2000 != 0,
+    };
     Ok(Ipv4 {
         src: Ipv4Addr::from_bits(be32(header, 12)),
-        dst: Ipv4Addr::from_bits(be32(header, 16)),
         protocol: header[9],
         ecn: header[1] & ecn::MASK,
         header_len,
         total_len,
-        // More-fragments flag, or an offset.
-        fragment: be16(header, 6) & 0x3fff != 0,
+        fragment: (fragment.more || fragment.offset != 0).then_some(fragment),
     })
 }
 
@@ -72,30 +75,18 @@ pub(crate) fn destination(bytes: &[u8]) -> Option<Ipv4Addr> {
 /// Writes a header without options for `payload_len` bytes at the start of
 /// `out`, which has room for it. Don't-fragment is set and the identification
 /// is zero, as RFC 6864 section 4 allows for such datagrams.
-pub(crate) fn write(
-    out: &mut [u8],
-    src: Ipv4Addr,
-    dst: Ipv4Addr,
-    protocol: u8,
-    ecn: u8,
-    payload_len: usize,
-) {
-    let total = (LEN + payload_len) as u16;
-    out[0] = 0x45;
-    out[1] = ecn;
-    out[2..4].copy_from_slice(&total.to_be_bytes());
+#[inline]
+pub(crate) fn write_header(out: &mut [u8], header: &Header<'_>, payload_len: usize) {
+    let [.., s0, s1, s2, s3] = *header.src;
+    let [.., d0, d1, d2, d3] = *header.dst;
+    let [len0, len1] = ((LEN + payload_len) as u16).to_be_bytes();
+    let out = &mut out[..LEN];
+    out[0..4].copy_from_slice(&[0x45, header.ecn, len0, len1]);
     out[4..8].copy_from_slice(&[0, 0, 0x40, 0]);
-    out[8] = 64;
-    out[9] = protocol;
-    // The words 0x4500 with the ECN field, 0x4000 and TTL 64, and the pseudo-header's
-    // words, which are just the others of this header.
-    let sum = checksum::add(
-        checksum::fold(0x4500 + u32::from(ecn) + 0x4000 + 0x4000),
-        checksum::pseudo(src, dst, protocol, total),
-    );
+    out[8..12].copy_from_slice(&[header.hop_limit, header.protocol, 0, 0]);
+    out[12..20].copy_from_slice(&[s0, s1, s2, s3, d0, d1, d2, d3]);
+    let sum = checksum::sum(out);
     out[10..12].copy_from_slice(&(!sum).to_be_bytes());
-    out[12..16].copy_from_slice(&src.octets());
-    out[16..20].copy_from_slice(&dst.octets());
 }
 
 /// Whether a host may have this address as a source or be connected to.
@@ -108,8 +99,25 @@ pub(crate) fn is_host(address: Ipv4Addr) -> bool {
 }
 
 #[cfg(test)]
+pub(crate) use tests::write;
+
+#[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Writes a header as most tests want it.
+    pub(crate) fn write(
+        out: &mut [u8],
+        src: Ipv4Addr,
+        dst: Ipv4Addr,
+        protocol: u8,
+        ecn: u8,
+        payload_len: usize,
+    ) {
+        let (src, dst) = (&src.to_ipv6_mapped().octets(), &dst.to_ipv6_mapped().octets());
+        let header = Header { src, dst, v6: false, protocol, ecn, hop_limit: 64, label: 0 };
+        write_header(out, &header, payload_len);
+    }
 
     #[test]
     fn what_is_written_parses() {
@@ -117,8 +125,9 @@ mod tests {
         let (a, b) = (Ipv4Addr::new(10, 1, 2, 3), Ipv4Addr::new(192, 168, 77, 255));
         write(&mut bytes, a, b, TCP, ecn::ECT_0, 1480);
         let ip = parse(&bytes, 1500).unwrap();
-        assert_eq!((ip.src, ip.dst, ip.protocol, ip.total_len), (a, b, TCP, 1500));
-        assert!(!ip.fragment);
+        assert_eq!((ip.src, ip.protocol, ip.total_len), (a, TCP, 1500));
+        assert_eq!(destination(&bytes), Some(b));
+        assert_eq!(ip.fragment, None);
         assert_eq!(ip.ecn, ecn::ECT_0);
     }
 

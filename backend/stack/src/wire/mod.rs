@@ -4,13 +4,18 @@
 pub(crate) mod arp;
 pub(crate) mod ethernet;
 pub(crate) mod icmp;
+pub(crate) mod icmpv6;
 pub(crate) mod ip;
 pub(crate) mod ipv4;
+pub(crate) mod ipv6;
+pub(crate) mod mld;
+pub(crate) mod ndp;
 pub(crate) mod tcp;
 
-/// Bytes that are copied out of an arriving frame: Ethernet, and IPv4 and TCP
-/// with all the options that they can have (14 + 60 + 60).
-pub(crate) const HEADER_COPY: usize = 134;
+/// Bytes that are copied out of an arriving frame: Ethernet with a tag, then
+/// IPv4 and TCP with all the options that they can have (18 + 60 + 60), or IPv6
+/// and TCP (18 + 40 + 60) with 74 bytes of extension headers between them.
+pub(crate) const HEADER_COPY: usize = 192;
 
 /// Reads a big-endian `u16`; zero beyond the end.
 #[inline]

@@ -7,12 +7,18 @@
 //! answer.
 //!
 //! A flow remembers its neighbour's Ethernet address, and a passive flow takes
-//! it from the SYN: the answer goes back the way that the SYN came, with no ARP
+//! it from the SYN: the answer goes back the way that the SYN came, with no
 //! exchange before the first response. Whoever could forge that address could
-//! forge ARP as well. When a retransmission goes unanswered twice, the flow
+//! forge ARP or NDP as well. When a retransmission goes unanswered twice, the flow
 //! asks this cache again, so a neighbour that moved is found.
 
-use core::net::Ipv4Addr;
+//!
+//! [`arp`] finds IPv4 neighbours and [`ndp`] those of IPv6; they share the room.
+
+mod arp;
+pub(crate) mod ndp;
+
+use core::net::{IpAddr, Ipv4Addr};
 
 use crate::bufs::NIL;
 use crate::control::Control;
@@ -20,9 +26,7 @@ use crate::flow::{Key, Links, List, State};
 use crate::memory::Memory;
 use crate::stack::Stack;
 use crate::table::Table;
-use crate::wire::arp::{self, Arp};
 use crate::wire::ethernet::{self, Mac};
-use crate::wire::ipv4;
 use paste_abi::Reason;
 
 /// Entries looked at for one to give way.
@@ -31,10 +35,13 @@ const EVICT_TRIES: usize = 8;
 /// One neighbour.
 #[derive(Clone, Debug)]
 struct Neighbour {
-    address: Ipv4Addr,
+    address: IpAddr,
     used: bool,
     mac: Option<Mac>,
     heard_at: u64,
+    /// The address was heard in answer to a request; otherwise it is used, and
+    /// asked for at once.
+    confirmed: bool,
     /// A request is out, and the timer runs.
     asking: bool,
     tries: u8,
@@ -54,10 +61,11 @@ pub(crate) struct Neighbours {
 impl Neighbours {
     pub(crate) fn new(count: u16) -> Neighbours {
         let entry = Neighbour {
-            address: Ipv4Addr::UNSPECIFIED,
+            address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             used: false,
             mac: None,
             heard_at: 0,
+            confirmed: false,
             asking: false,
             tries: 0,
             ask_at: 0,
@@ -91,6 +99,16 @@ impl Neighbours {
     }
 }
 
+/// How a neighbour's Ethernet address came to be known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Heard {
+    /// In answer to us.
+    Answer,
+    /// Otherwise: it is used, but asked for as well (RFC 4861 section 7.3.2:
+    /// STALE).
+    Unasked,
+}
+
 /// What is known of the way to an address.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Route {
@@ -103,36 +121,37 @@ pub(crate) enum Route {
 }
 
 impl Stack {
-    /// The address on our link through which `remote` is reached.
-    fn next_hop(&self, remote: Ipv4Addr) -> Option<Ipv4Addr> {
-        if self.on_link(remote) { Some(remote) } else { self.config.gateway }
-    }
-
-    pub(crate) fn on_link(&self, address: Ipv4Addr) -> bool {
-        (address.to_bits() ^ self.config.address.to_bits()) & self.netmask == 0
-    }
-
     /// Whether there may be a way to a flow's peer.
-    pub(crate) fn routable(&self, key: &Key) -> bool {
-        self.next_hop(key.remote_v4()).is_some()
+    pub(crate) fn routable(&self, now: u64, key: &Key) -> bool {
+        self.addresses.next_hop(now, key.remote()).is_some()
+    }
+
+    fn neighbour_hash(&self, address: IpAddr) -> u32 {
+        match address {
+            IpAddr::V4(address) => self.hash(&address.octets()),
+            IpAddr::V6(address) => self.hash(&address.octets()),
+        }
+    }
+
+    /// The entry of this neighbour, if it has one.
+    fn find_neighbour(&self, address: IpAddr) -> Option<u32> {
+        let Neighbours { entries, table, .. } = &self.neighbours;
+        let hash = self.neighbour_hash(address);
+        table.find(hash, |i| entries[i as usize].address == address)
     }
 
     /// Finds the way to a flow's peer, asking for its neighbour if need be.
     pub(crate) fn route(&mut self, now: u64, key: Key) -> Route {
-        let Some(hop) = self.next_hop(key.remote_v4()) else {
+        let Some(hop) = self.addresses.next_hop(now, key.remote()) else {
             return Route::None;
         };
-        let hash = self.hash(&hop.octets());
-        let Neighbours { entries, table, .. } = &self.neighbours;
-        let index = match table.find(hash, |i| entries[i as usize].address == hop) {
-            Some(index) => index,
-            None => match self.new_neighbour(hop, hash) {
-                Some(index) => index,
-                None => return Route::None,
-            },
+        let found = self.find_neighbour(hop);
+        let Some(index) = found.or_else(|| self.new_neighbour(hop)) else {
+            return Route::None;
         };
         let entry = &self.neighbours.entries[index as usize];
-        let old = now.saturating_sub(entry.heard_at) > self.config.timers.neighbour_age;
+        let age = now.saturating_sub(entry.heard_at);
+        let old = !entry.confirmed || age > self.config.timers.neighbour_age;
         let mac = entry.mac;
         if !entry.asking && (mac.is_none() || old) {
             self.ask(now, index);
@@ -140,7 +159,7 @@ impl Stack {
         mac.map_or(Route::Asking(index), Route::Known)
     }
 
-    fn new_neighbour(&mut self, address: Ipv4Addr, hash: u32) -> Option<u32> {
+    fn new_neighbour(&mut self, address: IpAddr) -> Option<u32> {
         let count = self.neighbours.entries.len();
         for _ in 0..EVICT_TRIES.min(count) {
             let index = self.neighbours.hand;
@@ -150,6 +169,7 @@ impl Stack {
                 let entry = &mut self.neighbours.entries[index];
                 entry.address = address;
                 entry.used = true;
+                let hash = self.neighbour_hash(address);
                 self.neighbours.table.insert(hash, index as u32);
                 return Some(index as u32);
             }
@@ -165,9 +185,10 @@ impl Stack {
         }
         entry.used = false;
         entry.mac = None;
+        entry.confirmed = false;
         entry.asking = false;
         let address = entry.address;
-        let hash = self.hash(&address.octets());
+        let hash = self.neighbour_hash(address);
         self.neighbours.table.remove(hash, index);
         self.wheel.cancel(self.config.flows_max + index);
     }
@@ -178,13 +199,29 @@ impl Stack {
             entry.asking = true;
             entry.tries = 0;
         }
-        entry.tries += 1;
-        entry.ask_at = now.saturating_add(self.config.timers.arp_interval);
-        self.wheel.set_earlier(self.config.flows_max + index, entry.ask_at);
-        // A known address is asked again directly (RFC 1122 section 2.3.2.1).
-        let to = entry.mac.unwrap_or(ethernet::BROADCAST);
-        let target = entry.address;
-        self.queue_control(Control::ArpRequest { to, target });
+        // An IPv6 address that may be another's does not ask yet (RFC 4429
+        // section 3.2).
+        let tentative = entry.address.is_ipv6() && self.ndp.is_tentative(now);
+        let wait = if tentative {
+            self.ndp.tentative_until
+        } else {
+            entry.tries += 1;
+            now.saturating_add(self.config.timers.neighbour_interval)
+        };
+        entry.ask_at = wait;
+        self.wheel.set_earlier(self.config.flows_max + index, wait);
+        if tentative {
+            return;
+        }
+        // A known address is asked again directly (RFC 1122 section 2.3.2.1,
+        // RFC 4861 section 7.3.3).
+        let (target, mac) = (entry.address, entry.mac);
+        self.queue_control(match target {
+            IpAddr::V4(target) => {
+                Control::ArpRequest { to: mac.unwrap_or(ethernet::BROADCAST), target }
+            }
+            IpAddr::V6(target) => Control::Solicit { to: mac, target },
+        });
     }
 
     /// The timer of a neighbour rang.
@@ -197,7 +234,7 @@ impl Stack {
             self.wheel.set_earlier(self.config.flows_max + index, entry.ask_at);
             return;
         }
-        if entry.tries < self.config.timers.arp_tries {
+        if entry.tries < self.config.timers.neighbour_tries {
             self.ask(now, index);
             return;
         }
@@ -218,44 +255,21 @@ impl Stack {
         self.forget_neighbour(index);
     }
 
-    /// Takes in an ARP message that concerns us or may do so; returns whether
-    /// it was for us.
-    pub(crate) fn arp_input(&mut self, now: u64, bytes: &[u8]) -> bool {
-        let Some(message) = arp::parse(bytes) else {
-            return false;
-        };
-        let ours = message.target == self.config.address;
-        let credible = ethernet::is_station(&message.sender_mac)
-            && ipv4::is_host(message.sender)
-            && message.sender != self.config.address
-            && self.on_link(message.sender);
-        if !credible {
-            if ours {
-                self.counters.drop_arp += 1;
-            }
-            return ours;
-        }
-        let learned = self.learn(now, message.sender, message.sender_mac);
-        if ours && message.op == arp::REQUEST {
-            self.queue_control(Control::ArpReply { to: message.sender_mac, ip: message.sender });
-        } else if ours && !learned {
-            self.counters.drop_arp += 1;
-        }
-        ours
-    }
-
-    /// Notes a neighbour's address if it is one that was asked for.
-    fn learn(&mut self, now: u64, address: Ipv4Addr, mac: Mac) -> bool {
-        let hash = self.hash(&address.octets());
-        let Neighbours { entries, table, .. } = &self.neighbours;
-        let Some(index) = table.find(hash, |i| entries[i as usize].address == address) else {
+    /// Notes a neighbour's Ethernet address if somebody needs it.
+    fn learn(&mut self, now: u64, address: IpAddr, mac: Mac, heard: Heard) -> bool {
+        let Some(index) = self.find_neighbour(address) else {
             return false;
         };
         let entry = &mut self.neighbours.entries[index as usize];
+        if heard == Heard::Answer {
+            entry.heard_at = now;
+            entry.asking = false;
+            self.wheel.cancel(self.config.flows_max + index);
+        } else if entry.mac == Some(mac) {
+            return true;
+        }
         entry.mac = Some(mac);
-        entry.heard_at = now;
-        entry.asking = false;
-        self.wheel.cancel(self.config.flows_max + index);
+        entry.confirmed = heard == Heard::Answer;
         // Linear only in the flows that have waited for just this.
         while let Some(flow) = {
             let list = &mut self.neighbours.entries[index as usize].waiting;
@@ -265,16 +279,5 @@ impl Stack {
             self.kick(flow);
         }
         true
-    }
-
-    /// The message that asks for `target`.
-    pub(crate) fn arp_request(&self, target: Ipv4Addr) -> Arp {
-        Arp {
-            op: arp::REQUEST,
-            sender_mac: self.config.mac,
-            sender: self.config.address,
-            target_mac: [0; 6],
-            target,
-        }
     }
 }
