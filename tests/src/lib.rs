@@ -12,6 +12,7 @@
 pub mod backend;
 pub mod client;
 pub mod frontend;
+pub mod fuzz;
 pub mod interop;
 pub mod netns;
 pub mod packet;

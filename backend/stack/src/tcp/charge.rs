@@ -158,7 +158,7 @@ impl Stack {
         match piece.csum {
             Some(csum) if meta.csum_valid => {
                 // RFC 1071 section 2B: behind an odd byte, bytes change places.
-                let sum = if meta.len % 2 == 0 { !csum } else { (!csum).swap_bytes() };
+                let sum = if meta.len.is_multiple_of(2) { !csum } else { (!csum).swap_bytes() };
                 meta.csum = !checksum::add(!meta.csum, sum);
             }
             _ => meta.forget_csum(),
