@@ -170,7 +170,8 @@ fn options(list: &str) -> Parsed<Vec<Opt>> {
 fn call(text: &str) -> Parsed<Call> {
     let (name, rest) = text.split_once('(').ok_or(format!("{text:?} is no call"))?;
     let (inside, outcome) = rest.split_once(") =").ok_or("a call has arguments and a result")?;
-    // An error may be explained: EAGAIN (Resource temporarily unavailable).
+    // What is in parentheses explains: -1 EAGAIN (Resource temporarily unavailable).
+    let outcome = outcome.split('(').next().unwrap_or_default();
     let mut words = outcome.split_whitespace();
     let result = number(words.next().ok_or("a call has no result")?)?;
     Ok(Call {

@@ -131,8 +131,8 @@ impl Run {
             }
             Action::Out(Packet::TooBig { .. }) => return Err("the stack routes nothing".to_owned()),
             Action::Call(call) => {
-                self.await_call()?;
                 self.sleep_until(due)?;
+                self.await_call()?;
                 if let When::During(_, end) = event.when {
                     self.start_call(event.line, call, self.before + end)?;
                 } else {
