@@ -110,7 +110,7 @@ impl FlowState {
     /// Whether something is to be sent again.
     #[inline]
     pub(crate) fn resends(&self) -> bool {
-        self.lost_bytes > 0 || self.fin_lost || self.rexmit_due
+        self.lost_bytes > 0 || self.fin_lost
     }
 
     /// The reordering window now, ns.

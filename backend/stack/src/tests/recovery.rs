@@ -6,6 +6,8 @@ use paste_abi::{Event, Reason};
 use super::harness::*;
 use crate::config::{MS, SEC};
 use crate::stack::Tx;
+use crate::tcp::seq::Seq;
+use crate::wire::tcp::{Options, SackBlock};
 
 const FULL: [u8; 1460] = [9; 1460];
 
@@ -220,4 +222,24 @@ fn a_clock_that_jumps_either_way_does_no_harm() {
     pair.host.poll();
     assert_eq!(pair.host.kinds().last(), Some(&Event::Reset));
     pair.host.check_empty();
+}
+
+#[test]
+fn a_hole_that_closes_before_it_is_repaired_holds_up_nothing() {
+    let mut pair = Pair::listening(config());
+    pair.offers = Options { sack_permitted: true, ..pair.offers };
+    pair.open();
+    for _ in 0..14 {
+        pair.host.send(pair.flow, &FULL);
+    }
+    assert_eq!(pair.recv().len(), 10);
+    // Four come before the first; then it does, before anything was sent again.
+    let start = Seq(pair.ack) + 1460;
+    let mut options = Options::default();
+    options.sack.push(SackBlock { start, end: start + 4 * 1460 });
+    pair.send_with(ACK, options, &[]);
+    pair.ack_more(5 * 1460);
+    let again = pair.recv();
+    assert!(!again.is_empty(), "the window has room for what is new");
+    assert_eq!(pair.host.stack.counters().retransmits, 0);
 }
