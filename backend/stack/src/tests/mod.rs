@@ -3,6 +3,7 @@
 
 mod audit;
 mod closing;
+mod conformance;
 mod cookies;
 mod data;
 mod ecn;
