@@ -14,7 +14,7 @@ use crate::tcp::held::RECENT;
 use crate::tcp::pmtu::Path;
 use crate::tcp::rack::Rack;
 use crate::tcp::receive::QUICK_ACKS;
-use crate::tcp::recovery::{Phase, Tail};
+use crate::tcp::recovery::{Phase, Tail, Undo};
 use crate::tcp::rtt::Rtt;
 use crate::tcp::seq::Seq;
 use crate::tcp::timers::Timer;
@@ -295,6 +295,9 @@ pub(crate) struct FlowState {
     /// The record of a repair that is under way, or [`NIL`].
     pub repair: u32,
     pub rack: Rack,
+    /// The last reduction of the window, as long as it may prove a mistake; the
+    /// proof often comes when nothing is in flight any more.
+    pub undo: Undo,
     pub tail: Tail,
     /// The path MTU, as far as it is not what the two ends agreed on.
     pub path: Path,
@@ -415,6 +418,7 @@ impl FlowState {
             fin_lost: false,
             repair: NIL,
             rack: Rack::new(0, Seq(0)),
+            undo: Undo::NONE,
             tail: Tail::None,
             path: Path::new(0),
             cwr_due: false,

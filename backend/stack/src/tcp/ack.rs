@@ -31,7 +31,8 @@ impl Stack {
         let flow = &self.flows[index];
         let window = u32::from(header.window) << flow.snd_scale;
         let advanced = header.ack.after(flow.snd_una);
-        if advanced || flow.outstanding() {
+        // What arrived twice is often told of when all is acknowledged.
+        if advanced || flow.outstanding() || !header.options.sack.is_empty() {
             let mut news = News {
                 ack: header.ack,
                 advanced: advanced.then(|| header.ack.since(flow.snd_una)),
@@ -145,9 +146,6 @@ impl Stack {
         header: &Header,
         delivery: &mut Delivery,
     ) -> bool {
-        let Some((bufs, flow, repair)) = self.repairing(index) else {
-            return false;
-        };
         let mut unknown = 0;
         let blocks = &header.options.sack;
         let first = blocks[0];
@@ -155,15 +153,18 @@ impl Stack {
             !first.start.before(outer.start) && !first.end.after(outer.end) && first != *outer
         };
         let dsack = !first.end.after(header.ack) || blocks.get(1).is_some_and(inside);
-        for block in blocks.iter().skip(usize::from(dsack)) {
-            // RFC 5961 section 5's caution for SACK: only what is in flight counts.
-            let known = !block.start.before(flow.snd_una)
-                && block.start.before(block.end)
-                && !block.end.after(flow.snd_nxt);
-            if known {
-                scoreboard::sack(bufs, flow, repair, Stamp::at(now), *block, delivery);
-            } else if block.end.after(flow.snd_una) {
-                unknown += 1;
+        if let Some((bufs, flow, repair)) = self.repairing(index) {
+            for block in blocks.iter().skip(usize::from(dsack)) {
+                // RFC 5961 section 5's caution for SACK: only what is in flight
+                // counts.
+                let known = !block.start.before(flow.snd_una)
+                    && block.start.before(block.end)
+                    && !block.end.after(flow.snd_nxt);
+                if known {
+                    scoreboard::sack(bufs, flow, repair, Stamp::at(now), *block, delivery);
+                } else if block.end.after(flow.snd_una) {
+                    unknown += 1;
+                }
             }
         }
         self.counters.drop_bad_sack += unknown;

@@ -56,6 +56,10 @@ impl Segment {
 /// in units of 2^30 ns.
 const TS_RECENT_AGE: u32 = (24 * 24 * 3600 * SEC >> 30) as u32;
 
+/// How far a new incarnation's numbers are beyond the old one's: more than an
+/// old window without scale.
+const NUMBERS_APART: u32 = 1 << 16;
+
 impl Stack {
     pub(crate) fn tcp_input<M: Memory>(
         &mut self,
@@ -127,10 +131,18 @@ impl Stack {
             }
             State::TimeWait if self.reopens(index, segment) => {
                 // RFC 6191 section 2: a new incarnation of the connection.
-                let key = self.flows[index].key;
+                let (key, end) = (self.flows[index].key, self.flows[index].snd_nxt);
                 let hash = self.hash(&key.bytes());
                 self.end_time_wait(index);
-                return self.stranger_input(mem, now, key, hash, segment);
+                let outcome = self.stranger_input(mem, now, key, hash, segment);
+                // RFC 9293 section 3.6.1: its numbers are beyond the old one's,
+                // which may have been faster than the clock of new ones.
+                if let Some(index) = self.find_flow(&key, hash)
+                    && !self.flows[index].snd_una.after(end)
+                {
+                    self.flows[index].begin(end + NUMBERS_APART, now);
+                }
+                return outcome;
             }
             _ => self.synchronized_input(mem, now, index, segment),
         };
@@ -246,7 +258,11 @@ impl Stack {
             flow.ts_recent_at = age(now);
         }
         flow.heard_at = Moment::at(now);
-        flow.keepalive_sent = 0;
+        if flow.keepalive_sent > 0 {
+            // It lives, and is given its time anew.
+            flow.keepalive_sent = 0;
+            flow.idle_at = Deadline::after(now, u64::from(flow.keepalive) * SEC);
+        }
         if !self.ack_input(mem, now, index, &segment) {
             return Outcome::Consumed;
         }
@@ -325,6 +341,11 @@ impl Stack {
             self.reset_stranger(now, key, segment);
             self.terminate(mem, index, Some(Reason::Aborted));
             return false;
+        }
+        // RFC 5681 section 3.1, which RFC 6928 section 2 relaxes for a SYN that
+        // was lost once.
+        if flow.rtt.backoff() > 1 {
+            flow.congestion.on_lossy_handshake(u32::from(flow.mss));
         }
         // RFC 6298 section 5.7: the handshake was lossy.
         if flow.rtt.backoff() > 0 {

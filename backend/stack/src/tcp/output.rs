@@ -324,15 +324,14 @@ impl Stack {
     fn sent_again(&mut self, now: u64, index: u32, plan: &Plan) {
         self.counters.retransmits += 1;
         let len = plan.payload_len();
-        let timestamp = self.flows[index].timestamp(now);
         if let Some(payload) = plan.payload
             && let Some((bufs, flow, repair)) = self.repairing(index)
         {
-            repair.undo.on_resent(timestamp);
             scoreboard::resent(bufs, flow, repair, Stamp::at(now), payload.buf, plan.seq, len);
         }
         let flow = &mut self.flows[index];
         flow.rexmit_due = false;
+        flow.undo.on_resent(flow.timestamp(now));
         if plan.flags & flag::FIN != 0 {
             flow.fin_lost = false;
         }
@@ -342,10 +341,8 @@ impl Stack {
         if flow.tail_due {
             flow.tail_due = false;
             flow.tail = Tail::Again;
-            flow.recover = flow.snd_nxt;
-            self.counters.tail_probes_out += 1;
-            self.rearm(now, index, None);
-        } else if !flow.rexmit_at.is_set() {
+            self.sent_tail_probe(now, index);
+        } else if !flow.rexmit_at.is_set() || flow.timer == Timer::Retransmit {
             self.rearm(now, index, None);
         }
     }
@@ -386,13 +383,23 @@ impl Stack {
         if flow.tail_due {
             flow.tail_due = false;
             flow.tail = Tail::New;
-            flow.recover = flow.snd_nxt;
-            self.counters.tail_probes_out += 1;
+            self.sent_tail_probe(now, index);
         }
         // RFC 6298 section 5.1, RFC 8985 section 7.2.
+        let flow = &self.flows[index];
         if flow.timer != Timer::Reorder || !flow.rexmit_at.is_set() {
             self.rearm(now, index, None);
         }
+    }
+
+    /// RFC 8985 section 7.3: after a probe the retransmission timer starts anew.
+    fn sent_tail_probe(&mut self, now: u64, index: u32) {
+        let rto = self.rto(&self.flows[index]);
+        let flow = &mut self.flows[index];
+        flow.recover = flow.snd_nxt;
+        flow.timer = Timer::Retransmit;
+        flow.rexmit_at = Deadline::after(now, rto);
+        self.counters.tail_probes_out += 1;
     }
 
     /// Nothing can be sent. If that is for the peer's window, and nothing in
@@ -412,8 +419,8 @@ impl Stack {
         }
     }
 
-    /// No router, or the neighbour cache is full of waiting flows: as if the
-    /// segment were lost.
+    /// No router, no such neighbour, or the neighbour cache is full of waiting
+    /// flows: as if the segment were lost.
     pub(crate) fn cannot_route(&mut self, now: u64, index: u32) {
         let rto = self.rto(&self.flows[index]);
         let flow = &mut self.flows[index];

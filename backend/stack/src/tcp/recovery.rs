@@ -12,6 +12,7 @@
 
 use crate::bufs::{Bufs, NIL};
 use crate::clock::Moment;
+use crate::config::MS;
 use crate::flow::FlowState;
 use crate::stack::Stack;
 use crate::tcp::repair::Repair;
@@ -119,6 +120,15 @@ impl FlowState {
             || self.sacked_bytes >= u32::from(DUPACKS) * u32::from(self.mss);
         self.rack.window(sure, self.rtt.smallest(), self.rtt.smoothed())
     }
+
+    /// The round-trip time by the timestamp that came back, ns: coarse, but of
+    /// one copy of what was sent again (RFC 7323 section 4.1).
+    fn echoed_rtt(&self, now: u64, news: &News) -> Option<u64> {
+        let echo = news.echo.filter(|echo| self.timestamps && *echo != 0)?;
+        news.advanced?;
+        let ticks = Seq(self.timestamp(now)).since(Seq(echo));
+        (ticks < 1 << 20).then(|| (u64::from(ticks) * MS).max(MS))
+    }
 }
 
 impl Stack {
@@ -153,14 +163,19 @@ impl Stack {
     /// Draws the conclusions from an acknowledgement.
     pub(crate) fn take_news(&mut self, now: u64, index: u32, news: &News) {
         let flow = &mut self.flows[index];
-        if let Some(sent) = news.delivery.sent_once {
-            let rtt = Stamp::at(now).since(sent).max(1);
+        let measured = match news.delivery.sent_once {
+            Some(sent) => Some(Stamp::at(now).since(sent).max(1)),
+            None if flow.rtt.backoff() > 0 => flow.echoed_rtt(now, news),
+            None => None,
+        };
+        if let Some(rtt) = measured {
             flow.rtt.sample(now, rtt);
+            // RFC 6298 section 5: only a measurement ends it, or else a path
+            // that is slower than the timeout would never be measured.
+            flow.rtt.end_backoff();
             flow.congestion.on_rtt(rtt);
         }
         if news.advanced.is_some() {
-            // RFC 6298 sections 5.2 and 5.3.
-            flow.rtt.end_backoff();
             flow.progress_at = Moment::at(now);
             flow.path.on_progress();
         }
@@ -185,7 +200,7 @@ impl Stack {
         let flow = &self.flows[index];
         if flow.repair != NIL && flow.phase == Phase::Open && flow.sacked_bytes == 0 {
             let repair = &self.repairs[flow.repair];
-            if flow.lost_bytes == 0 && repair.resent.is_empty() && !repair.undo.armed {
+            if flow.lost_bytes == 0 && repair.resent.is_empty() {
                 self.end_repair(index);
             }
         }
@@ -262,10 +277,7 @@ impl Stack {
             if !flow.sack {
                 flow.sacked_bytes = 0;
             }
-            if flow.repair != NIL {
-                let undo = &mut self.repairs[flow.repair].undo;
-                undo.armed &= undo.pending > 0;
-            }
+            flow.undo.armed &= flow.undo.pending > 0;
         }
         match flow.phase {
             Phase::Open if flow.lost_bytes > 0 => self.enter_recovery(now, index, news, delivered),
@@ -309,10 +321,8 @@ impl Stack {
         flow.rexmit_due = true;
         flow.cwr_due = flow.ecn;
         flow.ecn_recover = flow.snd_nxt;
+        flow.undo = Undo::arm();
         self.counters.fast_retransmits += 1;
-        if let Some((_, _, repair)) = self.repairing(index) {
-            repair.undo = Undo::arm();
-        }
     }
 
     /// Everything in flight is lost: the retransmission timer rang (RFC 6298
@@ -324,14 +334,15 @@ impl Stack {
             let head = bufs.get(flow.tx.head);
             let renege = head.sacked & 1 != 0 && flow.snd_una == Seq(head.seq);
             scoreboard::mark_all_lost(bufs, flow, repair, renege);
-            if flow.rtt.backoff() == 0 || !repair.undo.armed {
-                repair.undo = Undo::arm();
-            }
         }
         let flow = &mut self.flows[index];
         let (flight, mss) = (flow.flight(), u32::from(flow.mss));
-        let first = flow.rtt.backoff() == 0 && flow.phase != Phase::Loss;
+        // Not the same data again.
+        let first = flow.phase != Phase::Loss;
         flow.congestion.on_timeout(now, flight, mss, first);
+        if first || !flow.undo.armed {
+            flow.undo = Undo::arm();
+        }
         flow.fin_lost = flow.snd_nxt.after(flow.snd_end);
         flow.phase = Phase::Loss;
         flow.recover = flow.snd_nxt;
@@ -383,8 +394,7 @@ impl Stack {
     fn dsack_input(&mut self, now: u64, index: u32) {
         let flow = &mut self.flows[index];
         flow.rack.on_dsack(flow.snd_una, flow.snd_nxt);
-        let repair = flow.repair;
-        if repair != NIL && self.repairs[repair].undo.on_duplicate() {
+        if flow.undo.on_duplicate() {
             self.undo(now, index);
         }
     }
@@ -393,10 +403,10 @@ impl Stack {
     /// first copy.
     fn undo_by_timestamp(&mut self, now: u64, index: u32, news: &News) {
         let flow = &self.flows[index];
-        if flow.repair == NIL || !flow.timestamps || news.advanced.is_none() {
+        let undo = &flow.undo;
+        if !flow.timestamps || news.advanced.is_none() {
             return;
         }
-        let undo = &self.repairs[flow.repair].undo;
         if let Some(echo) = news.echo
             && undo.armed
             && undo.sent
@@ -409,11 +419,11 @@ impl Stack {
 
     /// Nothing was lost (RFC 4015 section 3).
     fn undo(&mut self, now: u64, index: u32) {
-        let Some((bufs, flow, repair)) = self.repairing(index) else {
-            return;
-        };
-        repair.undo = Undo::NONE;
-        scoreboard::unmark_lost(bufs, flow, repair);
+        if let Some((bufs, flow, repair)) = self.repairing(index) {
+            scoreboard::unmark_lost(bufs, flow, repair);
+        }
+        let flow = &mut self.flows[index];
+        flow.undo = Undo::NONE;
         flow.congestion.undo(now);
         if !flow.sack {
             flow.sacked_bytes = 0;

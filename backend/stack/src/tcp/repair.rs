@@ -6,7 +6,6 @@
 use core::ops::{Index, IndexMut};
 
 use crate::bufs::{NIL, Queue};
-use crate::tcp::recovery::Undo;
 use crate::tcp::seq::Seq;
 use crate::wire::tcp::SackBlock;
 
@@ -26,7 +25,6 @@ pub(crate) struct Repair {
     pub sack_seen: [SackBlock; 3],
     /// Buffers of which something was sent again, in the order of time.
     pub resent: Queue,
-    pub undo: Undo,
 }
 
 /// All records.
@@ -45,7 +43,6 @@ impl Repairs {
             sack_hint: NIL,
             sack_seen: [SackBlock::default(); 3],
             resent: Queue::EMPTY,
-            undo: Undo::NONE,
         };
         Repairs {
             slab: vec![repair; count as usize].into_boxed_slice(),
@@ -69,7 +66,6 @@ impl Repairs {
         repair.rexmit_buf = NIL;
         repair.rack_cursor = NIL;
         repair.sack_hint = NIL;
-        repair.undo = Undo::NONE;
         debug_assert!(repair.resent.is_empty());
         self.free.push(id);
     }

@@ -395,6 +395,13 @@ pub(crate) fn resent(
     link_resent(bufs, repair, buf);
 }
 
+/// When the segment at SND.UNA was sent again, if it was.
+pub(crate) fn head_resent(bufs: &Bufs, flow: &FlowState) -> Option<Stamp> {
+    let meta = (flow.tx.head != NIL).then(|| bufs.get(flow.tx.head))?;
+    let sent = flow.snd_nxt.after(Seq(meta.seq));
+    (sent && meta.resent & meta.bit(flow.snd_una) != 0).then_some(meta.resent_at)
+}
+
 /// Fixes all books when segments of more than `mss` bytes turned out too large
 /// for the path: they are lost, and will be sent in smaller pieces.
 pub(crate) fn cut_again(bufs: &mut Bufs, flow: &mut FlowState, repair: &mut Repair, mss: u16) {

@@ -10,6 +10,8 @@ use crate::flow::State;
 use crate::memory::Memory;
 use crate::stack::Stack;
 use crate::tcp::recovery::{Phase, Tail};
+use crate::tcp::rtt::Stamp;
+use crate::tcp::scoreboard;
 
 /// What [`crate::flow::FlowState::rexmit_at`] is the time of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,7 +133,9 @@ impl Stack {
             }
             return;
         }
-        if flow.rtt.backoff() > 0 && flow.rexmit_at.is_set() && flow.timer == Timer::Retransmit {
+        let progress = flow.progress_at.elapsed(now) == 0;
+        let running = flow.timer == Timer::Retransmit && flow.rexmit_at.is_set() && !progress;
+        if flow.rtt.backoff() > 0 && running {
             // A timeout that was backed off runs on until something new is
             // acknowledged.
             return;
@@ -141,8 +145,16 @@ impl Stack {
             flow.rexmit_at = Deadline::after(now, wait);
             return;
         }
-        // RFC 6298 section 5.3: since the last progress.
-        let left = rto.saturating_sub(flow.progress_at.elapsed(now)).max(1);
+        // RFC 6298 section 5.3: since the last progress; but what was sent again
+        // since is given its time too (RFC 6582 section 3.2, step 3).
+        let mut elapsed = flow.progress_at.elapsed(now);
+        if let Some(resent) = scoreboard::head_resent(&self.bufs, flow) {
+            elapsed = elapsed.min(Stamp::at(now).since(resent));
+        }
+        let mut left = rto.saturating_sub(elapsed).max(1);
+        if running {
+            left = left.max(flow.rexmit_at.ns(now).saturating_sub(now));
+        }
         flow.timer = Timer::Retransmit;
         flow.rexmit_at = Deadline::after(now, left);
         let probes = flow.sack

@@ -175,6 +175,12 @@ impl Control {
         }
     }
 
+    /// The handshake was so lossy that the initial window is one segment.
+    pub(crate) fn on_lossy_handshake(&mut self, mss: u32) {
+        self.cwnd = mss;
+        self.phase = Phase::SlowStart(HyStart::new(mss));
+    }
+
     /// Bytes that may be in flight. During recovery "in flight" leaves out what
     /// is lost or was selectively acknowledged (`pipe` in RFC 6675).
     #[inline]
