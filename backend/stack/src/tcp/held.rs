@@ -21,6 +21,7 @@ use crate::memory::Memory;
 use crate::stack::{Outcome, Stack};
 use crate::tcp::charge::Piece;
 use crate::tcp::input::Segment;
+use crate::tcp::receive::QUICK_ACKS;
 use crate::tcp::seq::Seq;
 use crate::wire::tcp::{SACK_BLOCKS_MAX, SackBlock, SackBlocks, flag};
 
@@ -89,6 +90,7 @@ impl FlowState {
     /// Notes that bytes arrived once more; the next acknowledgement tells of
     /// the first such since the one before it (RFC 2883 section 4).
     pub(crate) fn note_duplicate(&mut self, start: Seq, end: Seq) {
+        self.quick_acks = QUICK_ACKS;
         if self.sack && self.dsack_len == 0 {
             self.dsack = start;
             self.dsack_len = end.since(start).min(u32::from(u16::MAX)) as u16;
@@ -147,11 +149,12 @@ impl Stack {
         blocks
     }
 
-    /// Has an early or repeated segment acknowledged at once (RFC 5681 section
-    /// 4.2). A peer without SACK counts duplicate acknowledgements, so it gets
-    /// one for each segment.
+    /// Has an early segment acknowledged at once (RFC 5681 section 4.2). A peer
+    /// without SACK counts duplicate acknowledgements, so it gets one for each
+    /// segment.
     fn acknowledge_early(&mut self, index: u32) {
         let flow = &mut self.flows[index];
+        flow.quick_acks = QUICK_ACKS;
         if flow.ack_due && !flow.sack {
             flow.dup_acks = (flow.dup_acks + 1).min(DUP_ACKS_MAX);
         }

@@ -11,9 +11,10 @@ use crate::tcp::input::Segment;
 use crate::tcp::seq::Seq;
 use crate::wire::tcp::flag;
 
-/// Segments that are acknowledged at once when a flow is young: a peer in slow
-/// start grows with each acknowledgement (RFC 5681 section 3.1), and a delayed
-/// one would hold it up.
+/// Segments that are acknowledged at once when a flow is young, and after one
+/// that came early or twice: a peer in slow start grows with each acknowledgement
+/// (RFC 5681 section 3.1), and a delayed one would hold it up. A peer that has
+/// lost one has a small window, too, and would take the delay for another loss.
 pub(crate) const QUICK_ACKS: u8 = 16;
 
 impl Segment {

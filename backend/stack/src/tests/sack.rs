@@ -109,6 +109,41 @@ fn rfc2018_3_three_blocks_fit_next_to_timestamps() {
     assert_eq!(blocks(&mut pair), [(50, 51), (40, 41), (30, 31)]);
 }
 
+/// A peer that repairs has few segments on their way, so what it sends next is
+/// acknowledged one by one: a delayed acknowledgement would look like a loss.
+#[test]
+fn after_a_loss_single_segments_are_acknowledged_at_once() {
+    /// One more segment, which the guest reads; how many answers there are.
+    fn next(pair: &mut Pair) -> usize {
+        pair.send(ACK, &[0; 1000]);
+        pair.seq = pair.seq.wrapping_add(1000);
+        pair.host.poll();
+        pair.recv().len()
+    }
+    let mut pair = sacking(config(), false);
+    let early: fn(&mut Pair) = |pair| {
+        pair.send_ahead(1000, ACK, &[0; 1000]);
+        pair.send_ahead(0, ACK, &[0; 1000]);
+        pair.seq = pair.seq.wrapping_add(2000);
+        pair.host.poll();
+    };
+    let repeated: fn(&mut Pair) = |pair| {
+        pair.send_ahead(-1000, ACK, &[0; 1000]);
+    };
+    for disturb in [early, repeated] {
+        // A flow that is no longer young has every second one acknowledged.
+        for _ in 0..32 {
+            next(&mut pair);
+        }
+        let answers: usize = (0..8).map(|_| next(&mut pair)).sum();
+        assert_eq!(answers, 4);
+        disturb(&mut pair);
+        pair.recv();
+        let answers: usize = (0..8).map(|_| next(&mut pair)).sum();
+        assert_eq!(answers, 8);
+    }
+}
+
 #[test]
 fn rfc2883_4_1_1_a_repeated_segment_is_told_of_once() {
     let mut pair = sacking(config(), false);
