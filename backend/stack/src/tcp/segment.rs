@@ -49,7 +49,11 @@ impl Stack {
         out: &mut TxBatch,
     ) {
         let syn = plan.flags & flag::SYN != 0;
-        let window = if plan.why == Why::Reset { 0 } else { self.advertise(index, !syn) };
+        let ack = match plan.why {
+            Why::Ack => self.ack_number(index),
+            _ => self.flows[index].rcv_nxt,
+        };
+        let window = if plan.why == Why::Reset { 0 } else { self.advertise(index, ack, !syn) };
         let flow = &self.flows[index];
         let acks = plan.flags & flag::ACK != 0;
         let mut options = Options::default();
@@ -71,7 +75,7 @@ impl Stack {
             src_port: flow.key.local_port,
             dst_port: flow.key.remote_port,
             seq: plan.seq,
-            ack: if acks { flow.rcv_nxt } else { Seq(0) },
+            ack: if acks { ack } else { Seq(0) },
             flags: plan.flags | self.ecn_flags(flow, plan.flags),
             window,
             options,
@@ -133,7 +137,7 @@ impl Stack {
             }
         }
         if acks {
-            self.acknowledged(index, payload_len == 0);
+            self.acknowledged(index, ack, payload_len == 0);
         }
     }
 }

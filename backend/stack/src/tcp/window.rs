@@ -11,6 +11,7 @@
 
 use crate::clock::Deadline;
 use crate::stack::Stack;
+use crate::tcp::seq::Seq;
 
 /// Segments that a window may have before anything has arrived: an initial
 /// window (RFC 6928) and some.
@@ -52,25 +53,42 @@ impl Stack {
         current.max(wanted).max(floor)
     }
 
-    /// The window field of a segment about to be sent; `scaled` on all but SYN.
-    /// What it promises is promised from here on: the right edge never moves
-    /// left.
-    pub(crate) fn advertise(&mut self, index: u32, scaled: bool) -> u16 {
+    /// What an acknowledgement without payload acknowledges. RFC 5681 section 4.2
+    /// wants one for every second full segment; one alone for all that came in a
+    /// turn would be missed with the whole window if it were lost. Each covers
+    /// half of what is left, but two segments at least: their number grows with
+    /// the logarithm of the turn's.
+    pub(crate) fn ack_number(&self, index: u32) -> Seq {
+        let flow = &self.flows[index];
+        let mss = u32::from(flow.rcv_mss).max(1);
+        let segments = flow.rcv_nxt.since(flow.last_ack_sent) / mss;
+        if segments < 4 || !flow.promises || !flow.held.is_empty() || flow.dup_acks > 0 {
+            return flow.rcv_nxt;
+        }
+        flow.last_ack_sent + segments / 2 * mss
+    }
+
+    /// The window field of a segment about to be sent that acknowledges up to
+    /// `ack`; `scaled` on all but SYN. What it promises is promised from here on:
+    /// the right edge never moves left.
+    pub(crate) fn advertise(&mut self, index: u32, ack: Seq, scaled: bool) -> u16 {
         let desired = self.desired_window(index);
         let least = u32::from(self.mss).min(self.largest_window(index) / 2);
         let flow = &mut self.flows[index];
         let current = flow.rcv_wnd();
         let scale = if scaled { u32::from(flow.rcv_scale) } else { 0 };
+        // The field counts from the acknowledged number on.
+        let behind = flow.rcv_nxt.since(ack);
         // Silly window avoidance: not by less than a segment, or half of what
         // the flow could have. And nothing after the peer's FIN.
         let grows = desired - current >= least && flow.promises;
         let window = if grows { desired } else { current };
-        let mut field = (window >> scale).min(0xffff);
-        if field << scale < current {
+        let mut field = ((behind + window) >> scale).min(0xffff);
+        if field << scale < behind + current {
             // Rounding must not take back what was promised.
-            field = current.div_ceil(1 << scale).min(0xffff);
+            field = (behind + current).div_ceil(1 << scale).min(0xffff);
         }
-        let window = field << scale;
+        let window = (field << scale).saturating_sub(behind);
         if window > current && flow.promises {
             flow.rcv_adv = flow.rcv_nxt + window;
             self.promised += u64::from(window - current);
@@ -110,17 +128,17 @@ impl Stack {
         }
     }
 
-    /// An acknowledgement has just been written into a segment, which is `pure`
-    /// if it carries nothing else.
-    pub(crate) fn acknowledged(&mut self, index: u32, pure: bool) {
+    /// An acknowledgement of `ack` has just been written into a segment, which is
+    /// `pure` if it carries nothing else.
+    pub(crate) fn acknowledged(&mut self, index: u32, ack: Seq, pure: bool) {
         let flow = &mut self.flows[index];
         flow.delayed_ack_at = Deadline::NEVER;
-        flow.last_ack_sent = flow.rcv_nxt;
+        flow.last_ack_sent = ack;
         flow.dsack_len = 0;
-        flow.ack_due = flow.dup_acks > 0;
+        flow.ack_due = flow.dup_acks > 0 || ack != flow.rcv_nxt;
         if flow.ack_due {
             // RFC 5681 section 2: one with payload is no duplicate.
-            flow.dup_acks -= u8::from(pure);
+            flow.dup_acks = flow.dup_acks.saturating_sub(u8::from(pure));
             self.kick(index);
         }
     }

@@ -144,6 +144,38 @@ fn after_a_loss_single_segments_are_acknowledged_at_once() {
     }
 }
 
+/// A single acknowledgement of all that came in a turn would take the whole
+/// window with it, were it lost.
+#[test]
+fn a_turn_of_many_segments_is_acknowledged_in_halves() {
+    let mut pair = Pair::listening(Config { recv_window_max: 1 << 20, ..config() });
+    pair.offers = Options { scale: Some(7), ..offer() };
+    pair.open();
+    // The least that 1 MiB needs.
+    let scale = 5;
+    let mut edge = pair.seq;
+    for (segments, expected) in
+        [(1, &[1][..]), (3, &[3]), (4, &[2, 4]), (8, &[4, 6, 8]), (11, &[5, 8, 11])]
+    {
+        let before = pair.seq;
+        for _ in 0..segments {
+            pair.send(ACK, &[0; 1000]);
+            pair.seq = pair.seq.wrapping_add(1000);
+        }
+        let answers = pair.recv();
+        let acks: Vec<u32> = answers.iter().map(|seg| (seg.ack - before) / 1000).collect();
+        assert_eq!(acks, expected, "of {segments}");
+        for seg in answers {
+            // The right edge never moves left.
+            let new = seg.ack + (u32::from(seg.window) << scale);
+            assert!(new >= edge, "{new} {edge}");
+            edge = new;
+        }
+        pair.host.poll();
+        pair.host.audit();
+    }
+}
+
 #[test]
 fn rfc2883_4_1_1_a_repeated_segment_is_told_of_once() {
     let mut pair = sacking(config(), false);
