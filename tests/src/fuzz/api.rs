@@ -15,7 +15,7 @@ use crate::sim::Owner;
 /// Steps of one run.
 const STEPS_MAX: usize = 256;
 
-/// Two bytes choose the settings, then steps follow.
+/// Three bytes choose the settings, then steps follow.
 pub fn api(data: &[u8]) {
     let mut bytes = Bytes(data);
     let mut bed = Bed::new(&mut bytes);

@@ -3,10 +3,11 @@
 //! matter. Everything that the stack promises is judged after every step.
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use paste_abi::slot::KEEP;
 use paste_abi::{Event, Flow, Reason, Slot};
+use paste_stack::config::Network;
 use paste_stack::{Config, Memory, Outcome, Payload, RxCsum, RxFrame, Stack, Tx, TxBatch};
 
 use super::bytes::Bytes;
@@ -15,6 +16,10 @@ use crate::sim::{Owner, StrictMemory};
 
 /// Our address.
 pub const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+/// Our IPv6 address.
+pub const HOST6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+/// The VLAN that we are on, if on any.
+pub const VLAN: u16 = 5;
 /// Our Ethernet address.
 pub const HOST_MAC: Mac = [2, 0, 0, 0, 0, 1];
 /// The Ethernet address of all peers.
@@ -28,7 +33,7 @@ pub const CHANNELS: u16 = 2;
 /// Nanoseconds in a millisecond.
 pub const MS: u64 = 1_000_000;
 
-const BUFFERS: u32 = 48;
+const BUFFERS: u32 = 96;
 const BUFFER_SIZE: usize = 2048;
 const RX_OFFSET: u16 = 64;
 const HEADROOM: u16 = 128;
@@ -79,12 +84,13 @@ pub struct Bed {
     csum: RxCsum,
     /// The stack leaves checksums to the device.
     offload: bool,
+    vlan: Option<u16>,
 }
 
 impl Bed {
-    /// A stack with a listener, its settings chosen by two bytes.
+    /// A stack with a listener, its settings chosen by three bytes.
     pub fn new(choice: &mut Bytes<'_>) -> Bed {
-        let bits = choice.u8();
+        let bits = choice.u16();
         let bit = |at: u8| bits >> at & 1 != 0;
         let config = Config {
             flows_max: PEERS as u32,
@@ -102,7 +108,18 @@ impl Bed {
             header_in_buffer: bit(2),
             tx_csum_offload: bit(3),
             mtu: if bit(4) { 576 } else { 1500 },
-            gateway: (!bit(5)).then_some(Ipv4Addr::new(10, 0, 0, 250)),
+            ipv4: Some(Network {
+                address: HOST,
+                prefix_len: 24,
+                gateway: (!bit(5)).then_some(Ipv4Addr::new(10, 0, 0, 250)),
+            }),
+            ipv6: Some(Network { address: HOST6, prefix_len: 64, gateway: None }),
+            accept_ra: bit(5),
+            vlan: bit(9).then_some(VLAN),
+            syn_per_second: if bit(7) { 2 } else { 1000 },
+            syn_cookies: !bit(8),
+            dad_probes: u8::from(bit(10)),
+            icmp_errors_per_second: 4,
             ..Config::new(HOST_MAC, HOST, 24)
         };
         let csum = match choice.u8() % 4 {
@@ -111,12 +128,13 @@ impl Bed {
             _ => RxCsum::Partial,
         };
         let peer = |number: usize| Peer {
-            // Two of them beyond the gateway.
+            // Of each family, and one each beyond the gateway.
             address: match number {
-                6 | 7 => Ipv4Addr::new(192, 0, 2, 1),
-                _ => Ipv4Addr::new(10, 0, 0, 2 + number as u8 % 3),
-            }
-            .into(),
+                7 => Ipv4Addr::new(192, 0, 2, 1).into(),
+                6 => Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1).into(),
+                4 | 5 => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, number as u16).into(),
+                _ => Ipv4Addr::new(10, 0, 0, 2 + number as u8 % 3).into(),
+            },
             port: 1000 + number as u16,
             local_port: PORT,
             seq: 0xffff_f000,
@@ -136,6 +154,7 @@ impl Bed {
             out: TxBatch::new(16),
             csum,
             offload: bit(3),
+            vlan: bit(9).then_some(VLAN),
         };
         bed.stack.listen(0, PORT, 4).expect("the port is free");
         bed
@@ -174,14 +193,15 @@ impl Bed {
 
     /// The way from a peer to us.
     pub fn around(&self, peer: usize) -> Around<'static> {
+        let src = self.peers[peer].address;
         Around {
             from: PEER_MAC,
             to: HOST_MAC,
-            src: self.peers[peer].address,
-            dst: HOST.into(),
+            src,
+            dst: if src.is_ipv4() { HOST.into() } else { HOST6.into() },
             protocol: TCP,
             extra: &[],
-            vlan: None,
+            vlan: self.vlan,
         }
     }
 
@@ -423,6 +443,8 @@ impl Bed {
             turns += 1;
             assert!(turns < 1000, "{} flows that never end", self.stack.flows());
         }
+        // Fragments wait for others this long at most.
+        self.pass(60_000 * MS);
         self.turn();
         assert_eq!(self.mem.count_of(Owner::Stack), 0, "buffers that are lost");
         assert_eq!(self.mem.free(), BUFFERS);

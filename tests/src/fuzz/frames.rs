@@ -134,6 +134,42 @@ fn ipv6(out: &mut Vec<u8>, around: &Around<'_>, src: Ipv6Addr, dst: Ipv6Addr, in
     out.extend(inner);
 }
 
+/// The frame's datagram in fragments that carry `len` bytes each, a multiple of
+/// eight, in order.
+pub fn fragments(frame: &[u8], len: usize, identification: u16) -> Vec<Vec<u8>> {
+    let tagged = frame[12..14] == [0x81, 0];
+    let ip = if tagged { ETHERNET + 4 } else { ETHERNET };
+    let v4 = frame[ip - 2..ip] == [8, 0];
+    let start = if v4 { ip + usize::from(frame[ip] & 15) * 4 } else { ip + 40 };
+    let inner = &frame[start..];
+    let mut out = Vec::new();
+    for at in (0..inner.len()).step_by(len) {
+        let end = (at + len).min(inner.len());
+        let more = u16::from(end < inner.len());
+        let mut piece = frame[..start].to_vec();
+        if v4 {
+            let total = (start - ip + end - at) as u16;
+            piece[ip + 2..ip + 4].copy_from_slice(&total.to_be_bytes());
+            piece[ip + 4..ip + 6].copy_from_slice(&identification.to_be_bytes());
+            let word = more << 13 | (at / 8) as u16;
+            piece[ip + 6..ip + 8].copy_from_slice(&word.to_be_bytes());
+            piece[ip + 10..ip + 12].fill(0);
+            let header = checksum(sum(&piece[ip..start]));
+            piece[ip + 10..ip + 12].copy_from_slice(&header);
+        } else {
+            piece[ip + 4..ip + 6].copy_from_slice(&((end - at + 8) as u16).to_be_bytes());
+            let next = std::mem::replace(&mut piece[ip + 6], 44);
+            piece.extend([next, 0]);
+            piece.extend((at as u16 | more).to_be_bytes());
+            piece.extend([0, 0]);
+            piece.extend(identification.to_be_bytes());
+        }
+        piece.extend(&inner[at..end]);
+        out.push(piece);
+    }
+    out
+}
+
 /// Where IPv6's extension headers end, and what follows them.
 fn skip_extensions(frame: &[u8], mut at: usize, mut next: u8) -> Option<(usize, u8)> {
     loop {

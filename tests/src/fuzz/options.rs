@@ -47,11 +47,12 @@ fn plain(options: &[u8]) -> Asked {
     asked
 }
 
-/// Three bytes choose the settings and how many bytes of TCP options follow;
-/// then those of IP, and those of a later segment.
+/// Two bytes choose the settings, one says how many bytes of TCP options follow,
+/// then come those of IP, and those of a later segment.
 pub fn options(data: &[u8]) {
     let mut bytes = Bytes(data);
-    let settings = [bytes.u8() & !3, 0];
+    // Timestamps and SACK are on, and checksums are judged.
+    let settings = [bytes.u8(), bytes.u8() & !3, 0];
     let len = bytes.below(41);
     let syn_options = bytes.take(len);
     let len = bytes.below(41);

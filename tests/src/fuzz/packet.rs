@@ -20,7 +20,7 @@ const SYN_SENT: usize = 7;
 /// MSS, SACK permitted, timestamps, and a window scale.
 const SYN_OPTIONS: [u8; 20] = [2, 4, 5, 0xb4, 4, 2, 8, 10, 0, 15, 66, 64, 0, 0, 0, 0, 1, 3, 3, 2];
 
-/// The first byte says whether checksums are made right, and by it two choose
+/// The first byte says whether checksums are made right, three more choose
 /// the settings; the rest is the frame.
 pub fn packet(data: &[u8]) {
     let mut bytes = Bytes(data);

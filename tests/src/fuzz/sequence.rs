@@ -1,14 +1,14 @@
 //! Sequences of segments that are nearly right, with time, polls and requests of
 //! guests between them.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use paste_abi::slot::Opt;
 use paste_stack::Tx;
 
-use super::bed::{Bed, CHANNELS, HOST, HOST_MAC, MS, PEER_MAC, PEERS};
+use super::bed::{Bed, CHANNELS, HOST, HOST_MAC, HOST6, MS, PEER_MAC, PEERS};
 use super::bytes::Bytes;
-use super::frames::{self, Around, ICMP, flag};
+use super::frames::{self, Around, ICMP, ICMP6, TCP, flag};
 
 /// Steps of one run: more say nothing new and only cost time.
 const STEPS_MAX: usize = 256;
@@ -39,7 +39,7 @@ const LENGTHS: [usize; 8] = [0, 1, 2, 100, 536, 1000, 1448, 1460];
 /// The time that passes: ticks, and the stack's own times.
 const TIMES: [u64; 10] = [0, 1, 5, 40, 200, 500, 1_000, 10_000, 60_000, 200_000];
 
-/// Two bytes choose the settings, then steps follow.
+/// Three bytes choose the settings, then steps follow.
 pub fn sequence(data: &[u8]) {
     let mut bytes = Bytes(data);
     let mut bed = Bed::new(&mut bytes);
@@ -54,7 +54,7 @@ pub fn sequence(data: &[u8]) {
 }
 
 fn step(bed: &mut Bed, bytes: &mut Bytes<'_>, last: &mut Vec<u8>) {
-    match bytes.below(20) {
+    match bytes.below(22) {
         0 => open(bed, bytes),
         1..=5 => {
             *last = segment(bed, bytes);
@@ -96,6 +96,8 @@ fn step(bed: &mut Bed, bytes: &mut Bytes<'_>, last: &mut Vec<u8>) {
             unreachable(bed, bytes);
         }
         16 => arp(bed, bytes),
+        20 => neighbour_discovery(bed, bytes),
+        21 => fragmented(bed, bytes),
         17 => {
             let (channel, peer) = (bytes.u16() % CHANNELS, bytes.below(PEERS));
             let _ = bed.connect(channel, peer, if bytes.flag() { 0 } else { 2000 });
@@ -194,8 +196,12 @@ fn segment(bed: &mut Bed, bytes: &mut Bytes<'_>) -> Vec<u8> {
     let mut around = bed.around(number);
     let extra;
     if bits & 8 != 0 {
-        extra = bytes.take(usize::from(bits >> 4));
-        around.extra = extra;
+        extra = if peer.address.is_ipv4() {
+            bytes.take(usize::from(bits >> 4)).to_vec()
+        } else {
+            extension_headers(bytes)
+        };
+        around.extra = &extra;
     }
     let inner = segment.bytes();
     let (seq, end) = (segment.seq, segment.seq.wrapping_add(payload.len() as u32));
@@ -204,6 +210,73 @@ fn segment(bed: &mut Bed, bytes: &mut Bytes<'_>) -> Vec<u8> {
         bed.peers[number].seq = end.wrapping_add(control);
     }
     frames::frame(&around, &inner)
+}
+
+/// Extension headers of any kinds, before TCP.
+fn extension_headers(bytes: &mut Bytes<'_>) -> Vec<u8> {
+    const KINDS: [u8; 6] = [0, 60, 43, 44, 60, 51];
+    let kinds: Vec<u8> = (0..1 + bytes.below(5)).map(|_| bytes.one_of(&KINDS)).collect();
+    let mut out = vec![kinds[0]];
+    for (at, &kind) in kinds.iter().enumerate() {
+        out.push(kinds.get(at + 1).copied().unwrap_or(TCP));
+        let len = if kind == 44 { 0 } else { bytes.u8() % 3 };
+        out.push(len);
+        let body = usize::from(len) * 8 + 6;
+        let end = out.len() + body;
+        out.extend(bytes.take(body));
+        out.resize(end, 0);
+    }
+    out
+}
+
+/// A segment in fragments, in some order, of which some may be missing.
+fn fragmented(bed: &mut Bed, bytes: &mut Bytes<'_>) {
+    let whole = segment(bed, bytes);
+    let len = 8 * (1 + bytes.below(100));
+    let mut pieces = frames::fragments(&whole, len, bytes.u16() % 4);
+    pieces.truncate(16);
+    for _ in 0..pieces.len() {
+        let piece = pieces.swap_remove(bytes.below(pieces.len()));
+        if bytes.u8() != 0xff {
+            bed.input(&piece);
+        }
+    }
+}
+
+/// A message of neighbour discovery (RFC 4861 section 4), as it should be or with
+/// options of any bytes.
+fn neighbour_discovery(bed: &mut Bed, bytes: &mut Bytes<'_>) {
+    let kind = bytes.one_of(&[135u8, 136, 134, 133, 137, 128, 1, 2, 3]);
+    let target = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, bytes.one_of(&[1, 4, 5, 9]));
+    let mut inner = vec![kind, bytes.u8() % 8, 0, 0];
+    inner.extend(bytes.u32().to_be_bytes());
+    match kind {
+        135..=137 => inner.extend(target.octets()),
+        134 => inner.extend(bytes.u64().to_be_bytes()),
+        _ => {}
+    }
+    match bytes.u8() % 4 {
+        0 => {}
+        1 => inner.extend([1, 1, 2, 0, 0, 0, 0, 7]),
+        2 => inner.extend([2, 1, 2, 0, 0, 0, 0, 7]),
+        _ => inner.extend(bytes.take(24)),
+    }
+    let mut around = Around { protocol: ICMP6, ..bed.around(4 + bytes.below(3)) };
+    match bytes.u8() % 8 {
+        // To those who have addresses that end like ours, or to everybody.
+        0 => around.dst = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00, 1).into(),
+        1 => around.dst = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1).into(),
+        2 => around.src = Ipv6Addr::UNSPECIFIED.into(),
+        3 => around.src = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 9).into(),
+        _ => {}
+    }
+    let mut frame = frames::frame(&around, &inner);
+    // RFC 4861 section 6.1: the hop limit is 255, or it came from elsewhere.
+    if bytes.u8() != 0xff {
+        let ip = if around.vlan.is_some() { 18 } else { 14 };
+        frame[ip + 7] = 255;
+    }
+    bed.input(&frame);
 }
 
 /// Options of a segment: the usual ones, SACK blocks, or any bytes.
@@ -239,20 +312,35 @@ fn segment_options(bed: &Bed, peer: usize, bytes: &mut Bytes<'_>) -> Vec<u8> {
 fn unreachable(bed: &mut Bed, bytes: &mut Bytes<'_>) {
     let number = bytes.below(PEERS);
     let peer = bed.peers[number];
-    let IpAddr::V4(address) = peer.address else { return };
-    let mut inner =
-        vec![bytes.one_of(&[3, 3, 3, 11, 12, 4]), bytes.one_of(&[4, 4, 3, 2, 1, 0]), 0, 0];
-    inner.extend([0, 0]);
-    inner.extend(bytes.one_of(&[0u16, 68, 296, 576, 1280, 1400, 1499, 65535]).to_be_bytes());
-    inner.extend([0x45, 0, 0x05, 0xdc, 0, 0, 0x40, 0, 63, 6, 0, 0]);
-    inner.extend(HOST.octets());
-    inner.extend(address.octets());
+    let seq = near(bytes, &[peer.ack, peer.ack.wrapping_sub(1448)]);
+    let mtu = bytes.one_of(&[0u16, 68, 296, 576, 1280, 1400, 1499, 65535]);
+    let mut inner = match peer.address {
+        IpAddr::V4(address) => {
+            let kinds = [bytes.one_of(&[3, 3, 3, 11, 12, 4]), bytes.one_of(&[4, 4, 3, 2, 1, 0])];
+            let mut inner = Vec::from(kinds);
+            inner.extend([0; 4]);
+            inner.extend(mtu.to_be_bytes());
+            inner.extend([0x45, 0, 0x05, 0xdc, 0, 0, 0x40, 0, 63, TCP, 0, 0]);
+            inner.extend(HOST.octets());
+            inner.extend(address.octets());
+            inner
+        }
+        IpAddr::V6(address) => {
+            let mut inner = vec![bytes.one_of(&[2, 2, 1, 3, 4]), bytes.u8() % 5, 0, 0, 0, 0];
+            inner.extend(mtu.to_be_bytes());
+            inner.extend([0x60, 0, 0, 0, 5, 0xb4, TCP, 63]);
+            inner.extend(HOST6.octets());
+            inner.extend(address.octets());
+            inner
+        }
+    };
     inner.extend(peer.local_port.to_be_bytes());
     inner.extend(peer.port.to_be_bytes());
-    inner.extend(near(bytes, &[peer.ack, peer.ack.wrapping_sub(1448)]).to_be_bytes());
+    inner.extend(seq.to_be_bytes());
     let more = usize::from(bytes.u8() % 16);
     inner.extend(bytes.take(more));
-    let around = Around { protocol: ICMP, ..bed.around(number) };
+    let protocol = if peer.address.is_ipv4() { ICMP } else { ICMP6 };
+    let around = Around { protocol, ..bed.around(number) };
     bed.input(&frames::frame(&around, &inner));
 }
 

@@ -54,7 +54,7 @@ impl Segment {
 
 /// 24 days, after which a stored timestamp says nothing (RFC 7323 section 5.5),
 /// in units of 2^30 ns.
-const TS_RECENT_AGE: u32 = (24 * 24 * 3600 * SEC >> 30) as u32;
+const TS_RECENT_AGE: u32 = ((24 * 24 * 3600 * SEC) >> 30) as u32;
 
 /// How far a new incarnation's numbers are beyond the old one's: more than an
 /// old window without scale.
