@@ -14,7 +14,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Config, ConfigErrors, Poll};
+use crate::config::{Config, ConfigErrors, FLOWS_MAX, Poll};
 #[cfg(feature = "demo")]
 use crate::demo;
 use crate::logging::{self, LoggingError};
@@ -72,6 +72,9 @@ struct RunArgs {
     /// `socket`; NAME may be left out if there is one guest only
     #[arg(long, value_name = "[NAME=]N")]
     fd: Vec<FdArg>,
+    /// Flows at once, of every guest, in place of its `flows_max`
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(FLOWS_MAX)))]
+    flows_max: Option<u32>,
     /// What to log: a level, or a filter as in pasted=debug,info; goes before
     /// PASTED_LOG and the configuration
     #[arg(long, value_name = "FILTER")]
@@ -181,7 +184,12 @@ pub fn main() -> ExitCode {
 fn run(args: RunArgs) -> Result<(), Failure> {
     // Before anything is opened, while the numbers are still the parent's.
     let inherited = inherit(args.fd)?;
-    let config = Config::load(&args.config)?;
+    let mut config = Config::load(&args.config)?;
+    if let Some(flows_max) = args.flows_max {
+        for guest in &mut config.guests {
+            guest.flows_max = flows_max;
+        }
+    }
     let inherited = assign(inherited, &config)?;
     logging::init(config.log, args.log.as_deref())?;
     Ok(wiring::run(&config, inherited)?)
@@ -236,8 +244,18 @@ fn summary(path: &Path, config: &Config) -> String {
 
     let (count, s) = (config.guests.len(), if config.guests.len() == 1 { "" } else { "s" });
     let mut text = format!("{}: ok, {count} guest{s}\n", path.display());
+    // Writing to a string cannot fail.
     for guest in &config.guests {
-        let gateway = guest.gateway.map_or_else(String::new, |via| format!(" via {via}"));
+        let mut network = String::new();
+        for prefix in &guest.addresses {
+            let _ = write!(network, " {prefix}");
+        }
+        for gateway in &guest.gateways {
+            let _ = write!(network, " via {gateway}");
+        }
+        if let Some(vlan) = guest.vlan {
+            let _ = write!(network, " vlan {vlan}");
+        }
         let poll = match guest.poll {
             Poll::Always => "always".to_owned(),
             Poll::For(duration) => format!("{duration:?}"),
@@ -246,13 +264,11 @@ fn summary(path: &Path, config: &Config) -> String {
             Some(path) => path.display().to_string(),
             None => "memory".to_owned(),
         };
-        // Writing to a string cannot fail.
         let _ = writeln!(
             text,
-            "  {}: {} {}{gateway} mtu {} on {}, socket {}, region {region} of {} bytes, polls {poll}",
+            "  {}: {}{network} mtu {} on {}, socket {}, region {region} of {} bytes, polls {poll}",
             guest.name,
             guest.mac,
-            guest.address,
             guest.mtu,
             guest.port,
             guest.socket.path.display(),
@@ -310,6 +326,14 @@ mod tests {
             (vec!["pasted", "serve"], ErrorKind::InvalidSubcommand),
             (vec!["pasted", "run", "--config", "a", "--fd", "x"], ErrorKind::ValueValidation),
             (vec!["pasted", "run", "--config", "a", "--fd", "w=-1"], ErrorKind::ValueValidation),
+            (
+                vec!["pasted", "run", "--config", "a", "--flows-max", "0"],
+                ErrorKind::ValueValidation,
+            ),
+            (
+                vec!["pasted", "run", "--config", "a", "--flows-max", "1048577"],
+                ErrorKind::ValueValidation,
+            ),
         ] {
             let error = Cli::try_parse_from(&line).unwrap_err();
             assert_eq!(error.kind(), kind, "{line:?}");
@@ -368,5 +392,12 @@ mod tests {
             "two.toml: ok, 1 guest\n  web1: 52:54:00:00:00:01 10.7.0.2/24 mtu 1500 on tap:tap0, \
              socket /run/web1.sock, region memory of 67108864 bytes, polls 50µs\n"
         );
+        let text = TWO_GUESTS.replace(
+            "addresses = [\"10.7.0.2/24\"]",
+            "addresses = [\"10.7.0.2/24\", \"fd00:7::2/64\"]\ngateway = [\"fe80::1\"]\nvlan = 7",
+        );
+        let two = summary(Path::new("two.toml"), &Config::parse("two.toml", &text).unwrap());
+        let expected = " 10.7.0.2/24 fd00:7::2/64 via fe80::1 vlan 7 mtu 1500 on tap:tap0";
+        assert!(two.contains(expected), "{two}");
     }
 }

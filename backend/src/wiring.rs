@@ -6,6 +6,7 @@
 //! guest, and this thread waits for the signal to stop.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::thread::JoinHandle;
@@ -15,6 +16,7 @@ use paste_pmem::{
     Backing, Expect, Geometry, GeometryError, HugePages, Identity, Pool, Region, RegionError, Uuid,
 };
 use paste_stack::Stack;
+use paste_stack::config::Network;
 
 use crate::channel::{Channels, Terms};
 use crate::config::{Config, Guest, Poll, RegionSpec, SocketMode};
@@ -218,7 +220,7 @@ fn open_all(config: &Config, mut inherited: Inherited) -> Result<Vec<Opened>, Er
 
 fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Opened, Error> {
     let name = || guest.name.clone();
-    let (mac, address) = (guest.mac.octets(), guest.address.address());
+    let mac = guest.mac.octets();
     let system = |what| move |source| Error::System { what, source };
 
     let (region, made) =
@@ -253,12 +255,7 @@ fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Opened,
         }),
         queue_size_max: QUEUE_SIZE_MAX,
     });
-    let mut stack = paste_stack::Config::new(mac, address, guest.address.prefix_len());
-    if let Some(network) = &mut stack.ipv4 {
-        network.gateway = guest.gateway;
-    }
-    stack.mtu = guest.mtu;
-    stack.flows_max = guest.flows_max;
+    let mut stack = stack_config(guest);
     stack.headroom = HEADROOM;
     stack.tx_csum_offload = caps.tx_csum;
     stack.header_in_buffer = !guest.spoof_check || !caps.gather;
@@ -271,7 +268,10 @@ fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Opened,
         buffers_offset: region.geometry().buffers().offset,
         headroom: HEADROOM,
         flows_max: guest.flows_max,
-        address: address.to_ipv6_mapped().octets(),
+        address: match guest.address() {
+            IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+            IpAddr::V6(address) => address.octets(),
+        },
         mtu: guest.mtu,
         mac,
     };
@@ -290,8 +290,36 @@ fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Opened,
     };
     let (worker, stop) = Worker::new(parts).map_err(system("a pipe cannot be made"))?;
     tracing::info!(guest = %guest.name, socket = %guest.socket.path.display(),
-        address = %guest.address, port = %guest.port, "guest opened");
+        address = %guest.address(), port = %guest.port, "guest opened");
     Ok(Opened { worker, stop, name: name(), region, made })
+}
+
+/// What the configuration says of the guest's stack.
+fn stack_config(guest: &Guest) -> paste_stack::Config {
+    let mut stack = paste_stack::Config::unaddressed(guest.mac.octets());
+    for prefix in &guest.addresses {
+        let prefix_len = prefix.prefix_len();
+        match prefix.address() {
+            IpAddr::V4(address) => {
+                let gateway = guest.gateways.iter().find_map(|gateway| match gateway {
+                    IpAddr::V4(gateway) => Some(*gateway),
+                    IpAddr::V6(_) => None,
+                });
+                stack.ipv4 = Some(Network { address, prefix_len, gateway });
+            }
+            IpAddr::V6(address) => {
+                let gateway = guest.gateways.iter().find_map(|gateway| match gateway {
+                    IpAddr::V4(_) => None,
+                    IpAddr::V6(gateway) => Some(*gateway),
+                });
+                stack.ipv6 = Some(Network { address, prefix_len, gateway });
+            }
+        }
+    }
+    stack.vlan = guest.vlan;
+    stack.mtu = guest.mtu;
+    stack.flows_max = guest.flows_max;
+    stack
 }
 
 /// Opens the guest's region, or makes it where there is none yet.

@@ -2,32 +2,36 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::net::IpAddr;
 
 use super::error::Findings;
 use super::fields::At;
 use super::read::Draft;
+use super::value::is_link_local;
+use super::{MTU_MIN_IPV6, Prefix};
 use crate::port::mtu_max;
 
 /// The rules within one guest.
 pub(super) fn within(guest: &Draft, findings: &mut Findings) {
     let who = &guest.who;
-    if let (Some(gateway), Some(address)) = (&guest.gateway, &guest.address) {
-        let (at, gateway, prefix) = (gateway.at.clone(), gateway.value, address.value);
-        if !prefix.contains(gateway) {
+    if let Some(addresses) = &guest.addresses {
+        families(who, "address", &addresses.value, |prefix| prefix.address(), findings);
+        if let Some(gateways) = &guest.gateways {
+            families(who, "gateway", gateways, |&gateway| gateway, findings);
+            for gateway in gateways {
+                judge_gateway(who, gateway, &addresses.value, findings);
+            }
+        }
+        if let Some(mtu) = &guest.mtu
+            && mtu.value < MTU_MIN_IPV6
+            && addresses.value.iter().any(|prefix| prefix.value.address().is_ipv6())
+        {
             let message = format!(
-                "{who}: gateway {gateway} is not in {prefix}: use an address of that network"
+                "{who}: mtu {} is too small for IPv6: use an mtu of at least {MTU_MIN_IPV6}, or \
+                 give no IPv6 address",
+                mtu.value
             );
-            findings.add(at, message);
-        } else if gateway == prefix.address() {
-            let message =
-                format!("{who}: gateway {gateway} is the guest's own address: use the router's");
-            findings.add(at, message);
-        } else if !prefix.is_host(gateway) {
-            let message = format!(
-                "{who}: gateway {gateway} names the network {prefix} or its broadcast address: \
-                 use the router's"
-            );
-            findings.add(at, message);
+            findings.add(mtu.at.clone(), message);
         }
     }
     if let (Some(mtu), Some(region)) = (&guest.mtu, &guest.region) {
@@ -43,6 +47,60 @@ pub(super) fn within(guest: &Draft, findings: &mut Findings) {
             findings.add(mtu.at.clone(), message);
         }
     }
+}
+
+/// The family of an address, as messages have it.
+fn family(address: IpAddr) -> &'static str {
+    if address.is_ipv4() { "IPv4" } else { "IPv6" }
+}
+
+/// Reports each value whose family an earlier one has.
+fn families<T>(
+    who: &str,
+    what: &str,
+    values: &[At<T>],
+    address: impl Fn(&T) -> IpAddr,
+    findings: &mut Findings,
+) {
+    for (index, value) in values.iter().enumerate() {
+        let family_of = |value: &At<T>| family(address(&value.value));
+        let own = family_of(value);
+        if values[..index].iter().any(|earlier| family_of(earlier) == own) {
+            let message = format!(
+                "{who}: {what} {} is a second one of {own}: give one of each family at most",
+                address(&value.value)
+            );
+            findings.add(value.at.clone(), message);
+        }
+    }
+}
+
+/// A gateway has to be a host of the network of its family that is not the
+/// guest itself. With IPv6 it may be known by its link-local address.
+fn judge_gateway(who: &str, gateway: &At<IpAddr>, addresses: &[At<Prefix>], f: &mut Findings) {
+    let (at, gateway) = (gateway.at.clone(), gateway.value);
+    let family = family(gateway);
+    let prefix = addresses.iter().map(|prefix| prefix.value);
+    let Some(prefix) = prefix.into_iter().find(|p| p.address().is_ipv4() == gateway.is_ipv4())
+    else {
+        let message =
+            format!("{who}: gateway {gateway} is of {family}: give an {family} address too");
+        f.add(at, message);
+        return;
+    };
+    if is_link_local(gateway) {
+        return;
+    }
+    let problem = if !prefix.contains(gateway) {
+        format!("is not in {prefix}: use an address of that network")
+    } else if gateway == prefix.address() {
+        "is the guest's own address: use the router's".to_owned()
+    } else if !prefix.is_host(gateway) {
+        format!("names the network {prefix} or its broadcast address: use the router's")
+    } else {
+        return;
+    };
+    f.add(at, format!("{who}: gateway {gateway} {problem}"));
 }
 
 /// The smallest buffer that takes frames of this MTU, in bytes.
@@ -76,12 +134,16 @@ pub(super) fn between(guests: &[Draft], findings: &mut Findings) {
     });
     // Guests on different devices may be on networks that do not know of each
     // other; those on one device are on the same.
-    unique(guests, findings, |guest| {
-        let address = guest.address.as_ref()?;
-        let port = &guest.port.as_ref()?.value;
-        let key = (port.kind().prefix, port.device().to_owned(), address.value.address());
-        Some((address, key, "address", "guests on one port need addresses of their own"))
-    });
+    for v4 in [true, false] {
+        unique(guests, findings, |guest| {
+            let addresses = &guest.addresses.as_ref()?.value;
+            let address = addresses.iter().find(|a| a.value.address().is_ipv4() == v4)?;
+            let port = &guest.port.as_ref()?.value;
+            let link = (port.kind().prefix, port.device().to_owned(), guest.vlan);
+            let key = (link, address.value.address());
+            Some((address, key, "address", "guests on one port need addresses of their own"))
+        });
+    }
     shared_devices(guests, findings);
 }
 

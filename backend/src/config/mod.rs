@@ -16,6 +16,7 @@ mod read;
 mod value;
 
 use std::io::Read;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -44,6 +45,10 @@ pub const MTU_MAX: u16 = 9000;
 pub const MTU_DEFAULT: u16 = 1500;
 /// The region's size where none is given, in bytes.
 pub const REGION_SIZE_DEFAULT: u64 = 64 << 20;
+/// The least MTU of a guest with an IPv6 address, in bytes (RFC 8200 section 5).
+pub const MTU_MIN_IPV6: u16 = 1280;
+/// The highest VLAN identifier (IEEE 802.1Q table 9-2).
+pub const VLAN_MAX: u16 = 4094;
 /// Flows where no limit is given.
 pub const FLOWS_DEFAULT: u32 = 16 * 1024;
 /// The highest limit of flows.
@@ -108,10 +113,14 @@ pub struct Guest {
     pub socket: Socket,
     /// Its Ethernet address, unique in the process.
     pub mac: Mac,
-    /// The address of its stack port.
-    pub address: Prefix,
-    /// The router towards everything beyond its network.
-    pub gateway: Option<std::net::Ipv4Addr>,
+    /// The addresses of its stack port: one of each family at most, and one at
+    /// least.
+    pub addresses: Vec<Prefix>,
+    /// The routers towards everything beyond its networks: one for each address
+    /// at most.
+    pub gateways: Vec<IpAddr>,
+    /// The VLAN that its stack port is on.
+    pub vlan: Option<u16>,
     /// The NIC.
     pub port: PortSpec,
     /// The memory that it shares with the host.
@@ -124,6 +133,15 @@ pub struct Guest {
     pub flows_max: u32,
     /// Bytes of the largest packet.
     pub mtu: u16,
+}
+
+impl Guest {
+    /// The address that the guest is told: the IPv4 one if there is one.
+    pub fn address(&self) -> IpAddr {
+        let v4 = self.addresses.iter().find(|prefix| prefix.address().is_ipv4());
+        let first = v4.or(self.addresses.first());
+        first.map_or(Ipv4Addr::UNSPECIFIED.into(), |prefix| prefix.address())
+    }
 }
 
 /// A vhost-user socket.

@@ -1,7 +1,7 @@
 //! The walk over a file: tables and values become those of [`super`]. What
 //! concerns one value is judged here; what concerns several is in `check`.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::ops::Range;
 use std::path::PathBuf;
 
@@ -15,7 +15,7 @@ use super::value;
 use super::{
     Config, FLOWS_DEFAULT, FLOWS_MAX, GUESTS_MAX, Guest, Log, LogFormat, LogLevel, MTU_DEFAULT,
     MTU_MAX, MTU_MIN, Mac, NAME_LEN_MAX, POLL_DEFAULT, POLL_MAX, Poll, Prefix, RegionSpec,
-    SOCKET_PATH_LEN_MAX, Socket, SocketMode,
+    SOCKET_PATH_LEN_MAX, Socket, SocketMode, VLAN_MAX,
 };
 use crate::port::PortSpec;
 
@@ -28,8 +28,9 @@ pub(super) struct Draft {
     pub(super) name: Option<At<String>>,
     pub(super) socket: Option<At<Socket>>,
     pub(super) mac: Option<At<Mac>>,
-    pub(super) address: Option<At<Prefix>>,
-    pub(super) gateway: Option<At<Ipv4Addr>>,
+    pub(super) addresses: Option<At<Vec<At<Prefix>>>>,
+    pub(super) gateways: Option<Vec<At<IpAddr>>>,
+    pub(super) vlan: Option<Option<u16>>,
     pub(super) port: Option<At<PortSpec>>,
     pub(super) region: Option<At<RegionSpec>>,
     pub(super) poll: Option<Poll>,
@@ -119,12 +120,13 @@ fn read_guest(
     index: usize,
     findings: &mut Findings,
 ) -> Draft {
-    const KEYS: [&str; 11] = [
+    const KEYS: [&str; 12] = [
         "name",
         "socket",
         "mac",
         "addresses",
         "gateway",
+        "vlan",
         "port",
         "region",
         "poll",
@@ -141,8 +143,9 @@ fn read_guest(
     let name = read_name(&fields, findings);
     let socket = read_socket(&fields, findings);
     let mac = read_mac(&fields, findings);
-    let address = read_address(&fields, findings);
-    let gateway = read_gateway(&fields, findings);
+    let addresses = read_addresses(&fields, findings);
+    let gateways = read_gateways(&fields, findings);
+    let vlan = read_vlan(&fields, findings);
     let port = read_port(&fields, findings);
     let region = read_region(&fields, findings);
     let poll = read_poll(&fields, findings);
@@ -155,8 +158,9 @@ fn read_guest(
         name,
         socket,
         mac,
-        address,
-        gateway,
+        addresses,
+        gateways,
+        vlan,
         port,
         region,
         poll,
@@ -226,14 +230,19 @@ fn read_mac(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<Mac>>
     }
 }
 
-fn read_address(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<Prefix>> {
+fn read_addresses(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<Vec<At<Prefix>>>> {
     const EXAMPLE: &str = "addresses = [\"10.7.0.2/24\"]";
     let value = fields.require("addresses", EXAMPLE, findings)?;
     let Some(array) = value.get_ref().as_array() else {
         fields.wrong_type("addresses", value, EXAMPLE, findings);
         return None;
     };
-    // Every one is judged, so that a wrong one is not hidden by their number.
+    if array.is_empty() {
+        let message = "addresses is empty: give an IPv4 address, an IPv6 address, or one of each";
+        fields.wrong(&value.span(), message, findings);
+        return None;
+    }
+    // Every one is judged, so that a wrong one is not hidden by another.
     let mut addresses = Vec::new();
     for value in array {
         let Some(text) = fields.text("an address", value, EXAMPLE, findings) else {
@@ -244,29 +253,43 @@ fn read_address(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<P
             Err(error) => fields.wrong(&text.at, format!("address {error}"), findings),
         }
     }
-    if array.len() != 1 {
-        let message = format!(
-            "addresses has {} entries: give exactly one, more are not supported yet",
-            array.len()
-        );
-        fields.wrong(&value.span(), message, findings);
-        return None;
-    }
-    addresses.pop()
+    (addresses.len() == array.len()).then(|| At { at: value.span(), value: addresses })
 }
 
-fn read_gateway(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<Ipv4Addr>> {
-    const EXAMPLE: &str = "gateway = \"10.7.0.1\"";
-    let value = fields.get("gateway")?;
-    let text = fields.text("gateway", value, EXAMPLE, findings)?;
-    match text.value.parse() {
-        Ok(gateway) => Some(At { at: text.at, value: gateway }),
-        Err(_) => {
-            let message = format!("gateway \"{}\" is no IPv4 address: write {EXAMPLE}", text.value);
-            fields.wrong(&text.at, message, findings);
-            None
+/// One gateway, or several in an array.
+fn read_gateways(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<Vec<At<IpAddr>>> {
+    const EXAMPLE: &str = "gateway = \"10.7.0.1\" or [\"10.7.0.1\", \"fd00:7::1\"]";
+    let Some(value) = fields.get("gateway") else {
+        return Some(Vec::new());
+    };
+    let values = match value.get_ref().as_array() {
+        Some(array) => array.iter().collect(),
+        None => vec![value],
+    };
+    let mut gateways = Vec::new();
+    for value in &values {
+        let Some(text) = fields.text("gateway", value, EXAMPLE, findings) else {
+            continue;
+        };
+        match text.value.parse() {
+            Ok(gateway) => gateways.push(At { at: text.at, value: gateway }),
+            Err(_) => {
+                let message = format!("gateway \"{}\" is no address: write {EXAMPLE}", text.value);
+                fields.wrong(&text.at, message, findings);
+            }
         }
     }
+    (gateways.len() == values.len()).then_some(gateways)
+}
+
+/// The VLAN, if there is one. `None` if it is wrong.
+fn read_vlan(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<Option<u16>> {
+    if fields.get("vlan").is_none() {
+        return Some(None);
+    }
+    let vlan = fields.number("vlan", (1, u32::from(VLAN_MAX)), 1, findings)?;
+    // Within its bounds, it fits.
+    Some(u16::try_from(vlan.value).ok())
 }
 
 fn read_port(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<PortSpec>> {
@@ -389,8 +412,9 @@ fn finish(draft: Draft) -> Option<Guest> {
         name: draft.name?.value,
         socket: draft.socket?.value,
         mac: draft.mac?.value,
-        address: draft.address?.value,
-        gateway: draft.gateway.map(|gateway| gateway.value),
+        addresses: draft.addresses?.value.into_iter().map(|prefix| prefix.value).collect(),
+        gateways: draft.gateways?.into_iter().map(|gateway| gateway.value).collect(),
+        vlan: draft.vlan?,
         port: draft.port?.value,
         region: draft.region?.value,
         poll: draft.poll?,

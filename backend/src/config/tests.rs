@@ -48,8 +48,10 @@ fn the_least_that_a_guest_needs() {
     let socket = Socket { path: "/run/web1.sock".into(), mode: SocketMode::Server };
     assert_eq!(guest.socket, socket);
     assert_eq!(guest.mac.octets(), [0x52, 0x54, 0, 0, 0, 1]);
-    assert_eq!(guest.address.to_string(), "10.7.0.2/24");
-    assert_eq!(guest.gateway, Some([10, 7, 0, 1].into()));
+    let [address] = guest.addresses.as_slice() else { panic!("{guest:?}") };
+    assert_eq!(address.to_string(), "10.7.0.2/24");
+    assert_eq!(guest.gateways, [IpAddr::from([10, 7, 0, 1])]);
+    assert_eq!((guest.address(), guest.vlan), ([10, 7, 0, 2].into(), None));
     assert_eq!(guest.port.to_string(), "tap:tap0");
     assert_eq!(guest.region, RegionSpec { size: 64 << 20, path: None, buffer_size: 2048 });
     assert_eq!(guest.poll, Poll::For(Duration::from_micros(50)));
@@ -66,6 +68,9 @@ fn everything_that_can_be_said() {
             "region = { size = \"1 GiB\", path = \"/dev/shm/web1\", buffer_size = 16384 }",
             "poll = \"always\"",
             "spoof_check = false",
+            "addresses = [\"fd00:7::2/64\", \"10.7.0.2/24\"]",
+            "gateway = [\"10.7.0.1\", \"fe80::1\"]",
+            "vlan = 4094",
             "flows_max = 1_000",
             "mtu = 9000",
         ])
@@ -80,6 +85,10 @@ fn everything_that_can_be_said() {
     assert_eq!(guest.poll, Poll::Always);
     assert!(!guest.spoof_check);
     assert_eq!((guest.flows_max, guest.mtu), (1000, 9000));
+    let addresses: Vec<String> = guest.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, ["fd00:7::2/64", "10.7.0.2/24"]);
+    assert_eq!((guest.gateways.len(), guest.vlan), (2, Some(4094)));
+    assert_eq!(guest.address(), IpAddr::from([10, 7, 0, 2]));
 }
 
 #[test]
@@ -116,11 +125,11 @@ fn one_wrong_value_is_named_with_its_place() {
         ),
         (
             "addresses = []",
-            "5:13: guest \"web1\": addresses has 0 entries: give exactly one, more are not supported yet",
+            "5:13: guest \"web1\": addresses is empty: give an IPv4 address, an IPv6 address, or one of each",
         ),
         (
             "addresses = [\"10.7.0.2/24\", \"10.7.0.3/24\"]",
-            "5:13: guest \"web1\": addresses has 2 entries: give exactly one, more are not supported yet",
+            "5:29: guest \"web1\": address 10.7.0.3 is a second one of IPv4: give one of each family at most",
         ),
         (
             "addresses = \"10.7.0.2/24\"",
@@ -132,16 +141,53 @@ fn one_wrong_value_is_named_with_its_place() {
         ),
         (
             "addresses = [\"10.7.0.2/33\"]",
-            "5:14: guest \"web1\": address \"10.7.0.2/33\" is no address: write it with its prefix length, as in 10.7.0.2/24",
+            "5:14: guest \"web1\": address \"10.7.0.2/33\" is no address: write it with its prefix length, as in 10.7.0.2/24 or fd00:7::2/64",
         ),
         (
             "addresses = [\"10.7.0.2/0\"]",
-            "5:14: guest \"web1\": address \"10.7.0.2/0\" is no address: write it with its prefix length, as in 10.7.0.2/24",
+            "5:14: guest \"web1\": address \"10.7.0.2/0\" is no address: write it with its prefix length, as in 10.7.0.2/24 or fd00:7::2/64",
         ),
         (
-            "addresses = [\"fd00::2/64\"]",
-            "5:14: guest \"web1\": address fd00::2 is an IPv6 address, which is not supported yet: use an IPv4 address",
+            "addresses = [\"10.7.0.2/24\", \"fd00:7::2\"]",
+            "5:29: guest \"web1\": address fd00:7::2 has no prefix length: write it as in fd00:7::2/64",
         ),
+        (
+            "addresses = [\"10.7.0.2/24\", \"fd00:7::2/129\"]",
+            "5:29: guest \"web1\": address \"fd00:7::2/129\" is no address: write it with its prefix length, as in 10.7.0.2/24 or fd00:7::2/64",
+        ),
+        (
+            "addresses = [\"10.7.0.2/24\", \"fd00:7::/64\"]",
+            "5:29: guest \"web1\": address fd00:7::/64 names the network or its broadcast address: use a host's address within it",
+        ),
+        (
+            "addresses = [\"10.7.0.2/24\", \"fe80::2/64\"]",
+            "5:29: guest \"web1\": address fe80::2 is a link-local address, which the guest has anyway: use a global or local one",
+        ),
+        (
+            "addresses = [\"10.7.0.2/24\", \"ff02::1/64\"]",
+            "5:29: guest \"web1\": address ff02::1 cannot be a host's address on a network: use a unicast address",
+        ),
+        (
+            "addresses = [\"10.7.0.2/24\", \"::ffff:10.7.0.3/120\"]",
+            "5:29: guest \"web1\": address ::ffff:10.7.0.3 cannot be a host's address on a network: use a unicast address",
+        ),
+        (
+            "gateway = \"fd00:7::1\"",
+            "6:11: guest \"web1\": gateway fd00:7::1 is of IPv6: give an IPv6 address too",
+        ),
+        (
+            "gateway = [\"10.7.0.1\", \"10.7.0.3\"]",
+            "6:24: guest \"web1\": gateway 10.7.0.3 is a second one of IPv4: give one of each family at most",
+        ),
+        (
+            "gateway = 7",
+            "6:11: guest \"web1\": gateway is an integer: write gateway = \"10.7.0.1\" or [\"10.7.0.1\", \"fd00:7::1\"]",
+        ),
+        (
+            "vlan = 4095",
+            "8:8: guest \"web1\": vlan 4095 is not possible: use a number from 1 to 4094",
+        ),
+        ("vlan = \"a\"", "8:8: guest \"web1\": vlan is a string: write vlan = 1"),
         (
             "addresses = [\"224.0.0.1/4\"]",
             "5:14: guest \"web1\": address 224.0.0.1 cannot be a host's address on a network: use a unicast address",
@@ -164,7 +210,7 @@ fn one_wrong_value_is_named_with_its_place() {
         ),
         (
             "gateway = \"router\"",
-            "6:11: guest \"web1\": gateway \"router\" is no IPv4 address: write gateway = \"10.7.0.1\"",
+            "6:11: guest \"web1\": gateway \"router\" is no address: write gateway = \"10.7.0.1\" or [\"10.7.0.1\", \"fd00:7::1\"]",
         ),
         (
             "port = \"tap0\"",
@@ -232,12 +278,37 @@ fn one_wrong_value_is_named_with_its_place() {
             "8:1: guest \"web1\": unknown key \"adress\": did you mean \"addresses\"?",
         ),
         (
-            "vlan = 3",
-            "8:1: guest \"web1\": unknown key \"vlan\": the keys here are name, socket, mac, addresses, gateway, port, region, poll, spoof_check, flows_max, mtu",
+            "bridge = 3",
+            "8:1: guest \"web1\": unknown key \"bridge\": the keys here are name, socket, mac, addresses, gateway, vlan, port, region, poll, spoof_check, flows_max, mtu",
         ),
     ] {
         refused(&guest(&[change]), &[&format!("web.toml:{message}")]);
     }
+}
+
+#[test]
+fn ipv6_has_rules_of_its_own() {
+    let both = "addresses = [\"10.7.0.2/24\", \"fd00:7::2/64\"]";
+    for (changes, message) in [
+        (
+            [both, "mtu = 1279"],
+            "8:7: guest \"web1\": mtu 1279 is too small for IPv6: use an mtu of at least 1280, or give no IPv6 address",
+        ),
+        (
+            [both, "gateway = [\"10.7.0.1\", \"fd00:8::1\"]"],
+            "6:24: guest \"web1\": gateway fd00:8::1 is not in fd00:7::2/64: use an address of that network",
+        ),
+        (
+            [both, "gateway = \"fd00:7::2\""],
+            "6:11: guest \"web1\": gateway fd00:7::2 is the guest's own address: use the router's",
+        ),
+    ] {
+        refused(&guest(&changes), &[&format!("web.toml:{message}")]);
+    }
+    assert!(parse(&guest(&[both, "mtu = 1280", "gateway = \"fe80::1\""])).is_ok());
+    let alone = ["addresses = [\"fd00:7::2/127\"]", "gateway = \"fd00:7::3\""];
+    let config = parse(&guest(&alone)).unwrap();
+    assert_eq!(config.guests[0].address(), "fd00:7::2".parse::<IpAddr>().unwrap());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Values that have a text of their own: addresses, sizes and durations.
 
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -70,39 +70,53 @@ impl FromStr for Mac {
     }
 }
 
-/// A host's IPv4 address and the length of its network's prefix.
+/// A host's address and the length of its network's prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Prefix {
-    address: Ipv4Addr,
+    address: IpAddr,
     len: u8,
 }
 
 impl Prefix {
     /// The host's address.
-    pub fn address(self) -> Ipv4Addr {
+    pub fn address(self) -> IpAddr {
         self.address
     }
 
-    /// Bits of the network's prefix, 1 to 32.
+    /// Bits of the network's prefix, at least one.
     pub fn prefix_len(self) -> u8 {
         self.len
     }
 
     /// Whether `address` belongs to the network.
-    pub fn contains(self, address: Ipv4Addr) -> bool {
-        (address.to_bits() ^ self.address.to_bits()) & self.mask() == 0
+    pub fn contains(self, address: IpAddr) -> bool {
+        address.is_ipv4() == self.address.is_ipv4()
+            && (bits(address) ^ bits(self.address)) & !self.host_mask() == 0
     }
 
     /// Whether `address` is one that a host of the network can have: neither
-    /// the network's own nor its broadcast address (RFC 1122 section 3.2.1.3;
-    /// networks of one or two addresses have neither, RFC 3021).
-    pub fn is_host(self, address: Ipv4Addr) -> bool {
-        let host = address.to_bits() & !self.mask();
-        self.contains(address) && (self.len > 30 || (host != 0 && host != !self.mask()))
+    /// the network's own, which is all its routers' with IPv6 (RFC 4291 section
+    /// 2.6.1), nor the broadcast address that IPv4 has (RFC 1122 section
+    /// 3.2.1.3). Networks of one or two addresses have neither (RFC 3021, RFC
+    /// 6164).
+    pub fn is_host(self, address: IpAddr) -> bool {
+        let (mask, host) = (self.host_mask(), bits(address) & self.host_mask());
+        let broadcast = address.is_ipv4() && host == mask;
+        self.contains(address) && (mask <= 1 || (host != 0 && !broadcast))
     }
 
-    fn mask(self) -> u32 {
-        u32::MAX << (32 - u32::from(self.len))
+    /// The bits behind the prefix.
+    fn host_mask(self) -> u128 {
+        let width = if self.address.is_ipv4() { 32 } else { 128 };
+        (1u128 << (width - u32::from(self.len))) - 1
+    }
+}
+
+/// The address as a number.
+fn bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => address.to_bits().into(),
+        IpAddr::V6(address) => address.to_bits(),
     }
 }
 
@@ -116,27 +130,47 @@ impl fmt::Display for Prefix {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PrefixError {
     /// Not an address with a prefix length.
-    #[error("\"{0}\" is no address: write it with its prefix length, as in 10.7.0.2/24")]
+    #[error(
+        "\"{0}\" is no address: write it with its prefix length, as in 10.7.0.2/24 or fd00:7::2/64"
+    )]
     Form(String),
     /// No prefix length.
-    #[error("{0} has no prefix length: write it as in {0}/24")]
-    NoLength(Ipv4Addr),
-    /// IPv6.
-    #[error("{0} is an IPv6 address, which is not supported yet: use an IPv4 address")]
-    Ipv6(Ipv6Addr),
+    #[error("{0} has no prefix length: write it as in {0}/{usual}", usual = usual_len(*.0))]
+    NoLength(IpAddr),
     /// Multicast, loopback, unspecified or broadcast.
     #[error("{0} cannot be a host's address on a network: use a unicast address")]
-    NotUnicast(Ipv4Addr),
+    NotUnicast(IpAddr),
+    /// An IPv6 address that comes by itself.
+    #[error("{0} is a link-local address, which the guest has anyway: use a global or local one")]
+    LinkLocal(IpAddr),
     /// The network's address or its broadcast address.
     #[error("{0} names the network or its broadcast address: use a host's address within it")]
     NotHost(Prefix),
 }
 
+/// The prefix length that most networks have.
+fn usual_len(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 24 } else { 64 }
+}
+
 /// Whether a host can have the address on a network, whatever the network.
-pub(super) fn is_unicast(address: Ipv4Addr) -> bool {
-    // 224/4 is multicast, 240/4 reserved, 0/8 "this network" (RFC 6890).
-    let first = address.octets()[0];
-    first != 0 && first < 224 && !address.is_loopback()
+pub(super) fn is_unicast(address: IpAddr) -> bool {
+    match address {
+        // 224/4 is multicast, 240/4 reserved, 0/8 "this network" (RFC 6890).
+        IpAddr::V4(address) => {
+            let first = address.octets()[0];
+            first != 0 && first < 224 && !address.is_loopback()
+        }
+        IpAddr::V6(address) => {
+            let special = address.is_unspecified() || address.is_loopback();
+            !special && !address.is_multicast() && address.to_ipv4_mapped().is_none()
+        }
+    }
+}
+
+/// Whether the address is of use on one link only (RFC 4291 section 2.5.6).
+pub(super) fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
 impl FromStr for Prefix {
@@ -148,17 +182,18 @@ impl FromStr for Prefix {
             Some((address, len)) => (address, Some(len)),
             None => (text, None),
         };
-        if let Ok(address) = address.parse() {
-            return Err(PrefixError::Ipv6(address));
-        }
-        let address: Ipv4Addr = address.parse().map_err(|_| form())?;
+        let address: IpAddr = address.parse().map_err(|_| form())?;
         let len = len.ok_or(PrefixError::NoLength(address))?;
         if !len.bytes().all(|b| b.is_ascii_digit()) {
             return Err(form());
         }
-        let len = len.parse().ok().filter(|len| (1..=32).contains(len)).ok_or_else(form)?;
+        let len_max = if address.is_ipv4() { 32 } else { 128 };
+        let len = len.parse().ok().filter(|len| (1..=len_max).contains(len)).ok_or_else(form)?;
         if !is_unicast(address) {
             return Err(PrefixError::NotUnicast(address));
+        }
+        if is_link_local(address) {
+            return Err(PrefixError::LinkLocal(address));
         }
         let prefix = Prefix { address, len };
         if !prefix.is_host(address) {

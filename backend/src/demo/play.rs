@@ -496,7 +496,7 @@ mod tests {
         let config = Config::parse("demo.toml", &configuration(&directory).unwrap()).unwrap();
         assert_eq!(config.guests.len(), 1);
         assert_eq!(config.guests[0].socket.path, socket_path(&directory));
-        assert_eq!(config.guests[0].address.address(), Link::Pasted.server());
+        assert_eq!(config.guests[0].address(), Link::Pasted.server());
         assert_eq!(config.stats, Some(stats_path(&directory)));
     }
 }

@@ -191,16 +191,25 @@ impl Config {
     /// The defaults, for this Ethernet address and this network of either
     /// family.
     pub fn new(mac: [u8; 6], address: impl Into<IpAddr>, prefix_len: u8) -> Config {
-        let (mut ipv4, mut ipv6) = (None, None);
+        let mut config = Config::unaddressed(mac);
         match address.into() {
-            IpAddr::V4(address) => ipv4 = Some(Network { address, prefix_len, gateway: None }),
-            IpAddr::V6(address) => ipv6 = Some(Network { address, prefix_len, gateway: None }),
+            IpAddr::V4(address) => {
+                config.ipv4 = Some(Network { address, prefix_len, gateway: None });
+            }
+            IpAddr::V6(address) => {
+                config.ipv6 = Some(Network { address, prefix_len, gateway: None });
+            }
         }
+        config
+    }
+
+    /// The defaults, for this Ethernet address and no IP address yet.
+    pub fn unaddressed(mac: [u8; 6]) -> Config {
         Config {
             mac,
             vlan: None,
-            ipv4,
-            ipv6,
+            ipv4: None,
+            ipv6: None,
             accept_ra: false,
             dad_probes: 1,
             mtu: 1500,
