@@ -162,7 +162,7 @@ impl Stack {
     /// Whether the flow is in the free list.
     fn is_free(&self, index: u32) -> bool {
         let flow = &self.flows[index];
-        flow.state == State::Closed && flow.detached && !flow.rst_due
+        flow.state == State::Closed && flow.detached() && !flow.rst_due()
     }
 
     /// Buffers of each flow that its guest has.
@@ -231,13 +231,13 @@ impl Stack {
                 return Err(self.listed(index, "is linked and in no list"));
             }
         }
-        if seen(Links::Channel) == flow.detached {
+        if seen(Links::Channel) == flow.detached() {
             return Err(self.listed(index, "is in its channel's list if and only if detached"));
         }
-        if seen(Links::Ready) && flow.detached {
+        if seen(Links::Ready) && flow.detached() {
             return Err(self.listed(index, "is detached and has something for its guest"));
         }
-        let half_open = flow.state == State::SynReceived && flow.listener.is_some();
+        let half_open = flow.state == State::SynReceived && flow.listener().is_some();
         let kinds = [half_open, !flow.held.is_empty(), flow.state == State::TimeWait];
         if kinds.map(u8::from).iter().sum::<u8>() != u8::from(seen(Links::Age)) {
             return Err(self.listed(index, "is not in the one list by age of its kind"));
@@ -364,7 +364,7 @@ impl Stack {
             if left != right { Err(self.sequence(index, what, left, right)) } else { Ok(()) }
         };
         ordered("SND.UNA <= SND.NXT", flow.snd_una, flow.snd_nxt)?;
-        let end = flow.snd_end + u32::from(flow.fin_queued);
+        let end = flow.snd_end + u32::from(flow.fin_queued());
         ordered("SND.NXT <= what was queued", flow.snd_nxt, end)?;
 
         // The send queue is one run of payload that ends with what was queued.
@@ -399,7 +399,7 @@ impl Stack {
             expected = Some(Seq(meta.seq) + u32::from(meta.len));
         }
         if let Some(after) = expected {
-            let fin = u32::from(flow.fin_at.is_some_and(|fin| flow.rcv_nxt.after(fin)));
+            let fin = u32::from(flow.fin_at().is_some_and(|fin| flow.rcv_nxt.after(fin)));
             same("readable payload ends at RCV.NXT", after + fin, flow.rcv_nxt)?;
         }
         let mut least = flow.rcv_nxt + 1;
@@ -418,7 +418,7 @@ impl Stack {
         let tally = scoreboard::tally(&self.bufs, flow);
         let whose = || format!("flow {index} in {:?}", flow.state);
         equal(whose(), "lost_bytes", flow.lost_bytes.into(), tally.lost)?;
-        if flow.sack {
+        if flow.sack() {
             equal(whose(), "sacked_bytes", flow.sacked_bytes.into(), tally.sacked)?;
         }
         let found = flow.repair != NIL
@@ -453,10 +453,10 @@ impl Stack {
         let asleep =
             |what| Violation::Asleep { flow: index, state: format!("{:?}", flow.state), what };
         let sending = self.flows.linked(Links::Sending, index);
-        if flow.rst_due && !sending {
+        if flow.rst_due() && !sending {
             return Err(asleep("a RST is due"));
         }
-        if !flow.detached && !self.flows.linked(Links::Ready, index) {
+        if !flow.detached() && !self.flows.linked(Links::Ready, index) {
             // The guest is told of payload before it is told of acknowledged
             // buffers, and of those before the end; a buffer that the port
             // still sends holds up what comes after it.
@@ -483,7 +483,7 @@ impl Stack {
             _ if may_wait => {}
             State::SynSent | State::SynReceived => return Err(asleep("the handshake is to go on")),
             _ if flow.outstanding() => return Err(asleep("not all is acknowledged")),
-            _ if flow.snd_nxt != flow.snd_end + u32::from(flow.fin_queued) => {
+            _ if flow.snd_nxt != flow.snd_end + u32::from(flow.fin_queued()) => {
                 return Err(asleep("not all is sent"));
             }
             _ => {}
@@ -555,11 +555,11 @@ impl Totals {
         self.open += u64::from(!matches!(flow.state, State::Closed | State::TimeWait));
         self.known += u64::from(flow.state != State::Closed);
         self.repairs += u64::from(flow.repair != NIL);
-        if flow.promises {
+        if flow.promises() {
             self.promised += u64::from(flow.rcv_wnd());
         }
         let half_open = flow.state == State::SynReceived;
-        self.pending.extend(flow.listener.map(|listener| (listener, half_open)));
+        self.pending.extend(flow.listener().map(|listener| (listener, half_open)));
     }
 }
 

@@ -223,15 +223,90 @@ pub(crate) fn timestamp(now: u64, offset: u32) -> u32 {
     ((now / MS) as u32).wrapping_add(offset)
 }
 
+/// Yes and no of a flow, a bit each.
+macro_rules! flags {
+    ($($(#[$doc:meta])* $name:ident $set:ident,)*) => {
+        #[derive(Clone, Copy)]
+        #[expect(non_camel_case_types, reason = "named as what they stand for")]
+        enum Flag {
+            $($name,)*
+        }
+
+        impl FlowState {
+            $(
+                $(#[$doc])*
+                #[inline]
+                pub(crate) fn $name(&self) -> bool {
+                    self.flags & (1 << Flag::$name as u32) != 0
+                }
+
+                $(#[$doc])*
+                #[inline]
+                pub(crate) fn $set(&mut self, on: bool) {
+                    let bit = 1 << Flag::$name as u32;
+                    self.flags = if on { self.flags | bit } else { self.flags & !bit };
+                }
+            )*
+        }
+    };
+}
+
+flags! {
+    /// The guest's name for it is dead: it was told of the end.
+    detached set_detached,
+    /// The peer's SYN had the window scale option.
+    peer_scales set_peer_scales,
+    /// FIN goes after all that is queued.
+    fin_queued set_fin_queued,
+    /// The guest was refused, and is told when there is room.
+    want_writable set_want_writable,
+    /// SYN or SYN,ACK is due.
+    syn_due set_syn_due,
+    /// RST is due.
+    rst_due set_rst_due,
+    /// One segment is to be sent again, whatever the congestion window says.
+    rexmit_due set_rexmit_due,
+    /// A keepalive or zero-window probe is due.
+    probe_due set_probe_due,
+    /// A tail loss probe is due (RFC 8985 section 7.3).
+    tail_due set_tail_due,
+    /// The congestion window is what held the sender back last.
+    window_full set_window_full,
+    /// FIN, sent without payload, is to be sent again.
+    fin_lost set_fin_lost,
+    /// The next new segment says that the window was reduced.
+    cwr_due set_cwr_due,
+    /// Its window counts among the promised bytes; until the peer's FIN.
+    promises set_promises,
+    /// A router reported congestion, and the peer has not said that it reduced.
+    ecn_echo set_ecn_echo,
+    /// An acknowledgement is due.
+    ack_due set_ack_due,
+    /// The peer's FIN was seen, though perhaps not in order.
+    fin_known set_fin_known,
+    /// It came by a listener and is in its backlog.
+    in_backlog set_in_backlog,
+    /// SACK was agreed on (RFC 2018 section 2).
+    sack set_sack,
+    /// Timestamps were agreed on (RFC 7323 section 3.2).
+    timestamps set_timestamps,
+    /// ECN was agreed on (RFC 3168 section 6.1.1).
+    ecn set_ecn,
+}
+
+/// What a flow may cost, bytes: with a million of them it decides.
+const FLOW_MAX: usize = 384;
+
+const _: () = assert!(size_of::<FlowState>() <= FLOW_MAX);
+
 /// One flow. Names of variables are RFC 9293's (section 3.3.1) where it has one.
 #[derive(Clone, Debug)]
 pub(crate) struct FlowState {
+    flags: u32,
     pub key: Key,
     pub generation: u16,
     pub state: State,
     pub channel: u8,
-    /// The guest's name for it is dead: it was told of the end.
-    pub detached: bool,
     /// Where its frames go, once known.
     pub mac: Option<[u8; 6]>,
     /// The neighbour that it waits for, or [`NIL`].
@@ -249,8 +324,6 @@ pub(crate) struct FlowState {
     pub snd_wnd_max: u32,
     pub snd_wl1: Seq,
     pub snd_scale: u8,
-    /// The peer's SYN had the window scale option.
-    pub peer_scales: bool,
     /// Payload bytes that one segment carries, with no SACK option in it.
     pub mss: u16,
     /// What the two ends agreed on; `mss` is less on a narrow path.
@@ -261,17 +334,6 @@ pub(crate) struct FlowState {
     pub tx_len: u16,
     /// Acknowledged or given up; ACKED waits.
     pub done: Queue,
-    pub fin_queued: bool,
-    pub want_writable: bool,
-    /// SYN or SYN,ACK is due.
-    pub syn_due: bool,
-    pub rst_due: bool,
-    /// One segment is to be sent again, whatever the congestion window says.
-    pub rexmit_due: bool,
-    /// A keepalive or zero-window probe is due.
-    pub probe_due: bool,
-    /// A tail loss probe is due (RFC 8985 section 7.3).
-    pub tail_due: bool,
     /// What `rexmit_at` is the time of.
     pub timer: Timer,
 
@@ -282,16 +344,12 @@ pub(crate) struct FlowState {
     /// SND.NXT when the phase began (RFC 6582, "recover"), or when the tail loss
     /// probe was sent that is out.
     pub recover: Seq,
-    /// The congestion window is what held the sender back last.
-    pub window_full: bool,
     pub dupacks: u8,
     /// Bytes that the peer has out of order; without SACK, as far as duplicate
     /// acknowledgements tell.
     pub sacked_bytes: u32,
     /// Bytes that are lost and were not sent again yet.
     pub lost_bytes: u32,
-    /// FIN, sent without payload, is to be sent again.
-    pub fin_lost: bool,
     /// The record of a repair that is under way, or [`NIL`].
     pub repair: u32,
     pub rack: Rack,
@@ -303,8 +361,6 @@ pub(crate) struct FlowState {
     pub path: Path,
 
     // ECN (RFC 3168), as a sender.
-    /// The next new segment says that the window was reduced.
-    pub cwr_due: bool,
     /// SND.NXT when it was.
     pub ecn_recover: Seq,
 
@@ -312,22 +368,14 @@ pub(crate) struct FlowState {
     pub rcv_nxt: Seq,
     /// The right edge of the advertised window; never moves left.
     pub rcv_adv: Seq,
-    /// Its window counts among the promised bytes; until the peer's FIN.
-    pub promises: bool,
     pub rcv_scale: u8,
     /// Largest payload seen, an estimate of the peer's MSS.
     pub rcv_mss: u16,
     pub rx: Queue,
-    /// ECN was agreed on (RFC 3168 section 6.1.1).
-    pub ecn: bool,
-    /// A router reported congestion, and the peer has not said that it reduced.
-    pub ecn_echo: bool,
     pub held: Queue,
     pub held_blocks: u8,
     /// A number in each of the blocks that changed last, the latest first.
     pub held_recent: [Seq; RECENT],
-    /// SACK was agreed on (RFC 2018 section 2).
-    pub sack: bool,
     /// Bytes that came twice, to be told of; `dsack_len` is zero for none.
     pub dsack: Seq,
     pub dsack_len: u16,
@@ -339,14 +387,13 @@ pub(crate) struct FlowState {
     pub rcv_space: u16,
     /// Full segments that are still to be acknowledged at once.
     pub quick_acks: u8,
-    pub fin_at: Option<Seq>,
-    pub timestamps: bool,
+    /// FIN's number, once it is known.
+    fin_number: Seq,
     pub ts_recent: u32,
     /// When `ts_recent` was set, units of 2^30 ns.
     pub ts_recent_at: u32,
     pub ts_offset: u32,
     pub last_ack_sent: Seq,
-    pub ack_due: bool,
 
     // Times, ns.
     /// Retransmission or persist timer.
@@ -369,20 +416,20 @@ pub(crate) struct FlowState {
     // The guest.
     pub events: u8,
     pub reason: Reason,
-    /// The listener that it came by.
-    pub listener: Option<Flow>,
-    pub cookie: u32,
+    /// The listener that it came by, until the guest knows of it, or the
+    /// application's word for the one that opened it.
+    pub opener: u32,
     links: [Link; LINKS],
 }
 
 impl FlowState {
     fn new() -> FlowState {
         FlowState {
+            flags: 1 << Flag::detached as u32,
             key: Key::NONE,
             generation: 0,
             state: State::Closed,
             channel: 0,
-            detached: true,
             mac: None,
             neighbour: NIL,
             snd_una: Seq(0),
@@ -392,62 +439,45 @@ impl FlowState {
             snd_wnd_max: 0,
             snd_wl1: Seq(0),
             snd_scale: 0,
-            peer_scales: false,
             mss: 0,
             mss_max: 0,
             tx: Queue::EMPTY,
             tx_cursor: NIL,
             tx_len: 0,
             done: Queue::EMPTY,
-            fin_queued: false,
-            want_writable: false,
-            syn_due: false,
-            rst_due: false,
-            rexmit_due: false,
-            probe_due: false,
-            tail_due: false,
             timer: Timer::Retransmit,
             congestion: Control::new(CongestionControl::default(), 0),
             rtt: Rtt::new(0),
             phase: Phase::Open,
             recover: Seq(0),
-            window_full: false,
             dupacks: 0,
             sacked_bytes: 0,
             lost_bytes: 0,
-            fin_lost: false,
             repair: NIL,
             rack: Rack::new(0, Seq(0)),
             undo: Undo::NONE,
             tail: Tail::None,
             path: Path::new(0),
-            cwr_due: false,
             ecn_recover: Seq(0),
             rcv_nxt: Seq(0),
             rcv_adv: Seq(0),
-            promises: false,
             rcv_scale: 0,
             rcv_mss: 0,
             rx: Queue::EMPTY,
-            ecn: false,
-            ecn_echo: false,
             held: Queue::EMPTY,
             held_blocks: 0,
             held_recent: [Seq(0); RECENT],
-            sack: false,
             dsack: Seq(0),
             dsack_len: 0,
             dup_acks: 0,
             rx_bufs: 0,
             rcv_space: SPACE_FIRST,
             quick_acks: QUICK_ACKS,
-            fin_at: None,
-            timestamps: false,
+            fin_number: Seq(0),
             ts_recent: 0,
             ts_recent_at: 0,
             ts_offset: 0,
             last_ack_sent: Seq(0),
-            ack_due: false,
             rexmit_at: Deadline::NEVER,
             delayed_ack_at: Deadline::NEVER,
             idle_at: Deadline::NEVER,
@@ -459,8 +489,7 @@ impl FlowState {
             keepalive_sent: 0,
             events: 0,
             reason: Reason::Ok,
-            listener: None,
-            cookie: 0,
+            opener: 0,
             links: [Link { next: UNLINKED, prev: NIL }; LINKS],
         }
     }
@@ -471,15 +500,15 @@ impl FlowState {
         *self = FlowState {
             key,
             generation: self.generation,
-            detached: false,
             rtt: Rtt::new(config.timers.rto_initial),
-            promises: true,
             rcv_mss: 536,
             user_timeout: (config.timers.user_timeout / MS).try_into().unwrap_or(u32::MAX),
             heard_at: Moment::at(now),
             progress_at: Moment::at(now),
             ..FlowState::new()
         };
+        self.set_detached(false);
+        self.set_promises(true);
     }
 
     /// Moves to another state.
@@ -504,10 +533,41 @@ impl FlowState {
         self.snd_nxt != self.snd_una
     }
 
+    /// The number of the peer's FIN, if one was seen.
+    #[inline]
+    pub(crate) fn fin_at(&self) -> Option<Seq> {
+        self.fin_known().then_some(self.fin_number)
+    }
+
+    /// The peer's FIN has this number.
+    pub(crate) fn set_fin_at(&mut self, seq: Seq) {
+        self.fin_number = seq;
+        self.set_fin_known(true);
+    }
+
+    /// The listener in whose backlog it is.
+    #[inline]
+    pub(crate) fn listener(&self) -> Option<Flow> {
+        self.in_backlog().then_some(Flow(self.opener))
+    }
+
+    /// It came by this listener.
+    pub(crate) fn set_listener(&mut self, listener: Flow) {
+        self.opener = listener.0;
+        self.set_in_backlog(true);
+    }
+
+    /// Takes it out of its listener's backlog.
+    pub(crate) fn take_listener(&mut self) -> Option<Flow> {
+        let listener = self.listener();
+        self.set_in_backlog(false);
+        listener
+    }
+
     /// Whether FIN is what is to be sent next.
     #[inline]
     pub(crate) fn fin_due(&self) -> bool {
-        self.fin_queued && self.snd_nxt == self.snd_end && self.state.is_synchronized()
+        self.fin_queued() && self.snd_nxt == self.snd_end && self.state.is_synchronized()
     }
 
     /// The window that the peer may still fill, as advertised.
@@ -578,7 +638,7 @@ impl Flows {
     pub(crate) fn free(&mut self, index: u32) {
         let flow = &mut self.slab[index as usize];
         flow.generation = (flow.generation + 1) % Flow::GENERATIONS as u16;
-        flow.detached = true;
+        flow.set_detached(true);
         debug_assert_eq!(flow.state, State::Closed);
         let mut free = self.free;
         // At the back, so that an index rests long before it is used again.

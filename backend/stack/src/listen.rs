@@ -219,7 +219,7 @@ impl Stack {
 
     /// The flow, which is new, came by a listener.
     pub(crate) fn begin_half_open(&mut self, index: u32, listener: Flow) {
-        self.flows[index].listener = Some(listener);
+        self.flows[index].set_listener(listener);
         self.listeners.enter(listener);
         self.flows.push_back(&mut self.half_open, Links::Age, index);
     }
@@ -228,7 +228,7 @@ impl Stack {
     /// it is gone.
     pub(crate) fn end_half_open(&mut self, index: u32) {
         let flow = &self.flows[index];
-        if let (State::SynReceived, Some(listener)) = (flow.state, flow.listener) {
+        if let (State::SynReceived, Some(listener)) = (flow.state, flow.listener()) {
             self.flows.remove(&mut self.half_open, Links::Age, index);
             self.listeners.establish(listener);
         }
@@ -237,7 +237,7 @@ impl Stack {
     /// The flow was delivered to the guest, or is gone before.
     pub(crate) fn leave_backlog(&mut self, index: u32) {
         self.end_half_open(index);
-        if let Some(listener) = self.flows[index].listener.take() {
+        if let Some(listener) = self.flows[index].take_listener() {
             self.listeners.leave(listener);
         }
     }
@@ -270,10 +270,10 @@ impl Stack {
         let index = self.open_flow(now, key, hash, channel as u8).ok_or(Reason::NoRoom)?;
         let flow = &mut self.flows[index];
         flow.enter(State::SynSent);
-        flow.syn_due = true;
-        flow.cookie = cookie;
-        flow.timestamps = self.config.timestamps;
-        flow.sack = self.config.sack;
+        flow.set_syn_due(true);
+        flow.opener = cookie;
+        flow.set_timestamps(self.config.timestamps);
+        flow.set_sack(self.config.sack);
         flow.rcv_scale = self.rcv_scale;
         flow.rexmit_at = Deadline::NEVER;
         self.kick(index);

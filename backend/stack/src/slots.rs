@@ -48,7 +48,7 @@ impl Stack {
                 count += 1;
             }
             // When `out` is full the flow may have more, and others go first.
-            if count == out.len() && !self.flows[index].detached {
+            if count == out.len() && !self.flows[index].detached() {
                 self.mark_ready(index);
             }
         }
@@ -62,7 +62,7 @@ impl Stack {
         if flow.events & event::ACCEPTED != 0 {
             flow.events &= !event::ACCEPTED;
             let peer = SocketAddr::new(flow.key.remote(), flow.key.remote_port);
-            let listener = flow.listener.unwrap_or_default();
+            let listener = flow.listener().unwrap_or_default();
             let slot = Slot::accepted(name, listener, peer, flow.key.local_port);
             self.leave_backlog(index);
             return Some(slot);
@@ -70,7 +70,7 @@ impl Stack {
         if flow.events & event::CONNECTED != 0 {
             flow.events &= !event::CONNECTED;
             let mut slot = Slot::event(Event::Connected, name);
-            slot.cookie = u64::from(flow.cookie);
+            slot.cookie = u64::from(flow.opener);
             return Some(slot);
         }
         if let Some(buf) = self.bufs.pop(&mut flow.rx) {
@@ -152,11 +152,11 @@ impl Stack {
             return Err(Reason::BadRange);
         }
         let state = &mut self.flows[index];
-        if !state.state.may_send() || state.fin_queued {
+        if !state.state.may_send() || state.fin_queued() {
             return Err(Reason::Closed);
         }
         if state.tx_len >= self.config.send_queue_max {
-            state.want_writable = true;
+            state.set_want_writable(true);
             return Err(Reason::FlowFull);
         }
         match self.bufs.get(tx.buf).place {
@@ -201,7 +201,7 @@ impl Stack {
         self.clock(now);
         let index = self.owned(channel, flow)?;
         let state = &mut self.flows[index];
-        if !state.state.may_send() || state.fin_queued {
+        if !state.state.may_send() || state.fin_queued() {
             return Err(Reason::Closed);
         }
         match state.state {
@@ -215,7 +215,7 @@ impl Stack {
             // Moves on when the handshake is complete.
             _ => {}
         }
-        self.flows[index].fin_queued = true;
+        self.flows[index].set_fin_queued(true);
         self.kick(index);
         Ok(())
     }
@@ -243,7 +243,7 @@ impl Stack {
     /// Ends a flow with a RST to the peer, where it knows of the flow.
     fn reset_flow<M: Memory>(&mut self, mem: &mut M, index: u32) {
         let flow = &mut self.flows[index];
-        flow.rst_due = !matches!(flow.state, State::SynSent | State::TimeWait);
+        flow.set_rst_due(!matches!(flow.state, State::SynSent | State::TimeWait));
         self.kick(index);
         self.terminate(mem, index, Some(Reason::Aborted));
     }

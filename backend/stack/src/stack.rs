@@ -310,7 +310,7 @@ impl Stack {
     /// Has `index` served by the next [`Stack::poll_slots`].
     #[inline]
     pub(crate) fn mark_ready(&mut self, index: u32) {
-        if !self.flows.linked(Links::Ready, index) && !self.flows[index].detached {
+        if !self.flows.linked(Links::Ready, index) && !self.flows[index].detached() {
             let channel = usize::from(self.flows[index].channel);
             self.flows.push_back(&mut self.channels[channel].ready, Links::Ready, index);
         }
@@ -330,7 +330,7 @@ impl Stack {
     pub(crate) fn owned(&self, channel: u16, name: Flow) -> Result<u32, Reason> {
         let index = self.flows.find(name).ok_or(Reason::StaleFlow)?;
         let flow = &self.flows[index];
-        if flow.detached || u16::from(flow.channel) != channel {
+        if flow.detached() || u16::from(flow.channel) != channel {
             return Err(Reason::StaleFlow);
         }
         Ok(index)
@@ -364,7 +364,7 @@ impl Stack {
     /// without a word.
     pub(crate) fn terminate<M: Memory>(&mut self, mem: &mut M, index: u32, reason: Option<Reason>) {
         debug_assert!(self.flows[index].state != State::Closed);
-        let unheard = self.flows[index].listener.is_some();
+        let unheard = self.flows[index].listener().is_some();
         self.drop_held(mem, index);
         self.drop_sending(mem, index, reason.unwrap_or(Reason::Ok));
         self.leave_peer(index);
@@ -381,7 +381,7 @@ impl Stack {
         }
         if unheard {
             self.forget(mem, index);
-        } else if self.flows[index].detached {
+        } else if self.flows[index].detached() {
             self.free_if_done(index);
         } else {
             self.mark_ready(index);
@@ -435,7 +435,7 @@ impl Stack {
         let channel = &mut self.channels[usize::from(self.flows[index].channel)];
         self.flows.remove(&mut channel.ready, Links::Ready, index);
         self.flows.remove(&mut channel.flows, Links::Channel, index);
-        self.flows[index].detached = true;
+        self.flows[index].set_detached(true);
         self.flows[index].events = 0;
         self.free_if_done(index);
     }
@@ -443,7 +443,7 @@ impl Stack {
     /// Frees a flow that is over for the guest and the peer both.
     pub(crate) fn free_if_done(&mut self, index: u32) {
         let flow = &self.flows[index];
-        if flow.state != State::Closed || !flow.detached || flow.rst_due {
+        if flow.state != State::Closed || !flow.detached() || flow.rst_due() {
             return;
         }
         if flow.neighbour == NIL {
@@ -457,7 +457,7 @@ impl Stack {
 
     /// The RST of a dead flow was sent, or cannot be.
     pub(crate) fn rst_done(&mut self, index: u32) {
-        self.flows[index].rst_due = false;
+        self.flows[index].set_rst_due(false);
         self.free_if_done(index);
     }
 

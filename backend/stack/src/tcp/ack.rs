@@ -52,7 +52,7 @@ impl Stack {
             if advanced {
                 self.advance_una(mem, now, index, header.ack, &mut news.delivery);
             }
-            if !header.options.sack.is_empty() && self.flows[index].sack {
+            if !header.options.sack.is_empty() && self.flows[index].sack() {
                 news.dsack = self.sack_input(now, index, header, &mut news.delivery);
             }
             self.take_news(now, index, &news);
@@ -131,7 +131,7 @@ impl Stack {
         let flow = &mut self.flows[index];
         flow.snd_una = ack;
         if ack.after(flow.snd_end) {
-            flow.fin_lost = false;
+            flow.set_fin_lost(false);
             // FIN counts as delivered too, so that what waits for it does not.
             delivery.bytes += 1;
         }
@@ -174,8 +174,8 @@ impl Stack {
 
     fn make_writable(&mut self, index: u32) {
         let flow = &mut self.flows[index];
-        if flow.want_writable && flow.tx_len <= self.config.send_queue_max / 2 {
-            flow.want_writable = false;
+        if flow.want_writable() && flow.tx_len <= self.config.send_queue_max / 2 {
+            flow.set_want_writable(false);
             flow.events |= event::WRITABLE;
             self.mark_ready(index);
         }
@@ -184,7 +184,7 @@ impl Stack {
     /// Moves on when our FIN is acknowledged. `false` when the flow ended.
     fn fin_acknowledged<M: Memory>(&mut self, mem: &mut M, now: u64, index: u32) -> bool {
         let flow = &mut self.flows[index];
-        if !flow.fin_queued || !flow.snd_una.after(flow.snd_end) {
+        if !flow.fin_queued() || !flow.snd_una.after(flow.snd_end) {
             return true;
         }
         match flow.state {

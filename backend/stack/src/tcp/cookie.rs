@@ -203,7 +203,7 @@ impl Stack {
         flow.snd_nxt = segment.header.ack;
         flow.rcv_adv = flow.rcv_nxt + window;
         // What comes next makes it established; the answer was sent long ago.
-        flow.syn_due = false;
+        flow.set_syn_due(false);
         flow.rexmit_at = Deadline::after(now, self.config.timers.rto_initial);
         Some(self.flow_input(mem, now, index, segment))
     }

@@ -27,24 +27,24 @@ impl FlowState {
     /// The peer sends its SYN again. If it no longer asks for ECN, then because
     /// it thinks that asking is what got the first one lost.
     pub(crate) fn syn_repeated(&mut self, header: &Header) {
-        self.ecn &= self.agrees_to_ecn(header);
+        self.set_ecn(self.ecn() && self.agrees_to_ecn(header));
     }
 
     /// Takes in what a segment with payload says of the way that it came.
     /// Returns whether the peer should hear of it at once.
     pub(crate) fn note_ecn(&mut self, segment: &Segment) -> bool {
-        if !self.ecn {
+        if !self.ecn() {
             return false;
         }
-        let echoed = self.ecn_echo;
+        let echoed = self.ecn_echo();
         // Section 6.1.3: echo until the peer says that it has reduced.
         if segment.header.has(flag::CWR) {
-            self.ecn_echo = false;
+            self.set_ecn_echo(false);
         }
         if segment.ecn == ecn::CE {
-            self.ecn_echo = true;
+            self.set_ecn_echo(true);
         }
-        self.ecn_echo && !echoed
+        self.ecn_echo() && !echoed
     }
 }
 
@@ -56,8 +56,8 @@ impl Stack {
             State::Closed => 0,
             // Section 6.1.1.1: one that is sent again goes without.
             State::SynSent if self.config.ecn && !flow.outstanding() => SETUP,
-            _ if syn && flow.ecn && flags & flag::ACK != 0 => flag::ECE,
-            _ if !syn && flow.ecn_echo => flag::ECE,
+            _ if syn && flow.ecn() && flags & flag::ACK != 0 => flag::ECE,
+            _ if !syn && flow.ecn_echo() => flag::ECE,
             _ => 0,
         }
     }

@@ -91,7 +91,7 @@ impl FlowState {
     /// the first such since the one before it (RFC 2883 section 4).
     pub(crate) fn note_duplicate(&mut self, start: Seq, end: Seq) {
         self.quick_acks = QUICK_ACKS;
-        if self.sack && self.dsack_len == 0 {
+        if self.sack() && self.dsack_len == 0 {
             self.dsack = start;
             self.dsack_len = end.since(start).min(u32::from(u16::MAX)) as u16;
         }
@@ -99,12 +99,12 @@ impl FlowState {
 
     /// SACK blocks that a segment sent now carries.
     fn sack_count(&self) -> usize {
-        if !self.sack {
+        if !self.sack() {
             return 0;
         }
         // RFC 2018 section 3: 40 bytes of options hold four, or three next to
         // timestamps.
-        let room = SACK_BLOCKS_MAX - usize::from(self.timestamps);
+        let room = SACK_BLOCKS_MAX - usize::from(self.timestamps());
         (usize::from(self.held_blocks) + usize::from(self.dsack_len > 0)).min(room)
     }
 
@@ -155,7 +155,7 @@ impl Stack {
     fn acknowledge_early(&mut self, index: u32) {
         let flow = &mut self.flows[index];
         flow.quick_acks = QUICK_ACKS;
-        if flow.ack_due && !flow.sack {
+        if flow.ack_due() && !flow.sack() {
             flow.dup_acks = (flow.dup_acks + 1).min(DUP_ACKS_MAX);
         }
         self.ack_now(index);

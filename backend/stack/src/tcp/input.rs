@@ -175,7 +175,7 @@ impl Stack {
         let rst = header.has(flag::RST);
 
         // RFC 7323 section 5.3, R1, before the sequence number is looked at.
-        if flow.timestamps && !rst {
+        if flow.timestamps() && !rst {
             let Some(ts) = header.options.timestamps else {
                 // Section 3.2: once agreed, every segment carries them.
                 self.counters.drop_paws += 1;
@@ -251,7 +251,7 @@ impl Stack {
         }
         // RFC 7323 section 4.3.
         if let Some(ts) = segment.header.options.timestamps
-            && flow.timestamps
+            && flow.timestamps()
             && !seq.after(flow.last_ack_sent)
         {
             flow.ts_recent = ts.value;
@@ -291,7 +291,7 @@ impl Stack {
             if ethernet::is_station(&segment.from) {
                 flow.mac = Some(segment.from);
             }
-            flow.syn_due = true;
+            flow.set_syn_due(true);
             self.kick(index);
         } else if header.has(flag::FIN) && !header.seq.after(flow.rcv_nxt) {
             // The peer did not get the acknowledgement of its FIN.
@@ -334,7 +334,7 @@ impl Stack {
         segment: &Segment,
     ) -> bool {
         let flow = &mut self.flows[index];
-        if let Some(listener) = flow.listener
+        if let Some(listener) = flow.listener()
             && !self.listeners.lives(listener)
         {
             let key = flow.key;
@@ -356,13 +356,13 @@ impl Stack {
         }
         self.end_half_open(index);
         let flow = &mut self.flows[index];
-        flow.enter(if flow.fin_queued { State::FinWait1 } else { State::Established });
-        flow.syn_due = false;
+        flow.enter(if flow.fin_queued() { State::FinWait1 } else { State::Established });
+        flow.set_syn_due(false);
         // SYN is acknowledged by this very segment.
         flow.snd_wl1 = segment.header.seq;
         flow.rexmit_at = Deadline::NEVER;
         flow.progress_at = Moment::at(now);
-        if flow.listener.is_some() {
+        if flow.listener().is_some() {
             flow.events |= event::ACCEPTED;
             self.counters.accepted += 1;
         } else {
@@ -381,7 +381,7 @@ impl Stack {
             return false;
         }
         match header.options.timestamps {
-            Some(ts) if flow.timestamps && ts.value != flow.ts_recent => {
+            Some(ts) if flow.timestamps() && ts.value != flow.ts_recent => {
                 Seq(ts.value).after(Seq(flow.ts_recent))
             }
             _ => header.seq.after(flow.rcv_nxt),
@@ -390,7 +390,7 @@ impl Stack {
 
     /// Has an acknowledgement sent with the next [`Stack::transmit`].
     pub(crate) fn ack_now(&mut self, index: u32) {
-        self.flows[index].ack_due = true;
+        self.flows[index].set_ack_due(true);
         self.kick(index);
     }
 

@@ -84,7 +84,7 @@ impl Stack {
         flow.enter(State::SynReceived);
         // See the module `neighbour` for why the SYN's sender is believed.
         flow.mac = ethernet::is_station(&syn.from).then_some(syn.from);
-        flow.syn_due = true;
+        flow.set_syn_due(true);
         self.take_syn(now, index, syn);
         Some(index)
     }
@@ -128,7 +128,7 @@ impl Stack {
             // Both sides opened at once (section 3.5, figure 8).
             let flow = &mut self.flows[index];
             flow.enter(State::SynReceived);
-            flow.syn_due = true;
+            flow.set_syn_due(true);
             self.kick(index);
         }
     }
@@ -145,23 +145,23 @@ impl Stack {
         flow.last_ack_sent = flow.rcv_nxt;
         flow.held_recent = [segment.header.seq; RECENT];
         flow.heard_at = Moment::at(now);
-        flow.sack = self.config.sack && sack_permitted;
-        flow.ecn = self.config.ecn && flow.agrees_to_ecn(&segment.header);
-        flow.timestamps = self.config.timestamps && timestamps.is_some();
+        flow.set_sack(self.config.sack && sack_permitted);
+        flow.set_ecn(self.config.ecn && flow.agrees_to_ecn(&segment.header));
+        flow.set_timestamps(self.config.timestamps && timestamps.is_some());
         if let Some(ts) = timestamps {
             flow.ts_recent = ts.value;
             flow.ts_recent_at = age(now);
         }
         // RFC 7323 section 2.2: scaling happens only if both sides offer it.
         // The window of a SYN is never scaled.
-        flow.peer_scales = scale.is_some();
+        flow.set_peer_scales(scale.is_some());
         flow.snd_scale = scale.unwrap_or(0);
         flow.rcv_scale = if scale.is_some() { self.rcv_scale } else { 0 };
         flow.snd_wnd = u32::from(segment.header.window);
         flow.snd_wnd_max = flow.snd_wnd;
         flow.snd_wl1 = segment.header.seq;
         // RFC 6691 section 2: options come off the MSS.
-        let options = if flow.timestamps { tcp::TIMESTAMPS_LEN as u16 } else { 0 };
+        let options = if flow.timestamps() { tcp::TIMESTAMPS_LEN as u16 } else { 0 };
         let mss = mss.unwrap_or(MSS_DEFAULT).max(MSS_MIN).min(base);
         flow.mss = mss - options;
         flow.mss_max = flow.mss;

@@ -119,12 +119,12 @@ impl Stack {
         match flow.state {
             State::Closed => {
                 let plan = Plan::bare(Why::Reset, flow.snd_nxt, flag::RST | flag::ACK);
-                return flow.rst_due.then_some(plan);
+                return flow.rst_due().then_some(plan);
             }
             State::SynSent => {
-                return flow.syn_due.then_some(Plan::bare(Why::Syn, flow.snd_una, flag::SYN));
+                return flow.syn_due().then_some(Plan::bare(Why::Syn, flow.snd_una, flag::SYN));
             }
-            State::SynReceived if flow.syn_due => {
+            State::SynReceived if flow.syn_due() => {
                 return Some(Plan::bare(Why::Syn, flow.snd_una, flag::SYN | flag::ACK));
             }
             State::SynReceived => {}
@@ -145,7 +145,7 @@ impl Stack {
                 } else if flow.fin_due() {
                     return Some(Plan::bare(Why::Next, flow.snd_nxt, flag::FIN | flag::ACK));
                 }
-                if flow.tail_due {
+                if flow.tail_due() {
                     let planned = self.plan_tail(index);
                     if planned.is_some() {
                         return planned;
@@ -159,11 +159,11 @@ impl Stack {
     /// A probe or an acknowledgement, if one is due.
     fn plan_bare(&self, index: u32) -> Option<Plan> {
         let flow = &self.flows[index];
-        if flow.probe_due {
+        if flow.probe_due() {
             let seq = Seq(flow.snd_una.0.wrapping_sub(1));
             return Some(Plan::bare(Why::Probe, seq, flag::ACK));
         }
-        flow.ack_due.then(|| Plan::bare(Why::Ack, flow.snd_nxt, flag::ACK))
+        flow.ack_due().then(|| Plan::bare(Why::Ack, flow.snd_nxt, flag::ACK))
     }
 
     /// Something that is lost, as far as the congestion window allows.
@@ -175,13 +175,13 @@ impl Stack {
                 scoreboard::next_lost(&self.bufs, flow, &self.repairs[flow.repair])
         {
             let len = len.min(u32::from(self.segment_room(flow)));
-            return if flow.rexmit_due || budget >= len {
+            return if flow.rexmit_due() || budget >= len {
                 self.cut(index, Why::Again, buf, seq, len)
             } else {
                 None
             };
         }
-        (flow.fin_lost && (flow.rexmit_due || budget > 0))
+        (flow.fin_lost() && (flow.rexmit_due() || budget > 0))
             .then(|| Plan::bare(Why::Again, flow.snd_end, flag::FIN | flag::ACK))
     }
 
@@ -237,7 +237,7 @@ impl Stack {
         let offered = flow.snd_wnd.saturating_sub(flow.flight());
         // A tail loss probe goes beyond the congestion window.
         let pipe = flow.pipe();
-        if window.saturating_sub(pipe) < whole && pipe > 0 && !flow.tail_due {
+        if window.saturating_sub(pipe) < whole && pipe > 0 && !flow.tail_due() {
             return None;
         }
         // Silly window avoidance (RFC 9293 section 3.8.6.2.1): a full segment,
@@ -247,7 +247,7 @@ impl Stack {
         if offered >= whole {
             return self.cut(index, Why::Next, flow.tx_cursor, flow.snd_nxt, whole);
         }
-        if offered > 0 && (offered >= flow.snd_wnd_max / 2 || flow.probe_due) {
+        if offered > 0 && (offered >= flow.snd_wnd_max / 2 || flow.probe_due()) {
             return self.cut(index, Why::Next, flow.tx_cursor, flow.snd_nxt, offered);
         }
         None
@@ -272,16 +272,16 @@ impl Stack {
         let mut flags = flag::ACK;
         if len == left {
             flags |= flag::PSH;
-            if flow.fin_queued && seq + len == flow.snd_end {
+            if flow.fin_queued() && seq + len == flow.snd_end {
                 flags |= flag::FIN;
             }
         }
         let new = why == Why::Next;
-        if new && flow.cwr_due {
+        if new && flow.cwr_due() {
             flags |= flag::CWR;
         }
         // RFC 3168 section 6.1.5: not what is sent again.
-        let ecn = if new && flow.ecn { ecn::ECT_0 } else { ecn::NOT_ECT };
+        let ecn = if new && flow.ecn() { ecn::ECT_0 } else { ecn::NOT_ECT };
         let payload = Payload { buf, offset: meta.offset + skip as u16, len: len as u16 };
         Some(Plan { why, seq, flags, payload: Some(payload), ecn })
     }
@@ -294,7 +294,7 @@ impl Stack {
             Why::Reset => self.counters.resets_out += 1,
             Why::Ack => {}
             Why::Probe => {
-                self.flows[index].probe_due = false;
+                self.flows[index].set_probe_due(false);
                 self.counters.probes_out += 1;
             }
             Why::Syn => self.sent_syn(now, index, plan),
@@ -306,7 +306,7 @@ impl Stack {
     fn sent_syn(&mut self, now: u64, index: u32, plan: &Plan) {
         let rto = self.rto(&self.flows[index]);
         let flow = &mut self.flows[index];
-        flow.syn_due = false;
+        flow.set_syn_due(false);
         if flow.outstanding() {
             self.counters.retransmits += 1;
         } else {
@@ -330,16 +330,16 @@ impl Stack {
             scoreboard::resent(bufs, flow, repair, Stamp::at(now), payload.buf, plan.seq, len);
         }
         let flow = &mut self.flows[index];
-        flow.rexmit_due = false;
+        flow.set_rexmit_due(false);
         flow.undo.on_resent(flow.timestamp(now));
         if plan.flags & flag::FIN != 0 {
-            flow.fin_lost = false;
+            flow.set_fin_lost(false);
         }
         if flow.phase == Phase::Recovery {
             flow.congestion.on_sent_in_recovery(len);
         }
-        if flow.tail_due {
-            flow.tail_due = false;
+        if flow.tail_due() {
+            flow.set_tail_due(false);
             flow.tail = Tail::Again;
             self.sent_tail_probe(now, index);
         } else if !flow.rexmit_at.is_set() || flow.timer == Timer::Retransmit {
@@ -358,7 +358,7 @@ impl Stack {
             flow.progress_at = Moment::at(now);
             flow.rack.restart(stamp, flow.snd_nxt);
         }
-        flow.probe_due = false;
+        flow.set_probe_due(false);
         flow.snd_nxt = plan.end();
         if let Some(payload) = plan.payload {
             let meta = bufs.get_mut(payload.buf);
@@ -376,12 +376,12 @@ impl Stack {
                 flow.congestion.on_sent_in_recovery(u32::from(payload.len));
             }
             if plan.flags & flag::CWR != 0 {
-                flow.cwr_due = false;
+                flow.set_cwr_due(false);
             }
             self.counters.bytes_out += u64::from(payload.len);
         }
-        if flow.tail_due {
-            flow.tail_due = false;
+        if flow.tail_due() {
+            flow.set_tail_due(false);
             flow.tail = Tail::New;
             self.sent_tail_probe(now, index);
         }
@@ -410,8 +410,8 @@ impl Stack {
         let flow = &mut self.flows[index];
         let blocked = flow.tx_cursor != NIL && flow.state.is_synchronized();
         let offered = flow.snd_wnd.saturating_sub(flow.flight());
-        flow.window_full = blocked && offered >= u32::from(flow.mss);
-        flow.tail_due = false;
+        flow.set_window_full(blocked && offered >= u32::from(flow.mss));
+        flow.set_tail_due(false);
         if blocked && !flow.outstanding() && flow.timer != Timer::Persist {
             flow.timer = Timer::Persist;
             flow.rexmit_at = Deadline::after(now, rto);
@@ -428,7 +428,7 @@ impl Stack {
             self.rst_done(index);
             return;
         }
-        flow.ack_due = false;
+        flow.set_ack_due(false);
         if !flow.rexmit_at.is_set() {
             // Patience begins when there is first something to be patient about.
             if !flow.outstanding() && flow.rtt.backoff() == 0 {

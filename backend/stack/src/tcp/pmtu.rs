@@ -94,7 +94,7 @@ impl Stack {
     pub(crate) fn path_mtu(&mut self, now: u64, index: u32, mtu: u16) {
         let headers = self.header_bytes(index);
         let flow = &self.flows[index];
-        let options = if flow.timestamps { tcp::TIMESTAMPS_LEN as u16 } else { 0 };
+        let options = if flow.timestamps() { tcp::TIMESTAMPS_LEN as u16 } else { 0 };
         let mss = mtu.saturating_sub(headers + options);
         if mss >= flow.mss || mss == 0 {
             return;
@@ -119,7 +119,7 @@ impl Stack {
                 flow.phase = Phase::Loss;
                 flow.recover = flow.snd_nxt;
             }
-            flow.rexmit_due = true;
+            flow.set_rexmit_due(true);
         }
         self.kick(index);
     }
@@ -131,7 +131,7 @@ impl Stack {
         let flow = &mut self.flows[index];
         flow.path.probe = 0;
         let head = flow.tx.head;
-        let options = if flow.timestamps { tcp::TIMESTAMPS_LEN as u16 } else { 0 };
+        let options = if flow.timestamps() { tcp::TIMESTAMPS_LEN as u16 } else { 0 };
         let least = LEAST[usize::from(flow.key.local.is_v6())];
         let floor = least - headers - options;
         if head == NIL || flow.mss <= floor {
@@ -185,7 +185,7 @@ impl Stack {
         scoreboard::cut_again(bufs, flow, repair, mss);
         flow.phase = Phase::Loss;
         flow.recover = flow.snd_nxt;
-        flow.rexmit_due = true;
+        flow.set_rexmit_due(true);
         true
     }
 }

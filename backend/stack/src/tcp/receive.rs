@@ -74,7 +74,7 @@ impl Stack {
             }
         }
         // What the window, or a FIN that came before, does not cover.
-        let limit = flow.fin_at.unwrap_or(flow.rcv_adv);
+        let limit = flow.fin_at().unwrap_or(flow.rcv_adv);
         if segment.end().after(limit) {
             if !segment.header.seq.before(limit) {
                 self.counters.drop_out_of_window += 1;
@@ -97,13 +97,13 @@ impl Stack {
             };
         }
         let flow = &mut self.flows[index];
-        if segment.header.has(flag::FIN) && flow.fin_at.is_none() {
-            flow.fin_at = Some(segment.end());
+        if segment.header.has(flag::FIN) && flow.fin_at().is_none() {
+            flow.set_fin_at(segment.end());
             if segment.end() != flow.rcv_nxt {
                 self.ack_now(index);
             }
         }
-        if self.flows[index].fin_at == Some(self.flows[index].rcv_nxt) {
+        if self.flows[index].fin_at() == Some(self.flows[index].rcv_nxt) {
             self.receive_fin(mem, now, index);
         }
         outcome
@@ -142,7 +142,7 @@ impl Stack {
         }
         if at_once {
             self.ack_now(index);
-        } else if !flow.ack_due && !flow.delayed_ack_at.is_set() {
+        } else if !flow.ack_due() && !flow.delayed_ack_at.is_set() {
             flow.delayed_ack_at = Deadline::after(now, self.config.timers.delayed_ack);
         }
         outcome

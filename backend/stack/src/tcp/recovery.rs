@@ -111,7 +111,7 @@ impl FlowState {
     /// Whether something is to be sent again.
     #[inline]
     pub(crate) fn resends(&self) -> bool {
-        self.lost_bytes > 0 || self.fin_lost
+        self.lost_bytes > 0 || self.fin_lost()
     }
 
     /// The reordering window now, ns.
@@ -124,7 +124,7 @@ impl FlowState {
     /// The round-trip time by the timestamp that came back, ns: coarse, but of
     /// one copy of what was sent again (RFC 7323 section 4.1).
     fn echoed_rtt(&self, now: u64, news: &News) -> Option<u64> {
-        let echo = news.echo.filter(|echo| self.timestamps && *echo != 0)?;
+        let echo = news.echo.filter(|echo| self.timestamps() && *echo != 0)?;
         news.advanced?;
         let ticks = Seq(self.timestamp(now)).since(Seq(echo));
         (ticks < 1 << 20).then(|| (u64::from(ticks) * MS).max(MS))
@@ -182,7 +182,7 @@ impl Stack {
         if news.duplicate {
             self.counters.duplicate_acks_in += 1;
         }
-        if !flow.sack {
+        if !flow.sack() {
             self.count_duplicates(index, news);
         }
         if news.dsack {
@@ -235,7 +235,7 @@ impl Stack {
             return None;
         }
         let (bufs, flow, repair) = self.repairing(index)?;
-        if flow.sack {
+        if flow.sack() {
             let window = flow.reordering_window();
             return match scoreboard::detect_losses(bufs, flow, repair, Stamp::at(now), window) {
                 Look::Done => None,
@@ -262,7 +262,7 @@ impl Stack {
         let mss = u32::from(flow.mss);
         let delivered = match news.advanced {
             // A duplicate acknowledgement without SACK is a segment delivered.
-            None if !flow.sack && news.duplicate => mss,
+            None if !flow.sack() && news.duplicate => mss,
             _ => news.delivery.bytes,
         };
         if flow.phase != Phase::Open && !flow.snd_una.before(flow.recover) {
@@ -273,8 +273,8 @@ impl Stack {
             }
             flow.phase = Phase::Open;
             flow.dupacks = 0;
-            flow.rexmit_due = false;
-            if !flow.sack {
+            flow.set_rexmit_due(false);
+            if !flow.sack() {
                 flow.sacked_bytes = 0;
             }
             flow.undo.armed &= flow.undo.pending > 0;
@@ -284,7 +284,7 @@ impl Stack {
             Phase::Open => {
                 if delivered > 0 && news.advanced.is_some() {
                     let slow = flow.congestion.in_slow_start();
-                    let limited = flow.window_full
+                    let limited = flow.window_full()
                         || (slow && 2 * u64::from(news.pipe) >= flow.congestion.window().into());
                     let smoothed = flow.rtt.smoothed();
                     flow.congestion.on_ack(now, delivered, smoothed, mss, limited);
@@ -318,8 +318,8 @@ impl Stack {
         flow.recover = flow.snd_nxt;
         flow.tail = Tail::None;
         // RFC 6675 section 5, step 4.3: one goes at once.
-        flow.rexmit_due = true;
-        flow.cwr_due = flow.ecn;
+        flow.set_rexmit_due(true);
+        flow.set_cwr_due(flow.ecn());
         flow.ecn_recover = flow.snd_nxt;
         flow.undo = Undo::arm();
         self.counters.fast_retransmits += 1;
@@ -343,14 +343,14 @@ impl Stack {
         if first || !flow.undo.armed {
             flow.undo = Undo::arm();
         }
-        flow.fin_lost = flow.snd_nxt.after(flow.snd_end);
+        flow.set_fin_lost(flow.snd_nxt.after(flow.snd_end));
         flow.phase = Phase::Loss;
         flow.recover = flow.snd_nxt;
         flow.dupacks = 0;
         flow.tail = Tail::None;
-        flow.tail_due = false;
-        flow.rexmit_due = true;
-        flow.cwr_due = flow.ecn;
+        flow.set_tail_due(false);
+        flow.set_rexmit_due(true);
+        flow.set_cwr_due(flow.ecn());
         flow.ecn_recover = flow.snd_nxt;
     }
 
@@ -379,7 +379,7 @@ impl Stack {
     /// most once for each window.
     fn echo_input(&mut self, now: u64, index: u32, news: &News) {
         let flow = &mut self.flows[index];
-        if !news.congestion || !flow.ecn || flow.phase != Phase::Open {
+        if !news.congestion || !flow.ecn() || flow.phase != Phase::Open {
             return;
         }
         if flow.snd_una.before(flow.ecn_recover) {
@@ -387,7 +387,7 @@ impl Stack {
         }
         flow.congestion.on_ecn(now, news.flight, u32::from(flow.mss));
         flow.ecn_recover = flow.snd_nxt;
-        flow.cwr_due = true;
+        flow.set_cwr_due(true);
         self.counters.ecn_reductions += 1;
     }
 
@@ -404,7 +404,7 @@ impl Stack {
     fn undo_by_timestamp(&mut self, now: u64, index: u32, news: &News) {
         let flow = &self.flows[index];
         let undo = &flow.undo;
-        if !flow.timestamps || news.advanced.is_none() {
+        if !flow.timestamps() || news.advanced.is_none() {
             return;
         }
         if let Some(echo) = news.echo
@@ -425,11 +425,11 @@ impl Stack {
         let flow = &mut self.flows[index];
         flow.undo = Undo::NONE;
         flow.congestion.undo(now);
-        if !flow.sack {
+        if !flow.sack() {
             flow.sacked_bytes = 0;
         }
-        flow.fin_lost = false;
-        flow.rexmit_due = false;
+        flow.set_fin_lost(false);
+        flow.set_rexmit_due(false);
         flow.phase = Phase::Open;
         flow.dupacks = 0;
         self.counters.undone += 1;

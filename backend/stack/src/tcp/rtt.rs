@@ -38,11 +38,10 @@ impl Stamp {
 pub(crate) struct Rtt {
     /// Smoothed; zero before the first measurement. These are in units of 64 ns.
     srtt: u32,
+    /// Its variation; before the first measurement, the initial timeout.
     var: u32,
     /// The smallest of late (RFC 8985 section 6.2, step 1).
     min: u32,
-    /// Before backoff.
-    rto: u32,
     /// When `min` was last measured.
     min_at: Stamp,
     backoff: u8,
@@ -65,14 +64,17 @@ const fn to_ns(units: u32) -> u64 {
 
 impl Rtt {
     pub(crate) fn new(initial: u64) -> Rtt {
-        let rto = to_units(initial);
-        Rtt { srtt: 0, var: 0, min: 0, rto, min_at: Stamp(0), backoff: 0 }
+        Rtt { srtt: 0, var: to_units(initial), min: 0, min_at: Stamp(0), backoff: 0 }
     }
 
     /// The timeout now, backed off and within its limits, ns.
     #[inline]
     pub(crate) fn timeout(&self, min: u64, max: u64) -> u64 {
-        (to_ns(self.rto).max(min) << self.backoff.min(16)).min(max)
+        let rto = match self.srtt {
+            0 => self.var,
+            srtt => srtt + (4 * self.var).max(GRANULARITY),
+        };
+        (to_ns(rto).max(min) << self.backoff.min(16)).min(max)
     }
 
     /// RFC 6298 section 5.5.
@@ -121,7 +123,6 @@ impl Rtt {
             self.var = self.var - self.var / 4 + self.srtt.abs_diff(rtt) / 4;
             self.srtt = self.srtt - self.srtt / 8 + rtt / 8;
         }
-        self.rto = self.srtt + (4 * self.var).max(GRANULARITY);
         let stamp = Stamp::at(now);
         if rtt <= self.min || self.min == 0 || stamp.since(self.min_at) > MIN_AGE_NS {
             self.min = rtt;

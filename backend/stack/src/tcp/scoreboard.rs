@@ -295,7 +295,7 @@ pub(crate) fn mark_all_lost(
     renege: bool,
 ) {
     repair.rexmit_nxt = flow.snd_una;
-    if !flow.sack || renege {
+    if !flow.sack() || renege {
         flow.sacked_bytes = 0;
         repair.sack_seen = [SackBlock { start: flow.snd_una, end: flow.snd_una }; 3];
     }

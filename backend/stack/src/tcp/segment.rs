@@ -57,7 +57,7 @@ impl Stack {
         let flow = &self.flows[index];
         let acks = plan.flags & flag::ACK != 0;
         let mut options = Options::default();
-        if flow.timestamps {
+        if flow.timestamps() {
             let echo = if acks { flow.ts_recent } else { 0 };
             options.timestamps = Some(Timestamps { value: flow.timestamp(now), echo });
         }
@@ -65,8 +65,8 @@ impl Stack {
             options.mss = Some(self.base_mss(&flow.key));
             // An answer offers a scale only if the SYN did (RFC 7323 section
             // 2.2); without one `rcv_scale` is zero, as is a scale of nothing.
-            options.scale = (!acks || flow.peer_scales).then_some(flow.rcv_scale);
-            options.sack_permitted = flow.sack;
+            options.scale = (!acks || flow.peer_scales()).then_some(flow.rcv_scale);
+            options.sack_permitted = flow.sack();
         }
         if acks && !syn && plan.why != Why::Reset {
             options.sack = self.sack_blocks(index);

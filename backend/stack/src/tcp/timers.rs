@@ -69,7 +69,7 @@ impl Stack {
             _ => u64::from(flow.user_timeout) * MS,
         };
         let spent = flow.state == State::SynReceived
-            && flow.listener.is_some()
+            && flow.listener().is_some()
             && flow.rtt.backoff() >= timers.syn_ack_tries;
         if spent || flow.progress_at.elapsed(now) >= patience {
             self.terminate(mem, index, Some(Reason::TimedOut));
@@ -78,12 +78,12 @@ impl Stack {
         match flow.timer {
             Timer::Reorder => self.reordering_timer(now, index),
             Timer::TailProbe => {
-                flow.tail_due = true;
+                flow.set_tail_due(true);
                 flow.timer = Timer::Retransmit;
                 self.rearm(now, index, None);
             }
             Timer::Persist => {
-                flow.probe_due = true;
+                flow.set_probe_due(true);
                 flow.rtt.back_off();
                 flow.rexmit_at =
                     Deadline::after(now, flow.rtt.timeout(timers.rto_min, timers.rto_max));
@@ -98,7 +98,7 @@ impl Stack {
     fn retransmission_timer(&mut self, now: u64, index: u32) {
         let flow = &mut self.flows[index];
         if !flow.state.is_synchronized() {
-            flow.syn_due = true;
+            flow.set_syn_due(true);
         } else if flow.outstanding() {
             self.counters.timeouts += 1;
             self.suspect_path(now, index);
@@ -157,10 +157,10 @@ impl Stack {
         }
         flow.timer = Timer::Retransmit;
         flow.rexmit_at = Deadline::after(now, left);
-        let probes = flow.sack
+        let probes = flow.sack()
             && flow.phase == Phase::Open
             && flow.tail == Tail::None
-            && !flow.tail_due
+            && !flow.tail_due()
             && flow.rtt.is_measured()
             && flow.rtt.backoff() == 0;
         if probes {
@@ -207,7 +207,7 @@ impl Stack {
                 } else {
                     flow.keepalive_sent += 1;
                     flow.idle_at = Deadline::after(now, timers.keepalive_interval);
-                    flow.probe_due = true;
+                    flow.set_probe_due(true);
                     self.kick(index);
                 }
             }

@@ -62,7 +62,7 @@ impl Stack {
         let flow = &self.flows[index];
         let mss = u32::from(flow.rcv_mss).max(1);
         let segments = flow.rcv_nxt.since(flow.last_ack_sent) / mss;
-        if segments < 4 || !flow.promises || !flow.held.is_empty() || flow.dup_acks > 0 {
+        if segments < 4 || !flow.promises() || !flow.held.is_empty() || flow.dup_acks > 0 {
             return flow.rcv_nxt;
         }
         flow.last_ack_sent + segments / 2 * mss
@@ -81,7 +81,7 @@ impl Stack {
         let behind = flow.rcv_nxt.since(ack);
         // Silly window avoidance: not by less than a segment, or half of what
         // the flow could have. And nothing after the peer's FIN.
-        let grows = desired - current >= least && flow.promises;
+        let grows = desired - current >= least && flow.promises();
         let window = if grows { desired } else { current };
         let mut field = ((behind + window) >> scale).min(0xffff);
         if field << scale < behind + current {
@@ -89,7 +89,7 @@ impl Stack {
             field = (behind + current).div_ceil(1 << scale).min(0xffff);
         }
         let window = (field << scale).saturating_sub(behind);
-        if window > current && flow.promises {
+        if window > current && flow.promises() {
             flow.rcv_adv = flow.rcv_nxt + window;
             self.promised += u64::from(window - current);
         }
@@ -99,8 +99,8 @@ impl Stack {
     /// The flow's window no longer counts: it receives no more.
     pub(crate) fn withdraw_promise(&mut self, index: u32) {
         let flow = &mut self.flows[index];
-        if flow.promises {
-            flow.promises = false;
+        if flow.promises() {
+            flow.set_promises(false);
             self.promised -= u64::from(flow.rcv_wnd());
         }
     }
@@ -135,8 +135,8 @@ impl Stack {
         flow.delayed_ack_at = Deadline::NEVER;
         flow.last_ack_sent = ack;
         flow.dsack_len = 0;
-        flow.ack_due = flow.dup_acks > 0 || ack != flow.rcv_nxt;
-        if flow.ack_due {
+        flow.set_ack_due(flow.dup_acks > 0 || ack != flow.rcv_nxt);
+        if flow.ack_due() {
             // RFC 5681 section 2: one with payload is no duplicate.
             flow.dup_acks = flow.dup_acks.saturating_sub(u8::from(pure));
             self.kick(index);

@@ -60,7 +60,7 @@ fn rfc4987_3_6_a_cookie_keeps_the_mss_and_no_state() {
     let flow = flow(&mut pair);
     assert_eq!(flow.state, State::Established);
     assert_eq!((flow.mss, flow.snd_scale, flow.rcv_scale), (1400, 0, 0));
-    assert!(!flow.sack && !flow.timestamps && !flow.ecn);
+    assert!(!flow.sack() && !flow.timestamps() && !flow.ecn());
     assert_eq!(flow.snd_wnd, u32::from(pair.window));
     pair.host.send(pair.flow, b"hello");
     assert_eq!(pair.recv_one().data, b"hello");
@@ -87,9 +87,9 @@ fn rfc4987_3_6_timestamps_carry_the_other_options() {
                 assert_eq!(answer.flags, SYN | ACK | (ecn & ECE));
                 pair.send(ACK, &[]);
                 let flow = flow(&mut pair);
-                assert_eq!((flow.snd_scale, flow.sack), (scale.unwrap_or(0), sack_permitted));
-                assert_eq!((flow.peer_scales, flow.ecn), (scale.is_some(), ecn != 0));
-                assert_eq!((flow.timestamps, flow.ts_recent, flow.mss), (true, 78, 1448));
+                assert_eq!((flow.snd_scale, flow.sack()), (scale.unwrap_or(0), sack_permitted));
+                assert_eq!((flow.peer_scales(), flow.ecn()), (scale.is_some(), ecn != 0));
+                assert_eq!((flow.timestamps(), flow.ts_recent, flow.mss), (true, 78, 1448));
                 assert_eq!(flow.snd_wnd, u32::from(pair.window) << flow.snd_scale);
             }
         }

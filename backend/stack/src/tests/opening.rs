@@ -261,7 +261,7 @@ fn rfc9293_3_5_options_are_agreed_on_in_a_simultaneous_open() {
     assert_eq!(pair.state(), State::Established);
     let flow = &pair.host.stack.flows[pair.flow.index()];
     assert!(flow.snd_wnd <= 5000, "{}", flow.snd_wnd);
-    assert_eq!((flow.mss, flow.snd_scale, flow.sack), (1000 - 12, 4, true));
+    assert_eq!((flow.mss, flow.snd_scale, flow.sack()), (1000 - 12, 4, true));
     pair.timestamps = Some(Timestamps { value: 10, echo: 0 });
     pair.send(ACK, b"x");
     let flow = &pair.host.stack.flows[pair.flow.index()];
