@@ -5,9 +5,8 @@
 //! NIC put into a buffer is what the guest reads there, and what the guest
 //! wrote is what the NIC sends. (A flow that piles up small segments is the
 //! exception: they are gathered, so that a byte is not worth a buffer.) The
-//! stack has no thread, no clock and no
-//! allocation after [`Stack::new`]; time is an argument, in ns on a monotonic
-//! clock.
+//! stack has no thread, no clock and no allocation after [`Stack::new`]; time is
+//! an argument, in ns on a monotonic clock.
 //!
 //! # One turn
 //!
@@ -40,7 +39,28 @@
 //! queues, TIME-WAITs, backlogs, replies to strangers ([`Config`]). Buffers are
 //! the flow control: see `tcp::window` and `tcp::charge`.
 //!
-//! Not here yet: SACK, RACK, SYN cookies, ECN, urgent data.
+//! # What is implemented, and where
+//!
+//! | RFC | subject | module |
+//! | --- | --- | --- |
+//! | 9293, 1122 | segments, states, windows, silly windows, delayed acknowledgements, keepalive, zero-window probes, user timeout | `tcp::input`, `tcp::open`, `tcp::output`, `tcp::receive`, `tcp::window`, `tcp::timers` |
+//! | 5961, 6528, 6056 | challenge ACKs, initial numbers, ports | `tcp::input`, `listen` |
+//! | 6191, 1337 | TIME-WAIT and its reuse | `tcp::input`, `tcp::ack` |
+//! | 4987 | SYN cookies | `tcp::cookie` |
+//! | 7323 | timestamps, PAWS, window scale | `tcp::input`, `tcp::segment` |
+//! | 2018, 2883 | SACK and D-SACK, as a receiver | `tcp::held` |
+//! | 6675, 8985 | SACK as a sender, RACK, tail loss probes | `tcp::scoreboard`, `tcp::rack`, `tcp::recovery`, `tcp::timers` |
+//! | 6298, 3522, 3708, 4015 | timeouts, and undoing what was spurious | `tcp::rtt`, `tcp::recovery` |
+//! | 9438, 5681, 6582, 6937, 9406, 6928 | CUBIC, NewReno, proportional rate reduction, HyStart++ | `tcp::congestion` |
+//! | 3168 | ECN | `tcp::ecn`, `tcp::recovery` |
+//! | 6691, 1191, 8201, 4821, 8899 | segment size, path MTU with and without ICMP | `tcp::open`, `tcp::pmtu` |
+//! | 791, 8200, 5722 | IPv4, IPv6 and its extension headers, fragments | `input`, `reassembly`, `wire` |
+//! | 826, 4861, 4862, 3810 | ARP, neighbour discovery, MLD | `neighbour` |
+//! | 792, 4443, 5927 | ICMP, believed with care, errors at a limited rate | `input`, `control` |
+//!
+//! Urgent data is payload like any other. Not implemented: TCP Fast Open,
+//! multipath TCP, pacing, and segmentation offload, for which a port would have
+//! to carry frames larger than its MTU.
 
 #![forbid(unsafe_code)]
 

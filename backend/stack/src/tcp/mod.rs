@@ -1,6 +1,16 @@
-//! TCP (RFC 9293), by subject: what arrives ([`input`], [`ack`], [`receive`], [`held`]),
-//! what leaves ([`output`], [`segment`], [`window`]), and what time does ([`timers`]). The
-//! state that they share is [`crate::flow::FlowState`].
+//! TCP (RFC 9293), by subject. The state that they share is
+//! [`crate::flow::FlowState`].
+//!
+//! - how a connection begins: [`open`], [`cookie`];
+//! - what arrives: [`input`] judges a segment, [`ack`] takes its
+//!   acknowledgement, [`receive`] its payload, [`held`] what came too early,
+//!   [`charge`] says who may have buffers for it, [`window`] what is promised;
+//! - what an acknowledgement means: [`scoreboard`] keeps the books, [`rack`] and
+//!   [`rtt`] the times, [`recovery`] draws the conclusions, [`repair`] holds what
+//!   only a repair needs, [`congestion`] says how much may be in flight, [`ecn`]
+//!   and [`pmtu`] what the path says;
+//! - what leaves: [`output`] chooses a segment, [`segment`] writes it;
+//! - what time does: [`timers`].
 
 pub(crate) mod ack;
 pub(crate) mod charge;
