@@ -382,7 +382,9 @@ impl Stack {
         if !news.congestion || !flow.ecn() || flow.phase != Phase::Open {
             return;
         }
-        if flow.snd_una.before(flow.ecn_recover) {
+        if !flow.snd_una.after(flow.ecn_recover) {
+            // The segment that tells the peer of the last reduction is not
+            // acknowledged yet.
             return;
         }
         flow.congestion.on_ecn(now, news.flight, u32::from(flow.mss));

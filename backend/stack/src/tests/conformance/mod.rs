@@ -2,11 +2,14 @@
 //! is named after the requirement and cites its section.
 
 mod blind;
+mod congestion;
 mod delayed_ack;
+mod ecn;
 mod isn;
 mod keepalive;
 mod mss;
 mod persist;
+mod pmtu;
 mod rack;
 mod rto;
 mod sack;
