@@ -448,7 +448,7 @@ fn ping_is_answered_from_its_own_buffer() {
         assert_eq!(host.input(&frame), Outcome::Held);
         let replies = host.transmit();
         let reply = &replies[0];
-        let ip = Packet::read(&reply).unwrap();
+        let ip = Packet::read(reply).unwrap();
         assert_eq!((ip.src, ip.dst), (HOST.into(), PEER.into()));
         assert_eq!(checksum::sum(&reply[34..]), 0xffff);
         assert_eq!(reply[34], icmp::ECHO_REPLY);

@@ -1,8 +1,11 @@
-//! The state of flows: a slab allocated once, with a free list, and lists that
-//! run through the flows themselves, so that no flow is ever searched for.
+//! The state of flows.
+//!
+//! - [`FlowState`] is all that is known of one, in 384 bytes;
+//! - [`key`] is what tells flows apart;
+//! - [`slab`] holds them all, and the lists that run through them.
 
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use core::ops::{Index, IndexMut};
+mod key;
+mod slab;
 
 use paste_abi::{Flow, Reason};
 
@@ -19,13 +22,13 @@ use crate::tcp::rtt::Rtt;
 use crate::tcp::seq::Seq;
 use crate::tcp::timers::Timer;
 use crate::tcp::window::SPACE_FIRST;
-use crate::wire::ip::Octets;
+
+pub(crate) use self::key::{Key, Local};
+pub(crate) use self::slab::{Flows, Links, List};
+use self::slab::{LINKS, Link};
 
 /// A time that never comes.
 pub(crate) const NEVER: u64 = u64::MAX;
-
-/// The link of a flow that is in no list.
-const UNLINKED: u32 = u32::MAX - 1;
 
 /// States of RFC 9293 section 3.3.2. LISTEN is a listener's, not a flow's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,84 +83,6 @@ impl State {
     }
 }
 
-/// Which of the stack's own addresses a flow has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Local {
-    /// The IPv4 address.
-    V4,
-    /// The configured IPv6 address.
-    V6,
-    /// The IPv6 address of the link (RFC 4291 section 2.5.6).
-    V6Link,
-}
-
-impl Local {
-    /// How many there are.
-    pub(crate) const COUNT: usize = 3;
-
-    /// Whether it is an IPv6 address.
-    #[inline]
-    pub(crate) const fn is_v6(self) -> bool {
-        !matches!(self, Local::V4)
-    }
-}
-
-/// What tells flows apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Key {
-    remote: Octets,
-    pub remote_port: u16,
-    pub local_port: u16,
-    pub local: Local,
-}
-
-const _: () = assert!(size_of::<Key>() <= 22);
-
-impl Key {
-    /// The key of a flow that there is not yet.
-    pub(crate) const NONE: Key = Key::v4(Ipv4Addr::UNSPECIFIED, 0, 0);
-    /// Bytes of a key.
-    const BYTES: usize = 21;
-
-    /// The key of a flow to an address of the family that `local` has.
-    #[inline]
-    pub(crate) const fn new(
-        local: Local,
-        remote: Octets,
-        remote_port: u16,
-        local_port: u16,
-    ) -> Key {
-        Key { remote, remote_port, local_port, local }
-    }
-
-    /// The key of a flow over IPv4.
-    pub(crate) const fn v4(remote: Ipv4Addr, remote_port: u16, local_port: u16) -> Key {
-        Key::new(Local::V4, remote.to_ipv6_mapped().octets(), remote_port, local_port)
-    }
-
-    /// The peer's address.
-    pub(crate) fn remote(&self) -> IpAddr {
-        Ipv6Addr::from_octets(self.remote).to_canonical()
-    }
-
-    /// The peer's address.
-    #[inline]
-    pub(crate) const fn remote_octets(&self) -> &Octets {
-        &self.remote
-    }
-
-    /// The key as bytes, for hashing.
-    #[inline]
-    pub(crate) fn bytes(&self) -> [u8; Key::BYTES] {
-        let mut bytes = [0; Key::BYTES];
-        bytes[..16].copy_from_slice(&self.remote);
-        bytes[16..18].copy_from_slice(&self.remote_port.to_be_bytes());
-        bytes[18..20].copy_from_slice(&self.local_port.to_be_bytes());
-        bytes[20] = self.local as u8;
-        bytes
-    }
-}
-
 /// Events that wait for the guest; payload and acknowledgements are queues.
 pub(crate) mod event {
     pub(crate) const ACCEPTED: u8 = 1;
@@ -166,55 +91,6 @@ pub(crate) mod event {
     pub(crate) const WRITABLE: u8 = 8;
     pub(crate) const RESET: u8 = 16;
     pub(crate) const CLOSED: u8 = 32;
-}
-
-/// Lists that a flow can be in, each at most once.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Links {
-    /// Waits to transmit, or for a neighbour to be found in order to transmit.
-    Sending,
-    /// Has something for its guest.
-    Ready,
-    /// Belongs to a channel.
-    Channel,
-    /// Is in the one list, if any, in which flows of its kind are by age:
-    /// those that are half open, those that hold early payload, those in
-    /// TIME-WAIT.
-    Age,
-}
-
-const LINKS: usize = 4;
-
-#[derive(Clone, Copy, Debug)]
-struct Link {
-    next: u32,
-    prev: u32,
-}
-
-/// A list of flows.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct List {
-    head: u32,
-    tail: u32,
-}
-
-impl List {
-    pub(crate) const EMPTY: List = List { head: NIL, tail: NIL };
-
-    #[inline]
-    pub(crate) const fn head(&self) -> Option<u32> {
-        if self.head == NIL { None } else { Some(self.head) }
-    }
-
-    #[inline]
-    pub(crate) const fn is_empty(&self) -> bool {
-        self.head == NIL
-    }
-
-    #[cfg(any(test, feature = "audit"))]
-    pub(crate) const fn tail(&self) -> Option<u32> {
-        if self.tail == NIL { None } else { Some(self.tail) }
-    }
 }
 
 /// A timestamp: milliseconds, from an offset that does not tell how long this
@@ -490,13 +366,13 @@ impl FlowState {
             events: 0,
             reason: Reason::Ok,
             opener: 0,
-            links: [Link { next: UNLINKED, prev: NIL }; LINKS],
+            links: [Link::NONE; LINKS],
         }
     }
 
     /// A fresh flow in this one's place: the generation stays.
     pub(crate) fn reset(&mut self, key: Key, config: &Config, now: u64) {
-        debug_assert!(self.links.iter().all(|l| l.next == UNLINKED));
+        debug_assert!(!self.links.iter().any(|link| link.is_linked()));
         *self = FlowState {
             key,
             generation: self.generation,
@@ -595,146 +471,5 @@ impl FlowState {
         self.recover = iss;
         self.ecn_recover = iss;
         self.rack = Rack::new(now, iss);
-    }
-}
-
-/// All flows.
-#[derive(Debug)]
-pub(crate) struct Flows {
-    slab: Box<[FlowState]>,
-    free: List,
-    used: u32,
-}
-
-impl Flows {
-    pub(crate) fn new(count: u32) -> Flows {
-        let mut flows = Flows {
-            slab: vec![FlowState::new(); count as usize].into_boxed_slice(),
-            free: List::EMPTY,
-            used: 0,
-        };
-        let mut free = List::EMPTY;
-        for index in 0..count {
-            flows.push_back(&mut free, Links::Channel, index);
-        }
-        flows.free = free;
-        flows
-    }
-
-    pub(crate) fn used(&self) -> u32 {
-        self.used
-    }
-
-    /// Takes a flow from the free list.
-    pub(crate) fn alloc(&mut self) -> Option<u32> {
-        let mut free = self.free;
-        let index = self.pop_front(&mut free, Links::Channel)?;
-        self.free = free;
-        self.used += 1;
-        Some(index)
-    }
-
-    /// Puts a flow, which is in no list, back; its names die.
-    pub(crate) fn free(&mut self, index: u32) {
-        let flow = &mut self.slab[index as usize];
-        flow.generation = (flow.generation + 1) % Flow::GENERATIONS as u16;
-        flow.set_detached(true);
-        debug_assert_eq!(flow.state, State::Closed);
-        let mut free = self.free;
-        // At the back, so that an index rests long before it is used again.
-        self.push_back(&mut free, Links::Channel, index);
-        self.free = free;
-        self.used -= 1;
-    }
-
-    /// The guest's name of the flow at `index`.
-    #[inline]
-    pub(crate) fn name(&self, index: u32) -> Flow {
-        Flow::new(index, self.slab[index as usize].generation.into())
-    }
-
-    /// The index of the flow with this name, if it lives.
-    #[inline]
-    pub(crate) fn find(&self, name: Flow) -> Option<u32> {
-        let flow = self.slab.get(name.index() as usize)?;
-        (u32::from(flow.generation) == name.generation()).then_some(name.index())
-    }
-
-    #[inline]
-    pub(crate) fn linked(&self, kind: Links, index: u32) -> bool {
-        self.slab[index as usize].links[kind as usize].next != UNLINKED
-    }
-
-    /// Appends a flow that is in no list of this kind.
-    #[inline]
-    pub(crate) fn push_back(&mut self, list: &mut List, kind: Links, index: u32) {
-        let kind = kind as usize;
-        self.slab[index as usize].links[kind] = Link { next: NIL, prev: list.tail };
-        if list.tail == NIL {
-            list.head = index;
-        } else {
-            self.slab[list.tail as usize].links[kind].next = index;
-        }
-        list.tail = index;
-    }
-
-    /// Takes a flow out of `list`, if it is in a list of this kind.
-    #[inline]
-    pub(crate) fn remove(&mut self, list: &mut List, kind: Links, index: u32) {
-        let kind = kind as usize;
-        let Link { next, prev } = self.slab[index as usize].links[kind];
-        if next == UNLINKED {
-            return;
-        }
-        if prev == NIL {
-            list.head = next;
-        } else {
-            self.slab[prev as usize].links[kind].next = next;
-        }
-        if next == NIL {
-            list.tail = prev;
-        } else {
-            self.slab[next as usize].links[kind].prev = prev;
-        }
-        self.slab[index as usize].links[kind].next = UNLINKED;
-    }
-
-    /// Takes the first flow out of `list`.
-    #[inline]
-    pub(crate) fn pop_front(&mut self, list: &mut List, kind: Links) -> Option<u32> {
-        let index = list.head()?;
-        self.remove(list, kind, index);
-        Some(index)
-    }
-}
-
-#[cfg(any(test, feature = "audit"))]
-impl Flows {
-    /// The flows that nobody uses.
-    pub(crate) fn free_list(&self) -> List {
-        self.free
-    }
-
-    /// The flows before and after this one in its list.
-    pub(crate) fn around(&self, kind: Links, index: u32) -> (Option<u32>, Option<u32>) {
-        let Link { next, prev } = self.slab[index as usize].links[kind as usize];
-        let known = |index| (index < self.slab.len() as u32).then_some(index);
-        (known(prev), known(next))
-    }
-}
-
-impl Index<u32> for Flows {
-    type Output = FlowState;
-
-    #[inline]
-    fn index(&self, index: u32) -> &FlowState {
-        &self.slab[index as usize]
-    }
-}
-
-impl IndexMut<u32> for Flows {
-    #[inline]
-    fn index_mut(&mut self, index: u32) -> &mut FlowState {
-        &mut self.slab[index as usize]
     }
 }
