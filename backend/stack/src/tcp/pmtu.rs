@@ -70,11 +70,26 @@ impl FlowState {
         if age(now).wrapping_sub(path.tried_at) < RAISE_AGE {
             return None;
         }
-        let ceiling = if path.ceiling == 0 { self.mss_max + 1 } else { path.ceiling };
-        // The whole first, then the middle of what is left (RFC 8899 section 5.3.2).
-        let size = if path.ceiling == 0 { self.mss_max } else { self.mss.midpoint(ceiling) };
-        (size > self.mss && size - self.mss >= STEP_MIN.min(self.mss_max - self.mss) && len >= size)
-            .then_some(size)
+        self.next_size().filter(|&size| len >= size)
+    }
+
+    /// The next payload of the search: the whole first, then the middle of what
+    /// is left (RFC 8899 section 5.3.2).
+    fn next_size(&self) -> Option<u16> {
+        let ceiling = self.path.ceiling;
+        let size = if ceiling == 0 { self.mss_max } else { self.mss.midpoint(ceiling) };
+        let step = size.saturating_sub(self.mss);
+        (step > 0 && step >= STEP_MIN.min(self.mss_max - self.mss)).then_some(size)
+    }
+
+    /// Has the search go on with the next full segment; until the next raise
+    /// if there is nothing left to find.
+    fn search_on(&mut self, now: u64) {
+        if self.next_size().is_some() {
+            self.path.tried_at = age(now).wrapping_sub(RAISE_AGE);
+        } else {
+            self.path = Path::new(now);
+        }
     }
 
     /// A probe was sent that ends at `end`.
@@ -150,6 +165,9 @@ impl Stack {
         let mss = if flow.mss > base { base } else { floor };
         self.counters.black_holes += 1;
         self.narrow(now, index, mss);
+        // It was no more than a suspicion: a path that loses much of everything
+        // looks the same. The first full segment that may be lost alone tells.
+        self.flows[index].search_on(now);
     }
 
     /// Whether the probe has arrived; then the path carries as much.
@@ -160,14 +178,13 @@ impl Stack {
         }
         flow.mss = flow.path.probe;
         flow.congestion.on_mss(u32::from(flow.mss));
-        // The search goes on at once while there is something left to find.
         flow.path = Path { ceiling: flow.path.ceiling, ..Path::new(now) };
-        flow.path.tried_at = age(now).wrapping_sub(RAISE_AGE);
+        flow.search_on(now);
     }
 
     /// Whether what was lost is a probe and nothing else: then the window stays
     /// (RFC 4821 section 7.5), and its payload goes in smaller pieces.
-    pub(crate) fn path_probe_lost(&mut self, index: u32) -> bool {
+    pub(crate) fn path_probe_lost(&mut self, now: u64, index: u32) -> bool {
         let Some((bufs, flow, repair)) = self.repairing(index) else {
             return false;
         };
@@ -181,6 +198,7 @@ impl Stack {
             path.lost = 0;
         }
         path.probe = 0;
+        flow.search_on(now);
         let mss = flow.mss;
         scoreboard::cut_again(bufs, flow, repair, mss);
         flow.phase = Phase::Loss;

@@ -307,7 +307,7 @@ impl Stack {
     fn enter_recovery(&mut self, now: u64, index: u32, news: &News, delivered: u32) {
         let flow = &mut self.flows[index];
         let mss = u32::from(flow.mss);
-        if self.path_probe_lost(index) {
+        if self.path_probe_lost(now, index) {
             return;
         }
         let flow = &mut self.flows[index];

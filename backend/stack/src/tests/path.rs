@@ -118,6 +118,58 @@ fn rfc4821_7_7_a_path_that_swallows_full_segments_is_found_out() {
     assert_eq!(pair.host.stack.counters().black_holes, 1);
 }
 
+/// Three timeouts in a row may as well be bad luck.
+#[test]
+fn rfc8899_4_3_a_suspicion_that_was_wrong_does_not_last() {
+    let mut pair = sacking();
+    pair.host.send(pair.flow, &[1; FULL]);
+    while pair.mss() == FULL as u16 {
+        pair.recv();
+        pair.host.pass_time(10 * MS);
+        pair.answer_arp();
+    }
+    let left = pair.unacked();
+    pair.ack_more(left);
+    pair.recv();
+    pair.host.send(pair.flow, &[2; FULL]);
+    assert_eq!(lens(&pair.recv()), [FULL], "a probe");
+    pair.ack_more(FULL as u32);
+    assert_eq!(pair.mss(), FULL as u16);
+    pair.host.send(pair.flow, &[3; FULL]);
+    assert_eq!(lens(&pair.recv()), [FULL]);
+}
+
+/// And if it was right, what the path carries is found by a few more trials.
+#[test]
+fn rfc8899_5_3_2_the_search_after_a_black_hole_comes_to_an_end() {
+    const CARRIES: usize = 1300 - 40;
+    let mut pair = sacking();
+    let mut swallowed = 0;
+    let mut last = 0;
+    for round in 0..20_000 {
+        if pair.unacked() < 4 * FULL as u32 && round < 10_000 {
+            let _ = pair.host.try_send(pair.flow, &[1; FULL], Default::default());
+        }
+        for seg in pair.recv() {
+            let at = seg.seq.wrapping_sub(pair.ack);
+            if seg.data.len() > CARRIES {
+                (swallowed, last) = (swallowed + 1, round);
+            } else if at == 0 {
+                pair.ack_more(seg.data.len() as u32);
+            } else if (at as i32) > 0 {
+                pair.sack(at, at + seg.data.len() as u32);
+            }
+        }
+        // What was told out of order is there when the hole closes.
+        pair.host.pass_time(10 * MS);
+        pair.answer_arp();
+    }
+    let mss = usize::from(pair.mss());
+    assert!((CARRIES - 64..=CARRIES).contains(&mss), "{mss}");
+    assert!(swallowed < 40, "{swallowed}");
+    assert!(last < 3_000, "{last}");
+}
+
 /// A flow whose path was narrow ten minutes ago.
 fn long_narrow() -> Pair {
     let mut pair = sacking();
