@@ -130,7 +130,8 @@ fn malformed_packets_are_counted_by_cause() {
         // Too short to say whose they are: the guest's plain network judges.
         ("stack.foreign", vec![syn[..15].to_vec(), syn[..33].to_vec(), arp[..41].to_vec()]),
         ("stack.drop_bad_ip_csum", vec![with(&syn, 22, &[63]), with(&syn, 24, &[0, 0])]),
-        ("stack.drop_fragment", vec![sound(&syn, 20, &[0x20, 0]), sound(&syn, 20, &[0, 9])]),
+        // Neither the last nor a multiple of eight bytes, and beyond any buffer.
+        ("stack.drop_fragment", vec![sound(&syn, 20, &[0x20, 0]), sound(&syn, 20, &[0x1f, 0xff])]),
         ("stack.drop_protocol", vec![ipv4(17, &[0; 8]), ipv4(132, &[0; 12])]),
         (
             "stack.drop_bad_source",
