@@ -71,6 +71,12 @@ impl Stack {
         if acks && !syn && plan.why != Why::Reset {
             options.sack = self.sack_blocks(index);
         }
+        let payload_len = plan.payload.map_or(0, |p| usize::from(p.len));
+        if payload_len > 0 {
+            // What is sent again was cut when there was perhaps less to tell.
+            let room = usize::from(flow.mss).saturating_sub(payload_len);
+            options.sack.truncate(tcp::sack_blocks_within(room));
+        }
         let header = Header {
             src_port: flow.key.local_port,
             dst_port: flow.key.remote_port,
@@ -85,7 +91,6 @@ impl Stack {
         let link_len = ethernet::header_len(self.config.vlan);
         let segment_at = link_len + ip.len();
         let header_len = segment_at + tcp::header_len(&options);
-        let payload_len = plan.payload.map_or(0, |p| usize::from(p.len));
 
         let Some(frame) = out.push(Origin::Stack) else {
             return;

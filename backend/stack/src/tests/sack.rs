@@ -4,8 +4,8 @@
 use proptest::prelude::*;
 
 use super::harness::*;
-use crate::config::Config;
-use crate::wire::tcp::{Options, SackBlock, Timestamps};
+use crate::config::{Config, MS};
+use crate::wire::tcp::{self, Options, SackBlock, Timestamps};
 
 fn offer() -> Options {
     Options { mss: Some(1460), sack_permitted: true, ..Options::default() }
@@ -263,6 +263,26 @@ fn payload_leaves_room_for_the_blocks() {
 
 /// RFC 5681 section 4.2. A peer that counts must not be given a count of one
 /// for what came in one turn; a peer that is told needs no more than one.
+#[test]
+fn blocks_give_way_to_payload_that_was_cut_before_there_were_any() {
+    let mut pair = sacking(config(), false);
+    pair.host.send(pair.flow, b"measured");
+    pair.recv();
+    pair.ack_more(8);
+    for _ in 0..2 {
+        pair.host.send(pair.flow, &[1; 1460]);
+        assert_eq!(pair.recv_one().data.len(), 1460);
+    }
+    pair.send_ahead(10, ACK, b"early");
+    assert_eq!(pair.recv_one().options.sack.len(), 1);
+    // A tail loss probe.
+    let next = pair.host.stack.next_deadline().unwrap();
+    pair.host.pass_time(next - pair.host.now + MS);
+    let probe = pair.recv_one();
+    assert_eq!(pair.host.stack.counters().tail_probes_out, 1);
+    assert_eq!((probe.data.len(), tcp::header_len(&probe.options)), (1460, 20));
+}
+
 #[test]
 fn each_early_segment_of_a_turn_is_a_duplicate_acknowledgement_without_sack() {
     let mut pair = Pair::established(config());

@@ -34,6 +34,11 @@ pub(crate) struct Timestamps {
 /// timestamps it is one less (RFC 2018 section 3).
 pub(crate) const SACK_BLOCKS_MAX: usize = 4;
 
+/// How many SACK blocks `room` bytes of options hold, padding included.
+pub(crate) const fn sack_blocks_within(room: usize) -> usize {
+    room.saturating_sub(4) / 8
+}
+
 /// One block of a SACK option (RFC 2018 section 3): bytes that have arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) struct SackBlock {
