@@ -62,6 +62,11 @@ impl Adversary {
         })
     }
 
+    /// Whether it speaks in the names of others, who may believe it.
+    pub fn impersonates(&self) -> bool {
+        matches!(self.deed, Deed::Injection | Deed::Nonsense)
+    }
+
     /// When it does something next.
     pub fn next_deadline(&self) -> Option<u64> {
         (self.left > 0).then_some(self.next)

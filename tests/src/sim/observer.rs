@@ -20,6 +20,9 @@ struct End {
     first: u32,
     mss: u32,
     scale: Option<u8>,
+    /// The other end as it was when this one first spoke after its SYN: the SYN
+    /// and its MSS, and the scale of this end's windows.
+    agreed: Option<Agreed>,
     /// Right edge of the window that it has advertised, and what it has
     /// acknowledged, once it did.
     edge: Option<u32>,
@@ -29,10 +32,21 @@ struct End {
     fin: Option<u32>,
 }
 
+/// What two SYNs agree on.
+#[derive(Clone, Copy, Debug)]
+struct Agreed {
+    peer_first: u32,
+    peer_mss: u32,
+    scale: u8,
+}
+
 /// Watches the segments of honest hosts as they leave them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Observer {
     ends: HashMap<Way, End>,
+    /// Somebody speaks in the hosts' names, so what they agree on is not what
+    /// was seen.
+    deceived: bool,
 }
 
 fn before(a: u32, b: u32) -> bool {
@@ -40,13 +54,18 @@ fn before(a: u32, b: u32) -> bool {
 }
 
 impl Observer {
+    /// An observer of hosts that are perhaps `deceived` about each other.
+    pub fn new(deceived: bool) -> Observer {
+        Observer { ends: HashMap::new(), deceived }
+    }
+
     /// Looks at a segment that leaves a host, and says what is wrong with it.
     /// `mtu` is the host's, `datagram` the length of what carries the segment.
     pub fn sees(&mut self, segment: &Segment, mtu: u16, datagram: usize) -> Result<(), String> {
         if datagram > usize::from(mtu) {
             return Err(format!("a datagram of {datagram} bytes, and the MTU is {mtu}"));
         }
-        if segment.has(flag::RST) {
+        if segment.has(flag::RST) || self.deceived {
             return Ok(());
         }
         let way = (segment.src, segment.src_port, segment.dst, segment.dst_port);
@@ -58,6 +77,7 @@ impl Observer {
                     first: segment.seq,
                     mss: u32::from(segment.mss.unwrap_or(0)).max(MSS_MIN),
                     scale: segment.scale,
+                    agreed: None,
                     edge: None,
                     ack: None,
                     tsval: None,
@@ -78,6 +98,19 @@ impl Observer {
             }
             end.scale = segment.scale;
         }
+        if let Some(peer) = peer
+            && !segment.has(flag::SYN)
+            && end.agreed.is_none()
+        {
+            let scales = peer.scale.is_some();
+            end.agreed = Some(Agreed {
+                peer_first: peer.first,
+                peer_mss: peer.mss,
+                scale: end.scale.filter(|_| scales).unwrap_or(0),
+            });
+        }
+        // Whoever spoke in the peer's name may have begun something else.
+        let peer = peer.filter(|p| end.agreed.is_some_and(|agreed| agreed.peer_first == p.first));
         if let Some((value, _)) = segment.timestamps {
             if end.tsval.is_some_and(|last| before(value, last)) {
                 return Err(format!("timestamp {value} after {:?}", end.tsval));
@@ -85,7 +118,7 @@ impl Observer {
             end.tsval = Some(value);
         }
         if segment.has(flag::ACK) {
-            end.acknowledges(segment, peer.as_ref())?;
+            end.acknowledges(segment)?;
         }
         end.sends(segment, peer.as_ref())
     }
@@ -94,15 +127,13 @@ impl Observer {
 impl End {
     /// Acknowledgements and the window's right edge never move back (RFC 9293
     /// section 3.8.6).
-    fn acknowledges(&mut self, segment: &Segment, peer: Option<&End>) -> Result<(), String> {
+    fn acknowledges(&mut self, segment: &Segment) -> Result<(), String> {
         if self.ack.is_some_and(|last| before(segment.ack, last)) {
             return Err(format!("acknowledges {} after {:?}", segment.ack, self.ack));
         }
         self.ack = Some(segment.ack);
-        let scale = match (self.scale, peer.and_then(|peer| peer.scale)) {
-            (Some(scale), Some(_)) if !segment.has(flag::SYN) => scale,
-            _ => 0,
-        };
+        let syn = segment.has(flag::SYN);
+        let scale = self.agreed.filter(|_| !syn).map_or(0, |agreed| agreed.scale);
         let edge = segment.ack.wrapping_add(u32::from(segment.window) << scale);
         // A SYN has no scale to say all that was promised since the first one.
         if let Some(last) = self.edge
@@ -122,7 +153,7 @@ impl End {
         let len = segment.payload_len;
         let after = segment.seq.wrapping_add(len);
         if len > 0 {
-            let mss = peer.map_or(MSS_DEFAULT, |peer| peer.mss);
+            let mss = self.agreed.map_or(MSS_DEFAULT, |agreed| agreed.peer_mss);
             // RFC 6691 section 2: options come off the MSS.
             if len + segment.options_len > mss {
                 let options = segment.options_len;

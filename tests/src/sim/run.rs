@@ -16,13 +16,13 @@ use super::host::Host;
 use super::link::Link;
 use super::memory::Owner;
 use super::observer::Observer;
-use super::scenario::{Happening, START, Scenario};
+use super::scenario::{Conversation, Happening, START, Scenario};
 
 /// Virtual time after which a run must be over, whatever went wrong in it: far
 /// more than all timers of a flow's life together.
 const END: u64 = START + 3_600 * SEC;
 /// The same where nothing went wrong.
-const END_CALM: u64 = START + 200 * SEC;
+const END_CALM: u64 = START + 1_000 * SEC;
 /// Turns at one point in time before a run counts as turning in a circle.
 const TURNS_MAX: u32 = 10_000;
 /// Turns between audits, but for the first ones of a run.
@@ -137,6 +137,7 @@ impl<'a> Run<'a> {
     fn new(scenario: &'a Scenario, tap: &'a mut dyn Tap) -> Run<'a> {
         let mut link = Link::new(scenario.faults, scenario.mtu, scenario.seed);
         link.answers = scenario.answers;
+        let adversary = Adversary::of(scenario);
         Run {
             scenario,
             tap,
@@ -146,8 +147,8 @@ impl<'a> Run<'a> {
             guests: [0, 1].map(|me| Guests::new(scenario, me)),
             world: World::new(scenario),
             link,
-            observer: Observer::default(),
-            adversary: Adversary::of(scenario),
+            observer: Observer::new(adversary.as_ref().is_some_and(Adversary::impersonates)),
+            adversary,
             happened: 0,
             full: 0,
             summary: Summary::default(),
@@ -332,9 +333,14 @@ impl<'a> Run<'a> {
             .map(|c| c.drop_pool_empty + c.drop_flow_share + c.drop_backlog)
             .chain([self.full])
             .sum();
-        let repaired = self.summary.retransmits + self.summary.timeouts;
-        // Opened by both, a flow answers with its SYN again.
-        let twice = self.world.conversations.iter().any(|c| c.simultaneous);
+        // A probe for the tail's loss comes before an acknowledgement that waits.
+        let probes: u64 = counters.iter().map(|c| c.tail_probes_out).sum();
+        let sent_again = self.summary.retransmits.saturating_sub(probes);
+        let repaired = sent_again + self.summary.timeouts;
+        // Opened by both, a flow answers with its SYN again; and a port that is
+        // used again may have to wait for TIME-WAIT to end.
+        let again = |c: &Conversation| c.simultaneous || c.port_of.is_some();
+        let twice = self.world.conversations.iter().any(again);
         if self.scenario.is_calm() && !twice && dropped == 0 && repaired > 0 {
             return Err(format!("{repaired} repairs, and nothing was wrong: {counters:?}"));
         }
@@ -361,7 +367,16 @@ impl<'a> Run<'a> {
             End::Closed | End::Died | End::Aborted | End::Unopened => true,
             End::GaveUp | End::Reset(Reason::TimedOut) => left || scenario.is_harsh(),
             End::Reset(Reason::PeerReset) => {
-                let caused = !matches!(its, Some((_, End::Closed | End::Reset(Reason::PeerReset))));
+                let caused = match its {
+                    // Its TIME-WAIT was over when our FIN came again.
+                    Some((at, End::Closed)) => {
+                        let counters = self.hosts[hosts[1 - side]].stack.counters();
+                        let over = scenario.is_lossy() || counters.time_wait_recycled > 0;
+                        at < ended_at && over
+                    }
+                    Some((_, End::Reset(Reason::PeerReset))) => false,
+                    _ => true,
+                };
                 caused || scenario.is_harsh() || scenario.dies(hosts[1 - side])
             }
             End::Reset(Reason::Refused) => {

@@ -232,6 +232,7 @@ impl Scenario {
             header_in_buffer: draw.chance(0.5),
             timestamps: draw.chance(0.7),
             sack: draw.chance(0.8),
+            ecn: draw.chance(0.5),
             congestion: draw.one(&[CongestionControl::Cubic, CongestionControl::NewReno]),
             timers,
             ..Config::new([2, 0, 0, 0, 0, 1 + number], address, 24)

@@ -290,6 +290,18 @@ fn rfc6691_2_the_mss_is_what_the_peer_takes_less_what_options_take() {
 }
 
 #[test]
+fn the_window_of_a_syn_ack_is_not_scaled_when_both_open_at_once() {
+    let mut pair = connecting();
+    pair.window = 4000;
+    let options = Options { mss: Some(1460), scale: Some(4), ..Options::default() };
+    pair.send_with(SYN, options, &[]);
+    pair.recv_one();
+    pair.send_with(SYN | ACK, options, &[]);
+    assert_eq!(pair.state(), State::Established);
+    assert_eq!(pair.host.stack.flows[pair.flow.index()].snd_wnd, 4000);
+}
+
+#[test]
 fn a_lost_syn_ack_is_sent_again_by_timer_and_by_repeated_syn() {
     let mut pair = Pair::listening(config());
     pair.send(SYN, &[]);
