@@ -38,7 +38,9 @@ pub struct Adversary {
     next: u64,
     left: u64,
     pause: u64,
-    hosts: [(Mac, IpAddr); 2],
+    /// Of each host its addresses.
+    hosts: [(Mac, [IpAddr; 2]); 2],
+    vlan: Option<u16>,
     /// Frames that it has ready: to which host.
     out: Vec<(usize, Vec<u8>)>,
     /// Its own flows: host, port, next number, what it acknowledges.
@@ -55,7 +57,8 @@ impl Adversary {
             next: START + draw.spread(MS, SEC),
             left: FRAMES,
             pause: draw.spread(10_000, 50 * MS),
-            hosts: scenario.setups.each_ref().map(|s| (s.config.mac, s.config.address())),
+            hosts: scenario.setups.each_ref().map(|s| (s.config.mac, s.addresses())),
+            vlan: scenario.setups[0].config.vlan,
             out: Vec::new(),
             flows: Vec::new(),
             draw,
@@ -104,14 +107,18 @@ impl Adversary {
     }
 
     fn frame(&mut self, to: usize, segment: &Segment, payload: &[u8]) -> Vec<u8> {
-        headers::tcp_frame(MAC, self.hosts[to].0, segment, payload)
+        let mut frame = headers::tcp_frame(MAC, self.hosts[to].0, segment, payload);
+        if let Some(vlan) = self.vlan {
+            headers::tag(&mut frame, vlan);
+        }
+        frame
     }
 
     /// A segment from somewhere, with numbers out of the air.
     fn any(&mut self, to: usize, src: IpAddr, flags: u8) -> Segment {
         Segment {
             src,
-            dst: self.hosts[to].1,
+            dst: self.hosts[to].1[usize::from(src.is_ipv6())],
             src_port: self.draw.range(1_024, 65_535) as u16,
             dst_port: PORT + self.draw.range(0, u64::from(CHANNELS) - 1) as u16,
             seq: self.draw.word() as u32,
@@ -136,7 +143,8 @@ impl Adversary {
             flag::ACK | flag::FIN,
             flag::ACK | flag::PSH,
         ]);
-        let peer = self.hosts[1 - to].1;
+        let family = self.draw.range(0, 1) as usize;
+        let peer = self.hosts[1 - to].1[family];
         let mut segment = self.any(to, peer, flags);
         let active = PORT_FIRST + 1 + self.draw.range(0, 16) as u16;
         if self.draw.chance(0.5) {
@@ -180,7 +188,8 @@ impl Adversary {
 
     fn nonsense(&mut self, to: usize) -> Vec<u8> {
         let flags = self.draw.word() as u8;
-        let src = self.draw.one(&[IpAddr::from(ADDRESS), self.hosts[1 - to].1, self.hosts[to].1]);
+        let src =
+            self.draw.one(&[IpAddr::from(ADDRESS), self.hosts[1 - to].1[0], self.hosts[to].1[1]]);
         let segment = self.any(to, src, flags);
         let payload = vec![0; self.draw.range(0, 64) as usize];
         let mut frame = self.frame(to, &segment, &payload);

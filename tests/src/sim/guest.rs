@@ -71,7 +71,8 @@ pub struct World {
     pub attempts: Vec<Attempt>,
     /// The latest attempt from each host's port.
     by_port: HashMap<(usize, u16), usize>,
-    addresses: [IpAddr; 2],
+    /// Of each host, by IPv4 and IPv6.
+    addresses: [[IpAddr; 2]; 2],
     port_next: u16,
 }
 
@@ -83,7 +84,7 @@ impl World {
             conversations: scenario.conversations.clone(),
             attempts: Vec::new(),
             by_port: HashMap::new(),
-            addresses: scenario.setups.each_ref().map(|s| s.config.address()),
+            addresses: scenario.setups.each_ref().map(|s| s.addresses()),
             port_next: PORT_FIRST,
         }
     }
@@ -358,7 +359,7 @@ impl Guests {
 
     fn accepted(&mut self, now: u64, channel: u16, slot: &Slot, world: &mut World) {
         let peer = slot.peer();
-        let known = peer.ip() == world.addresses[1 - self.me];
+        let known = world.addresses[1 - self.me].contains(&peer.ip());
         let attempt = world.by_port.get(&(1 - self.me, peer.port())).copied().filter(|_| known);
         let (manner, expected) = match attempt {
             Some(attempt) => {
@@ -509,7 +510,8 @@ impl Guests {
         let ports = world.attempts[attempt].ports;
         let remote =
             if conversation.simultaneous { ports[1 - side] } else { PORT + conversation.channel };
-        let remote = SocketAddr::new(world.addresses[1 - self.me], remote);
+        let address = world.addresses[1 - self.me][usize::from(conversation.ipv6)];
+        let remote = SocketAddr::new(address, remote);
         let clock = host.clock(now);
         let (channel, cookie) = (conversation.channel, attempt as u32);
         let opened = host.stack.connect(clock, channel, remote, ports[side], cookie);

@@ -221,6 +221,12 @@ fn ip_frame(from: Mac, to: Mac, src: IpAddr, dst: IpAddr, protocol: u8, inner: &
     frame
 }
 
+/// Puts the tag of a VLAN into a frame that has none (IEEE 802.1Q).
+pub fn tag(frame: &mut Vec<u8>, vlan: u16) {
+    let [high, low] = vlan.to_be_bytes();
+    frame.splice(12..12, [VLAN[0], VLAN[1], high, low]);
+}
+
 /// Bytes of the IP datagram in a frame, if it is one.
 pub fn datagram_len(frame: &[u8]) -> Option<usize> {
     let (start, kind) = network(frame)?;
@@ -230,6 +236,16 @@ pub fn datagram_len(frame: &[u8]) -> Option<usize> {
 /// What a router answers to a frame that its next link cannot carry: fragmentation
 /// needed (RFC 1191 section 4), or packet too big (RFC 4443 section 3.2).
 pub fn too_big(frame: &[u8], router: Mac, mtu: u16) -> Option<Vec<u8>> {
+    let (start, _) = network(frame)?;
+    let mut answer = answer_too_big(frame, router, mtu)?;
+    if start > ETHERNET {
+        // By the VLAN that it came by.
+        tag(&mut answer, u16::from_be_bytes([frame[14], frame[15]]));
+    }
+    Some(answer)
+}
+
+fn answer_too_big(frame: &[u8], router: Mac, mtu: u16) -> Option<Vec<u8>> {
     let (start, kind) = network(frame)?;
     let ip = frame.get(start..)?;
     let to: Mac = frame[6..12].try_into().ok()?;

@@ -1,6 +1,7 @@
 //! A stack with its memory and its port, on a clock of its own.
 
 use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use paste_abi::Slot;
 use paste_stack::{Config, Memory, Outcome, RxCsum, RxFrame, Stack, TxBatch, TxFrame};
@@ -26,6 +27,15 @@ pub struct Setup {
     pub port_len: usize,
     /// Keys the stack's tables.
     pub secret: u64,
+}
+
+impl Setup {
+    /// Its addresses, by IPv4 and by IPv6; unspecified where it has none.
+    pub fn addresses(&self) -> [IpAddr; 2] {
+        let v4 = self.config.ipv4.map_or(Ipv4Addr::UNSPECIFIED, |network| network.address);
+        let v6 = self.config.ipv6.map_or(Ipv6Addr::UNSPECIFIED, |network| network.address);
+        [v4.into(), v6.into()]
+    }
 }
 
 /// A host.

@@ -1,9 +1,9 @@
 //! What happens in a run, all of it drawn from a seed: what the hosts are made
 //! of, what their guests talk about, and what goes wrong.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use paste_stack::config::{CongestionControl, MS, SEC};
+use paste_stack::config::{CongestionControl, MS, Network, SEC};
 use paste_stack::{Config, Timers};
 use pasted::port::RX_OFFSET;
 use pasted::port::prng::Prng;
@@ -21,6 +21,8 @@ pub const PORT_FIRST: u16 = 10_000;
 pub const START: u64 = 1_000 * SEC;
 /// Bytes of the largest datagram that a path may be limited to.
 const MTU_MIN: u16 = 576;
+/// RFC 8200 section 5: the same for IPv6.
+const MTU_MIN_V6: u16 = 1280;
 /// Ethernet's header, with a VLAN tag.
 const LINK_HEADER: usize = 18;
 
@@ -107,6 +109,8 @@ pub struct Conversation {
     pub opener: usize,
     /// Both open it at once.
     pub simultaneous: bool,
+    /// By IPv6.
+    pub ipv6: bool,
     /// When.
     pub at: u64,
     /// The channel at either host.
@@ -171,7 +175,11 @@ impl Scenario {
     pub fn draw(seed: u64, adversary: bool) -> Scenario {
         let draw = &mut Draw::new(seed ^ 0x7363_656e_6172_696f);
         let calm = draw.chance(0.15);
-        let setups = [Scenario::setup(draw, 0), Scenario::setup(draw, 1)];
+        let vlan = draw.chance(0.1).then_some(5);
+        let mut setups = [Scenario::setup(draw, 0), Scenario::setup(draw, 1)];
+        for setup in &mut setups {
+            setup.config.vlan = vlan;
+        }
         let faults = if calm { Faults::none(draw.spread(1_000, 20 * MS)) } else { faults(draw) };
         let mtu = setups[0].config.mtu.max(setups[1].config.mtu);
         let mut scenario = Scenario {
@@ -209,6 +217,7 @@ impl Scenario {
             _ => draw.spread(200, 600),
         } as u32;
         let address = Ipv4Addr::new(10, 0, 0, 1 + number);
+        let address_v6 = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1 + u16::from(number));
         let timers = Timers {
             delayed_ack: draw.one(&[5 * MS, 40 * MS, 100 * MS]),
             rto_initial: draw.one(&[SEC, 3 * SEC]),
@@ -219,6 +228,12 @@ impl Scenario {
             ..Timers::default()
         };
         let config = Config {
+            ipv6: Some(Network { address: address_v6, prefix_len: 64, gateway: None }),
+            dad_probes: draw.one(&[0, 1]),
+            syn_cookies: draw.chance(0.7),
+            syn_per_second: draw.one(&[2, 100_000]),
+            listener_syn_per_second: draw.one(&[1, 100_000]),
+            cookie_per_second: draw.one(&[10, 100_000]),
             mtu,
             flows_max: draw.one(&[24, 64, 200]),
             listeners_max: 4,
@@ -253,6 +268,7 @@ impl Scenario {
         let rough = !calm;
         let count = draw.spread(1, 9) as usize;
         let within = draw.spread(10 * MS, 20 * SEC);
+        let ipv6 = self.takes_ipv6();
         // A run is to be over soon: few bytes where few buffers carry them.
         let buffers = self.setups.iter().map(|s| s.buffers).min().unwrap_or(0);
         let budget = u64::from(buffers) * 4_000 / count as u64;
@@ -281,6 +297,7 @@ impl Scenario {
             self.conversations.push(Conversation {
                 opener,
                 simultaneous,
+                ipv6: ipv6 && draw.chance(0.5),
                 at: START + draw.range(0, within),
                 channel: draw.range(0, u64::from(CHANNELS) - 1) as u16,
                 port_of,
@@ -295,7 +312,8 @@ impl Scenario {
         let time = |draw: &mut Draw| START + draw.spread(MS, 20 * SEC);
         if draw.chance(0.25) {
             let at = time(draw);
-            let mtu = draw.range(MTU_MIN.into(), self.mtu.into()) as u16;
+            let least = if self.takes_ipv6() { MTU_MIN_V6 } else { MTU_MIN };
+            let mtu = draw.range(least.into(), self.mtu.into()) as u16;
             happenings.push((at, Happening::Mtu(mtu)));
             if draw.chance(0.3) {
                 happenings.push((at + draw.spread(10 * MS, 10 * SEC), Happening::Mtu(self.mtu)));
@@ -328,6 +346,11 @@ impl Scenario {
         }
         happenings.sort_by_key(|&(at, _)| at);
         self.happenings = happenings;
+    }
+
+    /// Whether both hosts can speak IPv6.
+    fn takes_ipv6(&self) -> bool {
+        self.setups.iter().all(|setup| setup.config.mtu >= MTU_MIN_V6)
     }
 
     /// Whether nothing goes wrong, so that nothing may be repaired.
