@@ -330,7 +330,7 @@ impl<'a> Run<'a> {
         }
         let dropped: u64 = counters
             .iter()
-            .map(|c| c.drop_pool_empty + c.drop_flow_share + c.drop_backlog)
+            .map(|c| c.drop_pool_empty + c.drop_flow_share + c.drop_backlog + c.time_wait_recycled)
             .chain([self.full])
             .sum();
         // A probe for the tail's loss comes before an acknowledgement that waits.
