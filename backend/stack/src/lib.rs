@@ -93,6 +93,6 @@ mod wire;
 pub use config::{Config, CongestionControl, Timers};
 pub use counters::Counters;
 pub use frame::{HEAD_MAX, Origin, Payload, RxCsum, RxFrame, TxBatch, TxCsum, TxFrame};
-pub use info::FlowInfo;
+pub use info::{FlowInfo, Repairing};
 pub use memory::Memory;
 pub use stack::{Outcome, Stack, Tx};

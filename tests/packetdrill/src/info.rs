@@ -1,7 +1,7 @@
 //! TCP_INFO: `struct tcp_info` of Linux's `linux/tcp.h`, as far as the stack
 //! tells what is in it. What it does not tell is zero.
 
-use paste_stack::FlowInfo;
+use paste_stack::{FlowInfo, Repairing};
 
 use crate::conn::Conn;
 
@@ -12,16 +12,34 @@ pub(crate) const CLOSE: u8 = 7;
 pub(crate) const CLOSE_WAIT: u8 = 8;
 pub(crate) const LISTEN: u8 = 10;
 
-/// Bytes of the structure, in its version of Linux 6.2.
-const LEN: usize = 240;
+/// Bytes of the structure, with room for what later versions of Linux append.
+const LEN: usize = 384;
 
-// Where fields are.
+// Where fields are. Times are microseconds.
 const STATE: usize = 0;
+const CA_STATE: usize = 1;
+const BACKOFF: usize = 4;
+const RTO: usize = 8;
 const SND_MSS: usize = 16;
 const UNACKED: usize = 24;
+const SACKED: usize = 28;
+const LOST: usize = 32;
+const RTT: usize = 68;
+const SND_SSTHRESH: usize = 76;
 const SND_CWND: usize = 80;
 const NOTSENT_BYTES: usize = 144;
+const MIN_RTT: usize = 148;
 const SND_WND: usize = 228;
+
+/// States of `tcpi_ca_state`, `enum tcp_ca_state` of `linux/tcp.h`.
+const CA_OPEN: u8 = 0;
+const CA_DISORDER: u8 = 1;
+const CA_RECOVERY: u8 = 3;
+const CA_LOSS: u8 = 4;
+/// What Linux says of a threshold that there is not.
+const NO_SSTHRESH: u32 = 0x7fff_ffff;
+/// A threshold beyond any window that RFC 7323 can express.
+const THRESHOLD_MAX: u32 = 1 << 30;
 
 /// The structure.
 #[derive(Clone, Debug)]
@@ -46,10 +64,26 @@ impl TcpInfo {
         if let Some(flow) = flow {
             // Linux counts in segments.
             let mss = u32::from(flow.mss.max(1));
-            info.put(SND_MSS, u32::from(flow.mss));
+            let microseconds = |ns: u64| (ns / 1000).min(u64::from(u32::MAX)) as u32;
+            info.0[CA_STATE] = match flow.repairing {
+                Repairing::Nothing if flow.sacked > 0 => CA_DISORDER,
+                Repairing::Nothing => CA_OPEN,
+                Repairing::Recovery => CA_RECOVERY,
+                Repairing::Timeout => CA_LOSS,
+            };
+            info.0[BACKOFF] = flow.backoff;
+            info.put(RTO, microseconds(flow.timeout));
+            info.put(SND_MSS, mss);
             info.put(UNACKED, flow.unacknowledged.div_ceil(mss));
+            info.put(SACKED, flow.sacked.div_ceil(mss));
+            info.put(LOST, flow.lost.div_ceil(mss));
+            info.put(RTT, microseconds(flow.round_trip));
+            let threshold = flow.slow_start_threshold;
+            let none = threshold >= THRESHOLD_MAX;
+            info.put(SND_SSTHRESH, if none { NO_SSTHRESH } else { threshold / mss });
             info.put(SND_CWND, flow.congestion_window / mss);
             info.put(NOTSENT_BYTES, flow.unsent + conn.tx.len() as u32);
+            info.put(MIN_RTT, microseconds(flow.round_trip_min));
             info.put(SND_WND, flow.send_window);
         }
         info

@@ -11,6 +11,10 @@
 //!             --ip_version=ipv4 --local_ip=192.168.0.1 script.pkt
 //! ```
 //!
+//! Scripts with code fragments (`%{ ... }%`) need one thing more, because
+//! packetdrill asks the kernel for what they look at: the feature `preload`, and
+//! the library in `LD_PRELOAD` as well.
+//!
 //! Time is virtual. It passes when packetdrill sleeps or waits for a packet,
 //! jumps from timer to timer, and is the same on every run.
 //!

@@ -41,7 +41,10 @@ pub(crate) struct Options {
     pub sndbuf: u32,
     pub rcvbuf: u32,
     rcvbuf_set: bool,
-    pub notsent_lowat: u32,
+    /// Unsent bytes at which a socket is no longer writable; zero for what all
+    /// sockets have.
+    notsent_lowat: u32,
+    notsent_lowat_default: u32,
     pub maxseg: i32,
     syn_retries: i32,
     tos: i32,
@@ -63,10 +66,21 @@ impl Options {
             sndbuf: settings.sndbuf,
             rcvbuf: settings.rcvbuf,
             rcvbuf_set: false,
-            notsent_lowat: settings.notsent_lowat,
+            notsent_lowat: 0,
+            notsent_lowat_default: settings.notsent_lowat,
             maxseg: 0,
             syn_retries: 6,
             tos: 0,
+        }
+    }
+}
+
+impl Options {
+    /// Unsent bytes at which the socket is no longer writable.
+    pub(crate) fn unsent_max(&self) -> usize {
+        match self.notsent_lowat {
+            0 => self.notsent_lowat_default as usize,
+            bytes => bytes as usize,
         }
     }
 }
@@ -138,8 +152,12 @@ impl World {
             (libc::IPPROTO_TCP, libc::TCP_QUICKACK | libc::TCP_DEFER_ACCEPT) => {
                 int(value)?;
             }
+            // One byte will do (ip(7)).
             (libc::IPPROTO_IP, libc::IP_TOS) if family == libc::AF_INET => {
-                options.tos = int(value)?;
+                options.tos = match value {
+                    [tos] => i32::from(*tos),
+                    _ => int(value)?,
+                };
             }
             (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER | libc::IP_FREEBIND) => {
                 int(value)?;

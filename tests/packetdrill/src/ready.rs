@@ -46,7 +46,7 @@ impl World {
     fn readiness(&mut self, fd: i32) -> Result<(u32, u64)> {
         let socket = self.socket(fd)?;
         let sndbuf = socket.options.sndbuf as usize;
-        let lowat = socket.options.notsent_lowat as usize;
+        let lowat = socket.options.unsent_max();
         let id = match &socket.role {
             Role::Idle => return Ok((OUT | HUP, socket.activity)),
             Role::Listening { queue, .. } => {

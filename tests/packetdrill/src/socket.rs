@@ -263,7 +263,7 @@ impl World {
             Err(e) => return Some(Err(e)),
         };
         let sndbuf = socket.options.sndbuf as usize;
-        let lowat = socket.options.notsent_lowat as usize;
+        let lowat = socket.options.unsent_max();
         let Role::Connection(id) = socket.role else {
             return fail(libc::EPIPE);
         };

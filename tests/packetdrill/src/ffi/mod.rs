@@ -8,6 +8,8 @@
 
 mod address;
 pub mod caller;
+#[cfg(feature = "preload")]
+mod preload;
 mod table;
 
 pub use table::packetdrill_interface_init;

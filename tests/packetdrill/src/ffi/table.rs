@@ -45,6 +45,8 @@ pub unsafe extern "C" fn packetdrill_interface_init(flags: *const c_char, table:
             core::ptr::null_mut()
         }
     };
+    #[cfg(feature = "preload")]
+    crate::ffi::preload::set(userdata);
     let filled = Interface {
         userdata,
         free: Some(free),
@@ -199,6 +201,8 @@ unsafe extern "C" fn free(userdata: *mut c_void) {
     if userdata.is_null() {
         return;
     }
+    #[cfg(feature = "preload")]
+    crate::ffi::preload::set(core::ptr::null_mut());
     // SAFETY: what `packetdrill_interface_init` made, and nobody uses it after.
     let harness = unsafe { Box::from_raw(userdata.cast::<Harness>()) };
     harness.forget_numbers();
@@ -420,7 +424,13 @@ unsafe extern "C" fn shutdown(u: *mut c_void, fd: c_int, how: c_int) -> c_int {
     answer(u, |h| h.call(|world| world.shutdown(fd, how)).map(|()| 0))
 }
 
-unsafe extern "C" fn getsockopt(
+/// Whether a descriptor is one of the table's.
+#[cfg(feature = "preload")]
+pub(super) fn owns(userdata: *mut c_void, fd: c_int) -> bool {
+    answer(userdata, |h| h.call(|world| Ok(c_int::from(world.socket(fd).is_ok())))) == 1
+}
+
+pub(super) unsafe extern "C" fn getsockopt(
     u: *mut c_void,
     fd: c_int,
     level: c_int,

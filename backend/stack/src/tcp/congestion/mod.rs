@@ -188,6 +188,11 @@ impl Control {
         self.cwnd
     }
 
+    /// Where slow start ends (ssthresh in RFC 5681 section 2).
+    pub(crate) fn threshold(&self) -> u32 {
+        self.ssthresh
+    }
+
     /// Whether the window grows by what is acknowledged.
     #[inline]
     pub(crate) fn in_slow_start(&self) -> bool {
