@@ -245,7 +245,15 @@ impl Stack {
         // once the override timeout is over. Nagle's
         // algorithm is off: a slot is a whole message.
         if offered >= whole {
-            return self.cut(index, Why::Next, flow.tx_cursor, flow.snd_nxt, whole);
+            let mut plan = self.cut(index, Why::Next, flow.tx_cursor, flow.snd_nxt, whole)?;
+            // The windows allow no more for now: the last of several in a row is
+            // pushed, so that a receiver that gathers segments passes them on.
+            let next = (u32::from(meta.len) - flow.snd_nxt.since(Seq(meta.seq)) - whole).min(room);
+            let full = window.saturating_sub(pipe + whole) < next || offered - whole < next;
+            if full && !fresh && meta.sent_at == Stamp::at(now) {
+                plan.flags |= flag::PSH;
+            }
+            return Some(plan);
         }
         if offered > 0 && (offered >= flow.snd_wnd_max / 2 || flow.probe_due()) {
             return self.cut(index, Why::Next, flow.tx_cursor, flow.snd_nxt, offered);

@@ -60,14 +60,10 @@ impl Stack {
 
     /// One of the timers of sending rang. `false` when the flow ended.
     fn sending_timer<M: Memory>(&mut self, mem: &mut M, now: u64, index: u32) -> bool {
+        let patience = self.patience(index);
         let timers = &self.config.timers;
         let flow = &mut self.flows[index];
         flow.rexmit_at = Deadline::NEVER;
-        let patience = match flow.state {
-            State::SynSent => timers.connect,
-            State::SynReceived => timers.accept,
-            _ => u64::from(flow.user_timeout) * MS,
-        };
         let spent = flow.state == State::SynReceived
             && flow.listener().is_some()
             && flow.rtt.backoff() >= timers.syn_ack_tries;
@@ -85,8 +81,9 @@ impl Stack {
             Timer::Persist => {
                 flow.set_probe_due(true);
                 flow.rtt.back_off();
-                flow.rexmit_at =
-                    Deadline::after(now, flow.rtt.timeout(timers.rto_min, timers.rto_max));
+                let wait = flow.rtt.timeout(timers.rto_min, timers.rto_max);
+                let left = patience.saturating_sub(flow.progress_at.elapsed(now));
+                flow.rexmit_at = Deadline::after(now, wait.min(left));
             }
             Timer::Retransmit => self.retransmission_timer(now, index),
         }
@@ -115,10 +112,22 @@ impl Stack {
                 self.flows[index].mac = None;
             }
         }
-        let rto = self.rto(&self.flows[index]);
+        let (rto, patience) = (self.rto(&self.flows[index]), self.patience(index));
         let flow = &mut self.flows[index];
+        let left = patience.saturating_sub(flow.progress_at.elapsed(now));
         flow.timer = Timer::Retransmit;
-        flow.rexmit_at = Deadline::after(now, rto);
+        flow.rexmit_at = Deadline::after(now, rto.min(left));
+    }
+
+    /// How long a flow waits for progress before it ends, ns (RFC 9293 section
+    /// 3.8.3, R2; section 3.9.1, the user timeout).
+    fn patience(&self, index: u32) -> u64 {
+        let flow = &self.flows[index];
+        match flow.state {
+            State::SynSent => self.config.timers.connect,
+            State::SynReceived => self.config.timers.accept,
+            _ => u64::from(flow.user_timeout) * MS,
+        }
     }
 
     /// Sets the timer for what is in flight: to look for losses after `wait`
@@ -168,10 +177,9 @@ impl Stack {
             if flow.flight() <= u32::from(flow.mss) {
                 wait += ACK_DELAY_MAX;
             }
-            if wait < left {
-                flow.timer = Timer::TailProbe;
-                flow.rexmit_at = Deadline::after(now, wait);
-            }
+            // Section 7.2 too: in place of the timeout, if that comes first.
+            flow.timer = Timer::TailProbe;
+            flow.rexmit_at = Deadline::after(now, wait.min(left));
         }
     }
 

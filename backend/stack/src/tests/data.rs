@@ -211,6 +211,26 @@ fn a_slot_larger_than_the_mss_is_cut_and_small_slots_stay_apart() {
 }
 
 #[test]
+fn the_last_segment_of_a_burst_is_pushed() {
+    let mut pair = Pair::listening(config());
+    pair.offers = Options { mss: Some(100), ..Options::default() };
+    pair.open();
+    pair.host.send(pair.flow, &[7; 1900]);
+    let pushed = |segs: &[Seg]| segs.iter().map(|s| s.flags & PSH != 0).collect::<Vec<_>>();
+    // The initial window (RFC 6928) ends in the midst of the slot.
+    let burst = pair.recv();
+    assert_eq!(pushed(&burst), [vec![false; 9], vec![true]].concat());
+    pair.host.pass_time(MS);
+    pair.ack_more(100);
+    assert_eq!(pushed(&pair.recv()), [false, true]);
+    // One alone is no burst.
+    pair.host.pass_time(MS);
+    pair.window = 1000;
+    pair.ack_more(200);
+    assert_eq!(pushed(&pair.recv()), [false]);
+}
+
+#[test]
 fn nothing_is_written_into_a_kept_buffer_or_one_that_the_port_reads() {
     let mut pair = Pair::established(crate::Config { header_in_buffer: true, ..config() });
     let keep = Tx { keep: true, cookie: 5, ..Tx::default() };

@@ -160,6 +160,22 @@ fn a_probe_starts_recovery_of_the_tail() {
 }
 
 #[test]
+fn a_single_segment_is_probed_in_place_of_its_timeout() {
+    // Section 7.2: with the time that a peer may delay its acknowledgement, the
+    // probe would come after the timeout, and then comes when that would.
+    let mut pair = sacking(RTT, false);
+    let start = in_flight(&mut pair, 1);
+    let (waited, probe) = wait(&mut pair, 1000);
+    assert_eq!(numbers(&pair, start, &probe), [0]);
+    assert!((295..=310).contains(&waited), "{waited}");
+    assert_eq!(pair.host.stack.counters().timeouts, 0);
+    let (waited, again) = wait(&mut pair, 1000);
+    assert_eq!(numbers(&pair, start, &again), [0]);
+    assert!((295..=310).contains(&waited), "{waited}");
+    assert_eq!(pair.host.stack.counters().timeouts, 1);
+}
+
+#[test]
 fn one_probe_and_then_the_timeout() {
     // Section 7.3: only one at a time; 7.2: then the retransmission timer.
     let mut pair = sacking(RTT, false);
@@ -183,7 +199,13 @@ fn a_probe_that_mended_a_loss_is_a_congestion_event() {
     assert_eq!(numbers(&pair, start, &probe), [4]);
     pair.host.pass_time(RTT * MS);
     pair.ack_more(u32::from(mss(&pair)));
+    // Until something later is acknowledged, the original may only be late.
+    assert!(window(&pair) >= before);
+    in_flight(&mut pair, 1);
+    pair.host.pass_time(RTT * MS);
+    pair.ack_more(u32::from(mss(&pair)));
     assert!(window(&pair) < before, "{} {before}", window(&pair));
+    assert_eq!(pair.host.stack.counters().timeouts, 0);
 }
 
 #[test]
