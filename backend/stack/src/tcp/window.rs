@@ -1,13 +1,14 @@
 //! The receive window: how much a peer may send, out of the buffers that there
 //! are (RFC 9293 sections 3.8.6 and 3.8.6.2.2).
 //!
-//! A flow is charged by the buffer (see [`crate::tcp::charge`]): each that it
-//! holds, or that its guest has not given up, takes one full segment off its
-//! window. All windows together promise no more than is free, and no more than
-//! half the region, but for a floor of two segments for each flow without which
-//! it could not move at all. A flow is promised no more than would be left, so
-//! that windows close smoothly as flows come and the pool runs low; and it
-//! begins with little, so that flows that do nothing keep nothing from others.
+//! A flow is charged by the buffer, and is promised no more than it may have
+//! (see [`crate::tcp::charge`]). All windows together promise no more than is
+//! free, and no more than half the region, but for a floor of two segments for
+//! each flow without which it could not move: with many idle flows that is all
+//! that there is to promise, and a long request must get through all the same.
+//! A flow is promised no more than would be left, so that windows close smoothly
+//! as flows come and the pool runs low; and it begins with little, so that flows
+//! that do nothing keep little from others.
 
 use crate::clock::Deadline;
 use crate::stack::Stack;
@@ -29,7 +30,7 @@ impl Stack {
         (u64::from(limit) * u64::from(self.mss)).saturating_sub(self.promised)
     }
 
-    /// The largest window that the flow could have now, bytes.
+    /// The largest window that the flow could have, bytes.
     fn largest_window(&self, index: u32) -> u32 {
         let space = u32::from(self.flows[index].rcv_space) * u32::from(self.mss);
         space.min(self.config.recv_window_max)
@@ -40,16 +41,17 @@ impl Stack {
         let flow = &self.flows[index];
         let mss = u32::from(self.mss);
         let current = flow.rcv_wnd();
-        let largest = self.largest_window(index);
         let used = flow.rx_bufs.saturating_mul(mss);
-        let part = if flow.rcv_space > SPACE_FIRST { 2 } else { UNPROVEN_PART };
-        let fair = (self.unpromised() + u64::from(current)) / part;
         // With the window full, the flow is still one that gets its buffers,
         // if others do not take them much faster.
         let own = self.spare(self.pool_free).saturating_sub(flow.rx_bufs) / 4;
-        let fair = fair.min(u64::from(own) * u64::from(mss));
-        let wanted = u64::from(largest.saturating_sub(used)).min(fair) as u32;
-        let floor = (SPACE_FLOOR * mss).min(largest).saturating_sub(used);
+        let limit = self.config.recv_window_max.saturating_sub(used);
+        let limit = limit.min(self.largest_window(index)).min(own.saturating_mul(mss));
+        let part = if flow.rcv_space > SPACE_FIRST { 2 } else { UNPROVEN_PART };
+        let fair = (self.unpromised() + u64::from(current)) / part;
+        let wanted = fair.min(u64::from(limit)) as u32;
+        let floor = SPACE_FLOOR * mss;
+        let floor = floor.min(if used == 0 { self.largest_window(index) } else { limit });
         current.max(wanted).max(floor)
     }
 

@@ -273,6 +273,38 @@ fn an_idle_flow_keeps_little_from_others() {
     assert!(window > 40_000, "{window}");
 }
 
+/// A request of many buffers, of which the guest gives up none before it has
+/// the whole.
+fn whole_request(pair: &mut Pair, segments: usize, len: usize) {
+    pair.host.reads = false;
+    for i in 0..segments {
+        let outcome = pair.send(ACK, &[5; 1460][..len]);
+        assert_eq!(outcome, Outcome::Readable, "segment {i} of {segments} of {len}");
+        pair.seq += len as u32;
+        pair.host.poll();
+        pair.host.pass_time(50 * MS);
+        let window = pair.recv().last().unwrap().window;
+        assert!(usize::from(window) >= len, "{window} after segment {i} of {len}");
+    }
+}
+
+#[test]
+fn a_request_of_many_buffers_arrives_whatever_its_segments_are() {
+    for (segments, len) in [(400, 1), (400, 100), (400, 700), (400, 1460)] {
+        let mut crowd = Crowd::new(config(), 2048, 1);
+        whole_request(&mut crowd.pair, segments, len);
+    }
+}
+
+#[test]
+fn a_request_of_many_buffers_arrives_among_idle_flows() {
+    // More of them than their least windows leave room for.
+    let mut crowd = Crowd::new(Config { flows_max: 256, ..config() }, 256, 200);
+    assert!(crowd.pair.host.stack.promised > 128 * 1460);
+    crowd.turn_to(0);
+    whole_request(&mut crowd.pair, 50, 1460);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
@@ -286,6 +318,7 @@ proptest! {
         let mut random = super::lossy::Random(seed);
         let mut pair = Pair::established(config());
         pair.host.reads = random.below(2) == 0;
+        let mut hoard = Vec::new();
         let text: Vec<u8> = (0..5000u32).map(|at| (at.wrapping_mul(0x9e37_79b9) >> 24) as u8).collect();
         let mut next = 0;
         for _ in 0..20_000 {
@@ -306,11 +339,21 @@ proptest! {
             if random.below(8) == 0 {
                 pair.host.pass_time(50 * MS);
             }
+            // Others take the pool, and give it back.
+            match random.below(40) {
+                0 => while pair.host.mem.free() > random.below(20) as u32 {
+                    hoard.push(pair.host.mem.take_for(Owner::Guest).unwrap());
+                },
+                1 | 2 => for buf in hoard.drain(..) {
+                    pair.host.mem.give_from(Owner::Guest, buf);
+                },
+                _ => {}
+            }
             let kept: Vec<u32> = (0..256)
                 .filter(|&b| pair.host.mem.owners[b as usize] == Owner::Guest)
                 .collect();
             for buf in kept {
-                if random.below(3) == 0 {
+                if random.below(3) == 0 && !hoard.contains(&buf) {
                     pair.host.give_up(buf);
                 }
             }
