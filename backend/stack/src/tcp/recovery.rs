@@ -163,10 +163,12 @@ impl Stack {
     /// Draws the conclusions from an acknowledgement.
     pub(crate) fn take_news(&mut self, now: u64, index: u32, news: &News) {
         let flow = &mut self.flows[index];
+        // RFC 6298 section 3. What lay behind a hole waited for it to close,
+        // however long ago it arrived.
         let measured = match news.delivery.sent_once {
-            Some(sent) => Some(Stamp::at(now).since(sent).max(1)),
-            None if flow.rtt.backoff() > 0 => flow.echoed_rtt(now, news),
-            None => None,
+            Some(sent) if !news.delivery.resent => Some(Stamp::at(now).since(sent).max(1)),
+            _ if flow.rtt.backoff() > 0 => flow.echoed_rtt(now, news),
+            _ => None,
         };
         if let Some(rtt) = measured {
             flow.rtt.sample(now, rtt);

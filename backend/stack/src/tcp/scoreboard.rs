@@ -36,6 +36,8 @@ pub(crate) struct Delivery {
     pub bytes: u32,
     /// When the latest of the delivered segments that were sent only once was sent.
     pub sent_once: Option<Stamp>,
+    /// Some of it was sent again.
+    pub resent: bool,
 }
 
 impl BufMeta {
@@ -242,6 +244,7 @@ impl FlowState {
     ) {
         let resent = meta.resent & bit != 0;
         let sent_at = if resent { meta.resent_at } else { meta.sent_at };
+        delivery.resent |= resent;
         if !resent {
             if delivery.sent_once.is_none_or(|latest| latest.before(sent_at)) {
                 delivery.sent_once = Some(sent_at);

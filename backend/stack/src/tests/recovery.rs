@@ -243,3 +243,23 @@ fn a_hole_that_closes_before_it_is_repaired_holds_up_nothing() {
     assert!(!again.is_empty(), "the window has room for what is new");
     assert_eq!(pair.host.stack.counters().retransmits, 0);
 }
+
+/// RFC 6298 section 3: the peer had all but the first, so its acknowledgement
+/// says when that one came again, and nothing of how long the others took.
+#[test]
+fn rfc6298_3_what_is_acknowledged_with_a_retransmission_measures_nothing() {
+    let (mut pair, _) = in_flight(3);
+    pair.host.pass_time(MS);
+    pair.ack_more(1460);
+    let measured = pair.host.stack.flows[pair.flow.index()].rtt.smoothed();
+    assert!(measured < 2 * MS);
+    // Nothing comes back for long, and then all at once.
+    while pair.host.stack.counters().timeouts < 4 {
+        pair.host.pass_time(100 * MS);
+        pair.host.input(&arp_frame(crate::wire::arp::REPLY, PEER, PEER_MAC, HOST));
+        pair.recv();
+    }
+    pair.ack_more(2 * 1460);
+    assert_eq!(pair.unacked(), 0);
+    assert_eq!(pair.host.stack.flows[pair.flow.index()].rtt.smoothed(), measured);
+}
