@@ -275,7 +275,7 @@ mod tests {
             let text = configuration("/run/a \"b\".sock", "/run/stats.json", poll_us);
             let config = Config::parse("bench.toml", &text).unwrap_or_else(|e| panic!("{e}"));
             assert_eq!(config.guests[0].poll, poll);
-            assert_eq!(config.guests[0].address.address(), *GUEST.ip());
+            assert_eq!(config.guests[0].address(), *GUEST.ip());
             assert_eq!(config.guests[0].socket.path, Path::new("/run/a \"b\".sock"));
         }
     }

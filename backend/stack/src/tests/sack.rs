@@ -235,7 +235,7 @@ fn an_acknowledgement_lost_long_ago_is_repeated_with_the_duplicate() {
     let mut pair = sacking(config(), false);
     pair.send(ACK, &[0; 500]);
     pair.seq += 500;
-    pair.host.pass_time(50 * crate::config::MS);
+    pair.host.pass_time(50 * MS);
     pair.recv();
     // Wholly outside the window (RFC 9293 section 3.10.7.4, first).
     pair.send_ahead(-500, ACK, &[0; 500]);
