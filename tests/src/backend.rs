@@ -25,6 +25,8 @@ pub struct Guest {
     pub mac: String,
     /// The stack port's address with its prefix.
     pub address: String,
+    /// Its IPv6 address with its prefix, if it has one.
+    pub address_v6: Option<String>,
     /// Further lines of its table, such as `flows_max = 16`.
     pub more: String,
 }
@@ -37,6 +39,7 @@ impl Guest {
             tap: format!("tap{number}"),
             mac: format!("52:54:00:00:07:{:02x}", 10 + number),
             address: format!("10.7.0.{}/24", 10 + number),
+            address_v6: None,
             more: "region = { size = \"16MiB\" }\n".to_owned(),
         }
     }
@@ -60,11 +63,13 @@ impl Guest {
 
     /// The table of this guest, with its socket in `dir`.
     pub fn table(&self, dir: &Path) -> String {
-        let Guest { name, tap, mac, address, more } = self;
+        let Guest { name, tap, mac, address, address_v6, more } = self;
+        let second =
+            address_v6.iter().map(|address| format!(", \"{address}\"")).collect::<String>();
         let socket = dir.join(format!("{name}.sock"));
         format!(
             "[[guest]]\nname = \"{name}\"\nsocket = \"{}\"\nmac = \"{mac}\"\n\
-             addresses = [\"{address}\"]\nport = \"tap:{tap}\"\n{more}\n",
+             addresses = [\"{address}\"{second}]\nport = \"tap:{tap}\"\n{more}\n",
             socket.display()
         )
     }

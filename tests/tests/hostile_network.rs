@@ -1,6 +1,8 @@
 //! A hostile neighbour on the link: whatever it sends is counted and dropped,
 //! and service goes on.
 
+use std::time::Duration;
+
 use paste_tests::backend::{FIXED_BODY, Server};
 use paste_tests::client;
 use paste_tests::packet::Packets;
@@ -18,6 +20,8 @@ const SYN: u8 = 2;
 /// Connections that are begun and left; fewer than the guest's backlog.
 const HALF_OPEN: u16 = 900;
 const ACK: u8 = 16;
+/// How long the stack waits for the rest of a datagram.
+const REASSEMBLY: Duration = Duration::from_secs(2);
 
 /// Ones' complement sum (RFC 1071), folded.
 fn sum(bytes: &[u8], start: u32) -> u16 {
@@ -254,6 +258,8 @@ fn seeded_noise_is_survived() {
     }
     let sent = inject(&server, noise);
     check(&mut server);
+    // Fragments keep their buffers for a while.
+    std::thread::sleep(REASSEMBLY + Duration::from_secs(1));
     let guest = server.guest.clone();
     let stats = server.stop();
     stats.assert_no_buffer_missing(&guest);
