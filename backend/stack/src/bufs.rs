@@ -69,6 +69,10 @@ pub(crate) struct BufMeta {
     pub sent_at: Stamp,
     /// Sending: when one of its segments was sent again last.
     pub resent_at: Stamp,
+    /// Sending: others of its segments were sent at another time than that.
+    pub sent_apart: bool,
+    /// Sending: the same of those sent again.
+    pub resent_apart: bool,
     /// Sending: bytes of a unit of [`crate::tcp::scoreboard`]; zero before it
     /// is sent.
     pub unit: u16,
@@ -124,6 +128,8 @@ impl Bufs {
             reason: Reason::Ok,
             sent_at: Stamp::at(0),
             resent_at: Stamp::at(0),
+            sent_apart: false,
+            resent_apart: false,
             unit: 0,
             sacked: 0,
             lost: 0,

@@ -370,8 +370,10 @@ impl Stack {
         flow.snd_nxt = plan.end();
         if let Some(payload) = plan.payload {
             let meta = bufs.get_mut(payload.buf);
+            let fresh = plan.seq == Seq(meta.seq);
+            meta.sent_apart = !fresh && (meta.sent_apart || meta.sent_at != stamp);
             meta.sent_at = stamp;
-            if plan.seq == Seq(meta.seq) {
+            if fresh {
                 meta.cut_into_units(flow.mss.max(payload.len));
                 if payload.len > flow.mss {
                     flow.path_probe_sent(payload.len, plan.end());

@@ -245,8 +245,12 @@ impl FlowState {
         let resent = meta.resent & bit != 0;
         let sent_at = if resent { meta.resent_at } else { meta.sent_at };
         delivery.resent |= resent;
+        // The buffer knows when its last segment was sent, and of the others
+        // only whether that was at the same time.
+        let last = !end.before(meta.end().min(self.snd_nxt));
+        let known = if resent { !meta.resent_apart } else { last || !meta.sent_apart };
         if !resent {
-            if delivery.sent_once.is_none_or(|latest| latest.before(sent_at)) {
+            if known && delivery.sent_once.is_none_or(|latest| latest.before(sent_at)) {
                 delivery.sent_once = Some(sent_at);
             }
             // RFC 8985 section 6.2, step 3.
@@ -255,7 +259,9 @@ impl FlowState {
             }
         }
         self.rack.fack = self.rack.fack.max(end);
-        self.rack.on_delivered(now, sent_at, end, resent, self.rtt.smallest());
+        if known {
+            self.rack.on_delivered(now, sent_at, end, resent, self.rtt.smallest());
+        }
     }
 
     /// Bytes that are thought to be on their way (RFC 6675 section 2, "pipe").
@@ -392,6 +398,7 @@ pub(crate) fn resent(
         flow.lost_bytes -= end.since(start);
         repair.rexmit_buf = buf;
     }
+    meta.resent_apart = meta.resent != 0 && (meta.resent_apart || meta.resent_at != now);
     meta.resent |= bit;
     meta.resent_at = now;
     unlink_resent(bufs, repair, buf);

@@ -238,3 +238,25 @@ fn a_lossy_handshake_leaves_an_initial_window_of_one_segment() {
     }
     assert_eq!(pair.recv().len(), 1);
 }
+
+#[test]
+fn segments_of_one_buffer_that_went_apart_are_measured_each_by_its_own_time() {
+    // RFC 6298 section 3: a sample is of the segment that is acknowledged.
+    let mut pair = sacking(100, false);
+    pair.window = 1460;
+    pair.send(ACK, &[]);
+    pair.host.send(pair.flow, &[9; 1900]);
+    assert_eq!(pair.recv_one().data.len(), 1460);
+    pair.host.pass_time(80 * MS);
+    pair.window = 60000;
+    pair.send(ACK, &[]);
+    assert_eq!(pair.recv_one().data.len(), 440);
+    pair.host.pass_time(20 * MS);
+    // The first was on its way for 100 ms, the second for 20 ms so far.
+    pair.ack_more(1460);
+    let measured = |pair: &Pair| pair.host.stack.flows[0].rtt.smallest() / MS;
+    assert!(measured(&pair) >= 98, "{}", measured(&pair));
+    pair.host.pass_time(50 * MS);
+    pair.ack_more(440);
+    assert!((68..=71).contains(&measured(&pair)), "{}", measured(&pair));
+}
