@@ -49,6 +49,13 @@ pub(crate) struct Conn {
 
     /// Written, and not the stack's yet.
     pub tx: VecDeque<u8>,
+    /// Bytes of `tx` up to each end of a record (MSG_EOR): what follows goes in
+    /// other segments.
+    records: VecDeque<usize>,
+    /// What is in `tx` now goes without waiting: TCP_NODELAY was just set.
+    pub push: bool,
+    /// When something was received last, ns.
+    pub received_at: u64,
     /// The stack's, and not acknowledged.
     pub in_stack: usize,
     /// Slots in flight that did not fill their last segment.
@@ -130,6 +137,7 @@ impl Conn {
         }
         if self.tx.is_empty() {
             self.corked_until = None;
+            self.push = false;
             if self.shut_write && !self.fin_given {
                 self.fin_given = true;
                 any |= net.close(now, flow).is_ok();
@@ -141,8 +149,12 @@ impl Conn {
     fn pump_bytes(&mut self, net: &mut Net, now: u64, flow: Flow, mss: usize) -> bool {
         let mut any = false;
         while !self.tx.is_empty() {
-            let whole = self.tx.len() - self.tx.len() % mss;
-            let len = if self.may_send_part(now) { self.tx.len() } else { whole };
+            let record = self.records.front().copied();
+            let due = record.unwrap_or(self.tx.len());
+            // Nobody waits for more of a record that has ended.
+            let whole =
+                if record.is_some_and(|end| end < self.tx.len()) { due } else { due - due % mss };
+            let len = if self.may_send_part(now) { due } else { whole };
             if len == 0 {
                 break;
             }
@@ -154,6 +166,10 @@ impl Conn {
                 break;
             }
             self.tx.drain(..len);
+            for end in &mut self.records {
+                *end -= len;
+            }
+            self.records.retain(|&end| end > 0);
             self.in_stack += len;
             self.small += u32::from(small);
             self.corked_until = None;
@@ -166,13 +182,20 @@ impl Conn {
     /// amended by Minshall and as Linux has it, where only a small segment in
     /// flight holds the next one back.
     fn may_send_part(&mut self, now: u64) -> bool {
-        if self.shut_write {
+        if self.shut_write || self.push {
             return true;
         }
         if self.cork || self.more {
             return *self.corked_until.get_or_insert(now + CORK_MAX) <= now;
         }
         self.nodelay || self.small == 0
+    }
+
+    /// What was written so far is a record.
+    pub(crate) fn end_record(&mut self) {
+        if !self.tx.is_empty() {
+            self.records.push_back(self.tx.len());
+        }
     }
 
     /// Drops what was received and not read.

@@ -6,7 +6,7 @@
 //! with `sysctls=/proc/sys/net/ipv4` the harness takes over what a script has
 //! set, when it makes the stack: at the first `bind` or `connect`.
 
-use core::net::Ipv4Addr;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::str::FromStr;
 use std::fs;
 use std::path::PathBuf;
@@ -54,8 +54,9 @@ impl Ecn {
 /// The settings of one harness.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    /// The stack's address where the script's sockets do not say.
+    /// The stack's addresses where the script's sockets do not say.
     pub local: Ipv4Addr,
+    pub local6: Ipv6Addr,
     pub mtu: u16,
     /// Directory of sysctls to follow.
     pub sysctls: Option<PathBuf>,
@@ -83,6 +84,7 @@ impl Default for Settings {
     fn default() -> Settings {
         Settings {
             local: Ipv4Addr::new(192, 168, 0, 1),
+            local6: Ipv6Addr::new(0xfd3d, 0xa0b, 0x17d6, 0, 0, 0, 0, 1),
             mtu: 1500,
             sysctls: None,
             seed: 1,
@@ -130,7 +132,10 @@ impl Settings {
             let (name, text) =
                 flag.split_once('=').ok_or_else(|| FlagError::Form(flag.to_owned()))?;
             match name {
-                "local" => settings.local = value(name, text)?,
+                "local" => match value(name, text)? {
+                    IpAddr::V4(address) => settings.local = address,
+                    IpAddr::V6(address) => settings.local6 = address,
+                },
                 "mtu" => settings.mtu = value(name, text)?,
                 "sysctls" => settings.sysctls = Some(PathBuf::from(text)),
                 "seed" => settings.seed = value(name, text)?,
@@ -197,9 +202,10 @@ impl Settings {
 
     /// The configuration of a stack at `address`, which is made for a connect or
     /// for a listen.
-    pub(crate) fn config(&self, address: Ipv4Addr, connects: bool) -> Config {
+    pub(crate) fn config(&self, address: IpAddr, connects: bool) -> Config {
         // Everybody is a neighbour: the harness answers for all of them.
         let mut config = Config::new(MAC, address, 0);
+        config.dad_probes = 0;
         config.mtu = self.mtu;
         config.flows_max = 64;
         config.listeners_max = 16;

@@ -238,7 +238,11 @@ impl Harness {
     pub(crate) fn receive(&self, packet: &[u8]) -> Result<()> {
         self.call(|world| {
             let now = world.now;
-            let taken = world.net(None, false)?.receive(now, packet);
+            let family = match packet.first().map(|b| b >> 4) {
+                Some(6) => libc::AF_INET6,
+                _ => libc::AF_INET,
+            };
+            let taken = world.net(None, family, false)?.receive(now, packet);
             if taken { Ok(()) } else { Err(Errno(libc::EINVAL)) }
         })
     }

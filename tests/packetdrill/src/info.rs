@@ -24,6 +24,7 @@ const SND_MSS: usize = 16;
 const UNACKED: usize = 24;
 const SACKED: usize = 28;
 const LOST: usize = 32;
+const LAST_DATA_RECV: usize = 52;
 const RTT: usize = 68;
 const SND_SSTHRESH: usize = 76;
 const SND_CWND: usize = 80;
@@ -54,13 +55,15 @@ impl TcpInfo {
     }
 
     /// Of a connection.
-    pub(crate) fn of(conn: &Conn, flow: Option<FlowInfo>) -> TcpInfo {
+    pub(crate) fn of(conn: &Conn, flow: Option<FlowInfo>, now: u64) -> TcpInfo {
         let state = match conn {
             Conn { connected: false, .. } => SYN_SENT,
             Conn { peer_closed: true, .. } => CLOSE_WAIT,
             _ => ESTABLISHED,
         };
         let mut info = TcpInfo::in_state(state);
+        let milliseconds = (now - conn.received_at.min(now)) / 1_000_000;
+        info.put(LAST_DATA_RECV, milliseconds.min(u64::from(u32::MAX)) as u32);
         if let Some(flow) = flow {
             // Linux counts in segments.
             let mss = u32::from(flow.mss.max(1));

@@ -24,7 +24,7 @@
 //!
 //! | flag | meaning |
 //! | --- | --- |
-//! | `local` | our IPv4 address, where a script connects without binding |
+//! | `local` | our address, of either family, where a script connects without binding |
 //! | `mtu` | largest IP packet |
 //! | `sysctls` | directory whose files are followed as Linux follows its sysctls, such as `/proc/sys/net/ipv4` in a network namespace of the script's own |
 //! | `delayed_ack_ms`, `rto_initial_ms`, `rto_min_ms` | times |
@@ -41,7 +41,7 @@
 //! | [`abi`], [`ffi`] | the table of functions as C has it |
 //! | `harness` | threads, blocking, virtual time |
 //! | `world`, `socket`, `options`, `ready`, `conn`, `info` | sockets: what the stack leaves to its user |
-//! | `net`, `region` | the stack, its memory, its wire |
+//! | `net`, `ndp`, `region` | the stack, its memory, its wire |
 //! | [`runner`] | runs scripts without packetdrill |
 
 #![cfg(target_os = "linux")]
@@ -53,6 +53,7 @@ pub mod ffi;
 mod flags;
 mod harness;
 mod info;
+mod ndp;
 mod net;
 mod options;
 mod ready;

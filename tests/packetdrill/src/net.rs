@@ -1,13 +1,14 @@
 //! The stack with its region and its wire: IP packets in and out, Ethernet and
 //! neighbours the harness's own affair.
 
-use core::net::Ipv4Addr;
+use core::net::IpAddr;
 use std::collections::VecDeque;
 
 use paste_abi::{Flow, Reason, Slot};
 use paste_stack::{Memory, Outcome, RxCsum, RxFrame, Stack, Tx, TxBatch};
 
 use crate::flags::Settings;
+use crate::ndp;
 use crate::region::{BUFFER_SIZE, HEADROOM, Region};
 
 /// The address of every neighbour.
@@ -43,20 +44,17 @@ pub(crate) struct Net {
     region: Region,
     batch: TxBatch,
     mac: [u8; 6],
-    /// The stack's address.
-    pub address: Ipv4Addr,
     pub packets: VecDeque<Packet>,
 }
 
 impl Net {
-    pub(crate) fn new(settings: &Settings, address: Ipv4Addr, connects: bool) -> Net {
+    pub(crate) fn new(settings: &Settings, address: IpAddr, connects: bool) -> Net {
         let config = settings.config(address, connects);
         Net {
             mac: config.mac,
             stack: Stack::new(config, BUFFERS, settings.secret()),
             region: Region::new(BUFFERS),
             batch: TxBatch::new(BATCH),
-            address,
             packets: VecDeque::new(),
         }
     }
@@ -152,6 +150,11 @@ impl Net {
             return;
         };
         match [header[12], header[13]] {
+            IPV6 if ndp::is_ndp(body) => {
+                if let Some(answer) = ndp::answer(body, &PEER_MAC) {
+                    self.input(now, IPV6, &answer);
+                }
+            }
             IPV4 | IPV6 => {
                 if self.packets.len() == PACKETS_MAX {
                     self.packets.pop_front();

@@ -91,6 +91,14 @@ fn int(value: &[u8]) -> Result<i32> {
     Ok(i32::from_ne_bytes(*bytes))
 }
 
+/// One byte will do for options of IP (ip(7)).
+fn int_or_byte(value: &[u8]) -> Result<i32> {
+    match value {
+        [byte] => Ok(i32::from(*byte)),
+        _ => int(value),
+    }
+}
+
 fn within(value: i32, least: i32, most: i32) -> Result<i32> {
     if (least..=most).contains(&value) { Ok(value) } else { Err(Errno(libc::EINVAL)) }
 }
@@ -152,17 +160,20 @@ impl World {
             (libc::IPPROTO_TCP, libc::TCP_QUICKACK | libc::TCP_DEFER_ACCEPT) => {
                 int(value)?;
             }
-            // One byte will do (ip(7)).
             (libc::IPPROTO_IP, libc::IP_TOS) if family == libc::AF_INET => {
-                options.tos = match value {
-                    [tos] => i32::from(*tos),
-                    _ => int(value)?,
-                };
+                options.tos = int_or_byte(value)?;
             }
             (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER | libc::IP_FREEBIND) => {
-                int(value)?;
+                int_or_byte(value)?;
             }
             _ => return Err(Errno(libc::ENOPROTOOPT)),
+        }
+        let pushes = name == libc::TCP_NODELAY && level == libc::IPPROTO_TCP && options.nodelay;
+        if let (true, Role::Connection(id)) = (pushes, &socket.role) {
+            let id = *id;
+            if let Some(conn) = self.conns.get_mut(&id) {
+                conn.push = true;
+            }
         }
         self.apply_options(fd)
     }
@@ -285,7 +296,9 @@ impl World {
             return Ok(TcpInfo::in_state(info::CLOSE));
         };
         Ok(match (&self.net, conn.flow) {
-            (Some(net), Some(flow)) => TcpInfo::of(conn, net.stack.flow_info(0, flow).ok()),
+            (Some(net), Some(flow)) => {
+                TcpInfo::of(conn, net.stack.flow_info(0, flow).ok(), self.now)
+            }
             _ => TcpInfo::in_state(info::CLOSE),
         })
     }

@@ -1,7 +1,7 @@
 //! Sockets: what the calls on them do, without waiting. A call that would wait
 //! returns `None`, and is made again when something has happened.
 
-use core::net::SocketAddr;
+use core::net::{Ipv4Addr, SocketAddr};
 use std::collections::VecDeque;
 
 use paste_abi::Flow;
@@ -98,9 +98,9 @@ impl World {
             Role::Connection(_) => return Err(Errno(libc::EINVAL)),
             Role::Idle => {}
         }
-        let bound = socket.bound;
+        let (bound, family) = (socket.bound, socket.family);
         self.apply_options(fd)?;
-        let net = self.net(bound.map(|a| a.ip()), false)?;
+        let net = self.net(bound.map(|a| a.ip()), family, false)?;
         let port = bound.map_or(0, |a| a.port());
         let backlog = backlog.clamp(1, i32::from(u16::MAX)) as u16;
         let listened = if port == 0 {
@@ -136,7 +136,8 @@ impl World {
         if let Err(e) = self.apply_options(new) {
             return Some(Err(e));
         }
-        let peer = peer.unwrap_or(SocketAddr::new(self.local().into(), 0));
+        // A connection that is over has left no trace of its peer.
+        let peer = peer.unwrap_or(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0));
         Some(Ok((new, World::shown(peer, family))))
     }
 
@@ -160,7 +161,8 @@ impl World {
         let options = socket.options.clone();
         self.apply_options(fd)?;
         let (now, cookie, peer) = (self.now, self.next_conn(), unmapped(peer));
-        let net = self.net(bound.map(|a| a.ip()), true)?;
+        let family = if peer.is_ipv6() { libc::AF_INET6 } else { libc::AF_INET };
+        let net = self.net(bound.map(|a| a.ip()), family, true)?;
         let port = bound.map_or(0, |a| a.port());
         let opened = net.stack.connect(now, 0, peer, port, cookie);
         let flow = opened.map_err(Errno::of_refusal)?;
@@ -293,6 +295,9 @@ impl World {
         conn.tx.extend(bytes.iter().copied().flatten().skip(*done).take(len));
         conn.more = flags & libc::MSG_MORE != 0;
         *done += len;
+        if flags & libc::MSG_EOR != 0 && *done == total {
+            conn.end_record();
+        }
         (*done == total).then_some(Ok(total))
     }
 

@@ -1,7 +1,7 @@
 //! Everything behind the table of functions: descriptors, connections, the
 //! stack and the virtual clock. One thread at a time works on it.
 
-use core::net::{IpAddr, Ipv4Addr, SocketAddr};
+use core::net::{IpAddr, SocketAddr};
 use std::collections::{BTreeMap, HashMap};
 
 use paste_abi::{Event, Flow, Reason, Slot};
@@ -62,16 +62,20 @@ impl World {
     }
 
     /// The network, made when it is first needed: by then a script has set its
-    /// sysctls, and said which address is ours.
-    pub(crate) fn net(&mut self, local: Option<IpAddr>, connects: bool) -> Result<&mut Net> {
+    /// sysctls, and said which address is ours. `family` is that of the socket
+    /// that needs it, where `local` does not say.
+    pub(crate) fn net(
+        &mut self,
+        local: Option<IpAddr>,
+        family: i32,
+        connects: bool,
+    ) -> Result<&mut Net> {
         if self.net.is_none() {
             self.settings.follow_sysctls();
             let address = match local {
-                Some(IpAddr::V4(address)) if !address.is_unspecified() => address,
-                Some(IpAddr::V6(address)) if !address.is_unspecified() => {
-                    return Err(Errno(libc::EADDRNOTAVAIL));
-                }
-                _ => self.settings.local,
+                Some(address) if !address.is_unspecified() => address,
+                _ if family == libc::AF_INET6 => self.settings.local6.into(),
+                _ => self.settings.local.into(),
             };
             self.net = Some(Net::new(&self.settings, address, connects));
         }
@@ -145,6 +149,7 @@ impl World {
                     let _ = net.abort(now, slot.flow);
                 } else {
                     conn.rx.push_back(chunk);
+                    conn.received_at = now;
                     conn.activity += 1;
                 }
             }
@@ -207,11 +212,6 @@ impl World {
         let fd = number.as_raw_fd();
         self.files.insert(fd, Descriptor { file, number });
         Ok(fd)
-    }
-
-    /// The stack's own address, once there is a stack.
-    pub(crate) fn local(&self) -> Ipv4Addr {
-        self.net.as_ref().map_or(self.settings.local, |net| net.address)
     }
 
     /// The peer as the application is told: IPv4 in the form of its family.
