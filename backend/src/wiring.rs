@@ -316,6 +316,7 @@ fn stack_config(guest: &Guest) -> paste_stack::Config {
             }
         }
     }
+    stack.accept_ra = guest.accept_ra;
     stack.vlan = guest.vlan;
     stack.mtu = guest.mtu;
     stack.flows_max = guest.flows_max;

@@ -22,9 +22,18 @@ pub(super) fn within(guest: &Draft, findings: &mut Findings) {
                 judge_gateway(who, gateway, &addresses.value, findings);
             }
         }
+        let has_v6 = addresses.value.iter().any(|prefix| prefix.value.address().is_ipv6());
+        if let Some(accept_ra) = &guest.accept_ra
+            && accept_ra.value
+            && !has_v6
+        {
+            let message =
+                format!("{who}: accept_ra is of IPv6: give an IPv6 address too, or leave it out");
+            findings.add(accept_ra.at.clone(), message);
+        }
         if let Some(mtu) = &guest.mtu
             && mtu.value < MTU_MIN_IPV6
-            && addresses.value.iter().any(|prefix| prefix.value.address().is_ipv6())
+            && has_v6
         {
             let message = format!(
                 "{who}: mtu {} is too small for IPv6: use an mtu of at least {MTU_MIN_IPV6}, or \

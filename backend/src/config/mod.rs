@@ -119,6 +119,8 @@ pub struct Guest {
     /// The routers towards everything beyond its networks: one for each address
     /// at most.
     pub gateways: Vec<IpAddr>,
+    /// Without an IPv6 gateway, the router that offers itself is taken.
+    pub accept_ra: bool,
     /// The VLAN that its stack port is on.
     pub vlan: Option<u16>,
     /// The NIC.

@@ -35,6 +35,7 @@ pub(super) struct Draft {
     pub(super) region: Option<At<RegionSpec>>,
     pub(super) poll: Option<Poll>,
     pub(super) spoof_check: Option<bool>,
+    pub(super) accept_ra: Option<At<bool>>,
     pub(super) flows_max: Option<u32>,
     pub(super) mtu: Option<At<u16>>,
 }
@@ -120,12 +121,13 @@ fn read_guest(
     index: usize,
     findings: &mut Findings,
 ) -> Draft {
-    const KEYS: [&str; 12] = [
+    const KEYS: [&str; 13] = [
         "name",
         "socket",
         "mac",
         "addresses",
         "gateway",
+        "accept_ra",
         "vlan",
         "port",
         "region",
@@ -149,7 +151,8 @@ fn read_guest(
     let port = read_port(&fields, findings);
     let region = read_region(&fields, findings);
     let poll = read_poll(&fields, findings);
-    let spoof_check = read_spoof_check(&fields, findings);
+    let spoof_check = read_bool(&fields, "spoof_check", true, findings);
+    let accept_ra = read_bool(&fields, "accept_ra", false, findings);
     let flows_max = fields.number("flows_max", (1, FLOWS_MAX), FLOWS_DEFAULT, findings);
     let mtu_bounds = (u32::from(MTU_MIN), u32::from(MTU_MAX));
     let mtu = fields.number("mtu", mtu_bounds, u32::from(MTU_DEFAULT), findings);
@@ -164,7 +167,8 @@ fn read_guest(
         port,
         region,
         poll,
-        spoof_check,
+        spoof_check: spoof_check.map(|check| check.value),
+        accept_ra,
         flows_max: flows_max.map(|n| n.value),
         // Within its bounds, it fits.
         mtu: mtu.and_then(|n| Some(At { at: n.at, value: u16::try_from(n.value).ok()? })),
@@ -395,15 +399,21 @@ fn read_poll(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<Poll> {
     poll
 }
 
-fn read_spoof_check(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<bool> {
-    let Some(value) = fields.get("spoof_check") else {
-        return Some(true);
+/// Yes or no, or the default.
+fn read_bool(
+    fields: &Fields<'_, '_>,
+    key: &str,
+    default: bool,
+    findings: &mut Findings,
+) -> Option<At<bool>> {
+    let Some(value) = fields.get(key) else {
+        return Some(At { at: fields.at.clone(), value: default });
     };
-    let check = value.get_ref().as_bool();
-    if check.is_none() {
-        fields.wrong_type("spoof_check", value, "spoof_check = true or false", findings);
-    }
-    check
+    let Some(yes) = value.get_ref().as_bool() else {
+        fields.wrong_type(key, value, &format!("{key} = true or false"), findings);
+        return None;
+    };
+    Some(At { at: value.span(), value: yes })
 }
 
 /// The guest, if nothing is missing.
@@ -419,6 +429,7 @@ fn finish(draft: Draft) -> Option<Guest> {
         region: draft.region?.value,
         poll: draft.poll?,
         spoof_check: draft.spoof_check?,
+        accept_ra: draft.accept_ra?.value,
         flows_max: draft.flows_max?,
         mtu: draft.mtu?.value,
     })

@@ -55,7 +55,7 @@ fn the_least_that_a_guest_needs() {
     assert_eq!(guest.port.to_string(), "tap:tap0");
     assert_eq!(guest.region, RegionSpec { size: 64 << 20, path: None, buffer_size: 2048 });
     assert_eq!(guest.poll, Poll::For(Duration::from_micros(50)));
-    assert!(guest.spoof_check);
+    assert!(guest.spoof_check && !guest.accept_ra);
     assert_eq!((guest.flows_max, guest.mtu), (16384, 1500));
 }
 
@@ -68,6 +68,7 @@ fn everything_that_can_be_said() {
             "region = { size = \"1 GiB\", path = \"/dev/shm/web1\", buffer_size = 16384 }",
             "poll = \"always\"",
             "spoof_check = false",
+            "accept_ra = true",
             "addresses = [\"fd00:7::2/64\", \"10.7.0.2/24\"]",
             "gateway = [\"10.7.0.1\", \"fe80::1\"]",
             "vlan = 4094",
@@ -83,7 +84,7 @@ fn everything_that_can_be_said() {
     let path = Some("/dev/shm/web1".into());
     assert_eq!(guest.region, RegionSpec { size: 1 << 30, path, buffer_size: 16384 });
     assert_eq!(guest.poll, Poll::Always);
-    assert!(!guest.spoof_check);
+    assert!(!guest.spoof_check && guest.accept_ra);
     assert_eq!((guest.flows_max, guest.mtu), (1000, 9000));
     let addresses: Vec<String> = guest.addresses.iter().map(ToString::to_string).collect();
     assert_eq!(addresses, ["fd00:7::2/64", "10.7.0.2/24"]);
@@ -258,6 +259,14 @@ fn one_wrong_value_is_named_with_its_place() {
             "8:15: guest \"web1\": spoof_check is a string: write spoof_check = true or false",
         ),
         (
+            "accept_ra = true",
+            "8:13: guest \"web1\": accept_ra is of IPv6: give an IPv6 address too, or leave it out",
+        ),
+        (
+            "accept_ra = 1",
+            "8:13: guest \"web1\": accept_ra is an integer: write accept_ra = true or false",
+        ),
+        (
             "flows_max = 0",
             "8:13: guest \"web1\": flows_max 0 is not possible: use a number from 1 to 1048576",
         ),
@@ -279,7 +288,7 @@ fn one_wrong_value_is_named_with_its_place() {
         ),
         (
             "bridge = 3",
-            "8:1: guest \"web1\": unknown key \"bridge\": the keys here are name, socket, mac, addresses, gateway, vlan, port, region, poll, spoof_check, flows_max, mtu",
+            "8:1: guest \"web1\": unknown key \"bridge\": the keys here are name, socket, mac, addresses, gateway, accept_ra, vlan, port, region, poll, spoof_check, flows_max, mtu",
         ),
     ] {
         refused(&guest(&[change]), &[&format!("web.toml:{message}")]);

@@ -39,6 +39,11 @@
 //! queues, TIME-WAITs, backlogs, replies to strangers ([`Config`]). Buffers are
 //! the flow control: see `tcp::window` and `tcp::charge`.
 //!
+//! Fragments are put together, 16 datagrams of both families at a time, each
+//! within one buffer; what did not come whole in time is reported to its sender
+//! by ICMP. This is the one way besides small segments on which payload is
+//! copied. Fragments are never sent.
+//!
 //! # What is implemented, and where
 //!
 //! | RFC | subject | module |
