@@ -1,7 +1,7 @@
 //! A small HTTP client over kernel sockets, for what curl does not tell.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 /// How long a client waits for a connection or for bytes.
@@ -18,7 +18,7 @@ pub struct Response {
 
 /// A connection that gives up after [`PATIENCE`].
 pub fn connect(ip: &str, port: u16) -> io::Result<TcpStream> {
-    let address = format!("{ip}:{port}").parse().expect("an address");
+    let address = SocketAddr::new(ip.parse().expect("an address"), port);
     let stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
