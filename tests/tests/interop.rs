@@ -24,6 +24,7 @@ fn common() -> Settings {
         timestamps: true,
         ecn: false,
         faults: Faults { delay_ns: 100_000, ..Faults::default() },
+        mark: 0.0,
         seed: 3,
     }
 }
@@ -52,7 +53,7 @@ fn transfers_over_a_lossy_wire_arrive_whole() {
         Need::Built("examples/http"),
         Need::Program("curl"),
     );
-    let axes = Axes { loss: vec![0.01, 0.0, 0.03], family: vec![Family::V4], ..Axes::full() };
+    let axes = Axes { loss: vec![0.01, 0.0, 0.03], ..Axes::full() };
     run(&axes.star(common()), 1 << 20);
 }
 
@@ -74,6 +75,30 @@ fn transfers_over_a_wire_with_every_fault_arrive_whole() {
         rate_bps: None,
     };
     run(&[Settings { faults, ..common() }], 2 << 20);
+}
+
+#[test]
+fn marked_congestion_is_heard() {
+    require!(
+        Need::Namespaces,
+        Need::Built("pasted"),
+        Need::Built("examples/http"),
+        Need::Program("curl"),
+    );
+    let _turn = wait::turn();
+    let content = Content::write(4 << 20).expect("a file can be written");
+    for family in [Family::V4, Family::V6] {
+        let settings = Settings { family, ecn: true, mark: 0.02, ..common() };
+        for direction in [Direction::Get, Direction::Post] {
+            let row = matrix::run_curl(PeerKind::Pasted, direction, &settings, &content, LIMIT);
+            assert!(row.ok && row.bytes == content.len(), "{row:#?}");
+            // Of some 2900 segments; acknowledgements are not ECN-capable.
+            assert!(row.marked > 10, "{row:#?}");
+            if direction == Direction::Get {
+                assert!(row.ecn_reductions > 0, "{row:#?}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -79,6 +79,9 @@ struct Arguments {
     /// The wire's rate, in Mbit/s.
     #[arg(long)]
     rate_mbps: Option<NonZeroU64>,
+    /// Chance that a frame which may be marked "congestion experienced" is.
+    #[arg(long, default_value_t = 0.0)]
+    mark: f64,
     /// Chance that a frame arrives twice.
     #[arg(long, default_value_t = 0.0)]
     duplicate: f64,
@@ -189,6 +192,7 @@ impl Arguments {
                 jitter_ns: self.jitter_us * 1_000,
                 rate_bps,
             },
+            mark: self.mark,
             seed: self.seed,
         };
         if self.full { self.axes().all(common) } else { self.axes().star(common) }
@@ -281,6 +285,7 @@ fn line(row: &Row) -> String {
         requests_per_s => format!("{requests_per_s:.0} requests/s"),
     };
     let result = match &row.error {
+        None if row.marked > 0 => format!("right; {} frames marked", row.marked),
         None if row.overflowed > 0 => format!("right; {} frames overflowed", row.overflowed),
         None => "right".to_owned(),
         Some(error) => format!("WRONG: {error}"),

@@ -116,6 +116,8 @@ pub struct Row {
     pub mtu: u16,
     /// ECN, likewise.
     pub ecn: bool,
+    /// Chance that an ECN-capable packet is marked.
+    pub mark: f64,
     /// The other faults, per frame, and the delay of each direction.
     pub duplicate: f64,
     /// Likewise.
@@ -144,6 +146,10 @@ pub struct Row {
     pub retransmits: u64,
     /// Frames that the wire lost by chance, in both directions.
     pub lost: u64,
+    /// Frames that the wire marked "congestion experienced", likewise.
+    pub marked: u64,
+    /// How often `pasted` sent less because of marks.
+    pub ecn_reductions: u64,
     /// Frames lost because too many were on the wire.
     pub overflowed: u64,
     /// Every byte arrived, and nothing is left over.
@@ -155,7 +161,7 @@ pub struct Row {
 impl Row {
     /// A row with its conditions, and nothing measured.
     pub fn new(tool: &'static str, kind: PeerKind, direction: Direction, of: &Settings) -> Row {
-        let Settings { family, mtu, sack, timestamps, ecn, faults, seed } = *of;
+        let Settings { family, mtu, sack, timestamps, ecn, faults, mark, seed } = *of;
         let Faults { loss, duplicate, reorder, corrupt, delay_ns, jitter_ns, rate_bps } = faults;
         Row {
             tool,
@@ -170,6 +176,7 @@ impl Row {
             family: family.number(),
             mtu,
             ecn,
+            mark,
             duplicate,
             reorder,
             corrupt,
@@ -184,6 +191,8 @@ impl Row {
             linux_congestion: String::new(),
             retransmits: 0,
             lost: 0,
+            marked: 0,
+            ecn_reductions: 0,
             overflowed: 0,
             ok: false,
             error: None,
@@ -229,18 +238,22 @@ pub(super) fn run(
     row.error = measure(&path, &mut row).err();
     let near_retransmits = tcp_counter(&path.near, "RetransSegs") - before;
     if peer.is_alive() {
-        let far_retransmits = peer.stop(&path).retransmits;
+        let counters = peer.stop(&path);
         row.retransmits = match direction {
-            Direction::Get => far_retransmits,
+            Direction::Get => counters.retransmits,
             Direction::Post => near_retransmits,
         };
+        if let Some((stats, guest)) = counters.stats {
+            row.ecn_reductions = stats.get(&guest, "stack.ecn_reductions");
+        }
     } else {
         row.error = Some(format!("{kind} ended: {}", row.error.unwrap_or_default()));
     }
     row.ok = row.error.is_none();
-    let lanes = path.take_down().lanes;
-    row.lost = lanes.iter().map(|lane| lane.lost).sum();
-    row.overflowed = lanes.iter().map(|lane| lane.overflowed).sum();
+    let bridge = path.take_down();
+    row.lost = bridge.lanes.iter().map(|lane| lane.lost).sum();
+    row.overflowed = bridge.lanes.iter().map(|lane| lane.overflowed).sum();
+    row.marked = bridge.marked.iter().sum();
     row
 }
 
@@ -256,6 +269,7 @@ mod tests {
             timestamps: true,
             ecn: false,
             faults: Faults::default(),
+            mark: 0.0,
             seed: 1,
         }
     }

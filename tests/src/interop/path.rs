@@ -95,6 +95,8 @@ pub struct Settings {
     pub ecn: bool,
     /// What goes wrong, in each direction.
     pub faults: Faults,
+    /// Chance that an ECN-capable packet is marked, in each direction.
+    pub mark: f64,
     /// Where and when it does.
     pub seed: u64,
 }
@@ -113,7 +115,7 @@ pub struct Path {
 impl Path {
     /// Lays it. The far end has a kernel's bridge without an address.
     pub fn lay(settings: &Settings) -> Path {
-        let Settings { family, mtu, faults, seed, .. } = *settings;
+        let Settings { family, mtu, faults, mark, seed, .. } = *settings;
         allow_cubic();
         let (near, far) = (Namespace::new(), Namespace::new());
         let taps = [(&near, NEAR_DEVICE), (&far, FAR_DEVICE)].map(|(net, device)| {
@@ -128,7 +130,8 @@ impl Path {
             net.ip(&format!("link set dev {device} mtu {mtu} txqueuelen {QUEUE_LEN} up"));
         }
         add_address(&near, NEAR_DEVICE, family, family.near());
-        let bridge = LossyBridge::start(taps, mtu, faults, seed).expect("a thread can be started");
+        let bridge =
+            LossyBridge::start(taps, mtu, faults, mark, seed).expect("a thread can be started");
         Path { bridge, near, far }
     }
 
