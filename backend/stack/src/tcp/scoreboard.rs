@@ -513,10 +513,17 @@ pub(crate) fn detect_losses(
             if !start.before(end) {
                 continue;
             }
-            if !flow.rack.is_after(meta.sent_at, end) {
+            // Of a buffer whose segments went at different times the order is
+            // known, and that is enough where nothing can only be reordered.
+            let passed = meta.sent_apart && end.before(flow.rack.fack);
+            if !passed && !flow.rack.is_after(meta.sent_at, end) {
                 break 'buffers;
             }
-            match flow.rack.patience(now, meta.sent_at, window) {
+            let patience = match passed && window == 0 {
+                true => 0,
+                false => flow.rack.patience(now, meta.sent_at, window),
+            };
+            match patience {
                 0 => mark_lost(bufs, flow, repair, at, 1 << i),
                 left => {
                     wait = Some(wait.map_or(left, |w: u64| w.min(left)));

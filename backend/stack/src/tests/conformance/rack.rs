@@ -2,6 +2,8 @@
 
 use super::{in_flight, mss, numbers, sack, sacking, wait, window};
 use crate::config::MS;
+use crate::tests::harness::*;
+use crate::wire::tcp::Options;
 
 const RTT: u64 = 100;
 
@@ -19,6 +21,51 @@ fn what_was_sent_before_the_delivered_is_lost_after_the_reordering_window() {
     assert_eq!(numbers(&pair, start, &again), [0]);
     assert!((20..=32).contains(&waited), "{waited}");
     assert_eq!(pair.host.stack.counters().timeouts, 0);
+}
+
+#[test]
+fn a_hole_in_a_buffer_that_is_not_all_sent_is_found() {
+    // Section 6.2, step 4, and RFC 6675 section 4: three segments after it.
+    let mut pair = Pair::listening(config());
+    pair.window = 1600;
+    let offer = Options { mss: Some(400), sack_permitted: true, ..Options::default() };
+    pair.send_with(SYN, offer, &[]);
+    pair.seq += 1;
+    pair.ack = pair.recv_one().seq.wrapping_add(1);
+    pair.host.pass_time(RTT * MS);
+    pair.send(ACK, &[]);
+    pair.flow = pair.host.poll()[0].flow;
+    let start = pair.ack;
+    pair.host.send(pair.flow, &[9; 1900]);
+    assert_eq!(
+        {
+            let segs = pair.recv();
+            numbers(&pair, start, &segs)
+        },
+        [0, 1, 2, 3]
+    );
+    pair.host.pass_time(20 * MS);
+    pair.window = 60000;
+    pair.send(ACK, &[]);
+    assert_eq!(
+        {
+            let segs = pair.recv();
+            numbers(&pair, start, &segs)
+        },
+        [4]
+    );
+    for end in 2..4 {
+        sack(&mut pair, start, &[(1, end)]);
+        pair.recv_nothing();
+    }
+    sack(&mut pair, start, &[(1, 4)]);
+    assert_eq!(
+        {
+            let segs = pair.recv();
+            numbers(&pair, start, &segs)
+        },
+        [0]
+    );
 }
 
 #[test]
