@@ -165,6 +165,10 @@ pub struct Guests {
     me: usize,
     backlog: u16,
     headroom: u16,
+    /// The stack answers with cookies where it must.
+    cookies: bool,
+    /// An adversary opens flows in anybody's name.
+    deceived: bool,
     draw: Draw,
     slots: Vec<Slot>,
     endpoints: Vec<Endpoint>,
@@ -191,6 +195,8 @@ impl Guests {
             me,
             backlog: scenario.backlog,
             headroom: scenario.setups[me].config.headroom,
+            cookies: scenario.setups[me].config.syn_cookies,
+            deceived: scenario.adversary,
             slots: vec![Slot::default(); draw.one(&[1, 3, 46])],
             draw,
             endpoints: Vec::new(),
@@ -360,19 +366,25 @@ impl Guests {
     fn accepted(&mut self, now: u64, channel: u16, slot: &Slot, world: &mut World) {
         let peer = slot.peer();
         let known = world.addresses[1 - self.me].contains(&peer.ip());
+        assert!(known || self.deceived, "ACCEPTED from {peer}, which nobody has");
         let attempt = world.by_port.get(&(1 - self.me, peer.port())).copied().filter(|_| known);
+        assert!(attempt.is_some() || !known, "ACCEPTED from {peer}, which nobody used");
+        // A cookie is good for a while: what comes late of a flow that is over
+        // opens it once more, for its peer to reset.
+        let late = |attempt: &usize| {
+            let again = world.attempts[*attempt].opened[1];
+            assert!(!again || self.cookies, "attempt {attempt} was accepted twice");
+            again
+        };
+        let attempt = attempt.filter(|attempt| !late(attempt));
         let (manner, expected) = match attempt {
             Some(attempt) => {
                 let record = &mut world.attempts[attempt];
-                assert!(!record.opened[1], "attempt {attempt} was accepted twice");
                 record.opened[1] = true;
                 let manners = &world.conversations[record.conversation].manners;
                 (manners[1].clone(), manners[0].total)
             }
-            None => {
-                assert!(!known, "ACCEPTED from port {}, which nobody used", peer.port());
-                (stranger(), 0)
-            }
+            None => (stranger(), 0),
         };
         self.endpoints.push(Endpoint {
             flow: slot.flow,

@@ -371,8 +371,7 @@ impl Scenario {
             || self.adversary
             || self.faults.queue_ns < SEC
             || self.happenings.iter().any(|(_, what)| match what {
-                Happening::Mtu(_) => !self.answers,
-                Happening::Stall(..) | Happening::Death(..) => false,
+                Happening::Mtu(_) | Happening::Stall(..) | Happening::Death(..) => false,
                 Happening::Down(_) | Happening::Clock(..) | Happening::Starved(..) => true,
             })
     }

@@ -15,7 +15,7 @@ const BASE: u16 = 1200;
 /// Every path carries datagrams of this size, bytes: of IPv4 (RFC 9293 section
 /// 3.7.1), and of IPv6 (RFC 8200 section 5).
 const LEAST: [u16; 2] = [576, ipv6::MTU_MIN];
-/// Timeouts in a row after which full segments are thought to be too large.
+/// Timeouts in a row after which segments are thought to be too large.
 const SUSPICIOUS_TIMEOUTS: u8 = 3;
 /// RFC 8899 section 5.1.1, PMTU_RAISE_TIMER: 600 s, in units of 2^36 ns.
 const RAISE_AGE: u16 = 9;
@@ -37,7 +37,7 @@ pub(crate) struct Path {
     ceiling: u16,
     /// Probes lost at this size.
     lost: u8,
-    /// Timeouts in a row with full segments.
+    /// Timeouts in a row with large segments.
     timeouts: u8,
 }
 
@@ -139,7 +139,7 @@ impl Stack {
         self.kick(index);
     }
 
-    /// The retransmission timer rang. Timeouts in a row of full segments may
+    /// The retransmission timer rang. Timeouts in a row of large segments may
     /// mean a path that drops them and says nothing (RFC 4821 section 7.7).
     pub(crate) fn suspect_path(&mut self, now: u64, index: u32) {
         let headers = self.header_bytes(index);
@@ -149,12 +149,14 @@ impl Stack {
         let options = if flow.timestamps() { tcp::TIMESTAMPS_LEN as u16 } else { 0 };
         let least = LEAST[usize::from(flow.key.local.is_v6())];
         let floor = least - headers - options;
-        if head == NIL || flow.mss <= floor {
+        if head == NIL {
             return;
         }
         let meta = self.bufs.get(head);
         let left = meta.end().since(flow.snd_una.max(Seq(meta.seq)));
-        if left < u32::from(flow.mss) {
+        // The segment that is at stake, full or not.
+        let size = left.min(u32::from(flow.mss)) as u16;
+        if size <= floor {
             return;
         }
         flow.path.timeouts = flow.path.timeouts.saturating_add(1);
@@ -162,7 +164,7 @@ impl Stack {
             return;
         }
         let base = BASE.max(least) - headers - options;
-        let mss = if flow.mss > base { base } else { floor };
+        let mss = if size > base { base } else { floor };
         self.counters.black_holes += 1;
         self.narrow(now, index, mss);
         // It was no more than a suspicion: a path that loses much of everything

@@ -118,6 +118,25 @@ fn rfc4821_7_7_a_path_that_swallows_full_segments_is_found_out() {
     assert_eq!(pair.host.stack.counters().black_holes, 1);
 }
 
+/// What is swallowed need not be a full segment.
+#[test]
+fn rfc4821_7_7_a_path_that_swallows_less_than_a_full_segment_is_found_out() {
+    for (len, carried, mss) in [(1300, 1200, 1160), (1000, 576, 536)] {
+        let mut pair = sacking();
+        pair.host.send(pair.flow, &vec![1; len]);
+        for _ in 0..2000 {
+            for seg in pair.recv() {
+                if seg.data.len() + 40 <= carried && seg.seq == pair.ack {
+                    pair.ack_more(seg.data.len() as u32);
+                }
+            }
+            pair.host.pass_time(10 * MS);
+            pair.answer_arp();
+        }
+        assert_eq!((pair.unacked(), pair.mss()), (0, mss));
+    }
+}
+
 /// Three timeouts in a row may as well be bad luck.
 #[test]
 fn rfc8899_4_3_a_suspicion_that_was_wrong_does_not_last() {
