@@ -8,6 +8,7 @@ use core::net::SocketAddr;
 use std::collections::VecDeque;
 
 use paste_abi::{Flow, Reason};
+use paste_stack::FlowInfo;
 use paste_stack::config::MS;
 
 use crate::errno::Errno;
@@ -16,8 +17,9 @@ use crate::options::Options;
 
 /// Longest that TCP_CORK holds a part of a segment back (tcp(7)).
 const CORK_MAX: u64 = 200 * MS;
-/// In a cookie: the slot did not fill its last segment.
-const SMALL: u64 = 1 << 32;
+/// Cookies: whether the slot filled its last segment.
+const WHOLE: u64 = 0;
+const SMALL: u64 = 1;
 
 /// Received bytes in a buffer.
 #[derive(Clone, Copy, Debug)]
@@ -54,10 +56,8 @@ pub(crate) struct Conn {
     records: VecDeque<usize>,
     /// What is in `tx` now goes without waiting: TCP_NODELAY was just set.
     pub push: bool,
-    /// When something was received last, ns.
+    /// When payload was received last, or the handshake completed, ns.
     pub received_at: u64,
-    /// The stack's, and not acknowledged.
-    pub in_stack: usize,
     /// Slots in flight that did not fill their last segment.
     small: u32,
     pub shut_write: bool,
@@ -81,9 +81,16 @@ impl Conn {
         self.rx.iter().map(|c| usize::from(c.len)).sum()
     }
 
-    /// Bytes in the send buffer, acknowledged ones excepted.
-    pub(crate) fn queued(&self) -> usize {
-        self.tx.len() + self.in_stack
+    /// The flow as the stack sees it.
+    pub(crate) fn info(&self, net: Option<&Net>) -> Option<FlowInfo> {
+        net?.stack.flow_info(0, self.flow?).ok()
+    }
+
+    /// Bytes written and not sent, and bytes written and not acknowledged.
+    pub(crate) fn queued(&self, net: Option<&Net>) -> (usize, usize) {
+        let info = self.info(net);
+        let unsent = self.tx.len() + info.map_or(0, |i| i.unsent as usize);
+        (unsent, unsent + info.map_or(0, |i| i.unacknowledged as usize))
     }
 
     /// Whether nothing more can be read than what is here.
@@ -121,8 +128,7 @@ impl Conn {
 
     /// The peer has acknowledged a slot.
     pub(crate) fn acknowledged(&mut self, cookie: u64) {
-        self.in_stack = self.in_stack.saturating_sub((cookie & (SMALL - 1)) as usize);
-        self.small -= u32::from(cookie & SMALL != 0);
+        self.small -= u32::from(cookie == SMALL);
         self.activity += 1;
     }
 
@@ -161,7 +167,7 @@ impl Conn {
             let len = len.min(Net::SLOT_MAX - Net::SLOT_MAX % mss);
             let bytes: Vec<u8> = self.tx.iter().copied().take(len).collect();
             let small = !len.is_multiple_of(mss);
-            let cookie = len as u64 | if small { SMALL } else { 0 };
+            let cookie = if small { SMALL } else { WHOLE };
             if net.send(now, flow, &bytes, cookie).is_err() {
                 break;
             }
@@ -170,7 +176,6 @@ impl Conn {
                 *end -= len;
             }
             self.records.retain(|&end| end > 0);
-            self.in_stack += len;
             self.small += u32::from(small);
             self.corked_until = None;
             any = true;

@@ -19,6 +19,8 @@ const SIOCOUTQNSD: u64 = 0x894b;
 /// Linux's least send and receive buffers (`SOCK_MIN_SNDBUF` and its sibling).
 const SNDBUF_MIN: u32 = 4608;
 const RCVBUF_MIN: u32 = 2304;
+/// TCP_INQ of Linux, and the control message of the same number.
+pub(crate) const TCP_INQ: i32 = 36;
 /// TCP_CC_INFO of Linux.
 const TCP_CC_INFO: i32 = 26;
 /// SO_MEMINFO of Linux, and how many numbers it has.
@@ -48,6 +50,8 @@ pub(crate) struct Options {
     pub maxseg: i32,
     syn_retries: i32,
     tos: i32,
+    /// recvmsg tells how many bytes are left.
+    inq: bool,
 }
 
 impl Options {
@@ -71,6 +75,7 @@ impl Options {
             maxseg: 0,
             syn_retries: 6,
             tos: 0,
+            inq: false,
         }
     }
 }
@@ -112,7 +117,6 @@ impl World {
         value: &[u8],
     ) -> Result<()> {
         let socket = self.socket(fd)?;
-        let family = socket.family;
         let options = &mut socket.options;
         match (level, name) {
             (libc::SOL_SOCKET, libc::SO_LINGER) => {
@@ -151,6 +155,7 @@ impl World {
             (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT) => {
                 options.user_timeout_ms = within(int(value)?, 0, i32::MAX)?;
             }
+            (libc::IPPROTO_TCP, TCP_INQ) => options.inq = within(int(value)?, 0, 1)? != 0,
             (libc::IPPROTO_TCP, libc::TCP_SYNCNT) => {
                 options.syn_retries = within(int(value)?, 1, 127)?;
             }
@@ -160,7 +165,7 @@ impl World {
             (libc::IPPROTO_TCP, libc::TCP_QUICKACK | libc::TCP_DEFER_ACCEPT) => {
                 int(value)?;
             }
-            (libc::IPPROTO_IP, libc::IP_TOS) if family == libc::AF_INET => {
+            (libc::IPPROTO_IP, libc::IP_TOS) => {
                 options.tos = int_or_byte(value)?;
             }
             (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER | libc::IP_FREEBIND) => {
@@ -249,6 +254,7 @@ impl World {
             (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL) => options.keepalive_interval,
             (libc::IPPROTO_TCP, libc::TCP_KEEPCNT) => options.keepalive_probes,
             (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT) => options.user_timeout_ms,
+            (libc::IPPROTO_TCP, TCP_INQ) => i32::from(options.inq),
             (libc::IPPROTO_TCP, libc::TCP_SYNCNT) => options.syn_retries,
             (libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT) => options.notsent_lowat as i32,
             (libc::IPPROTO_TCP, libc::TCP_MAXSEG) => self.max_segment(fd)?,
@@ -283,6 +289,18 @@ impl World {
             _ if asked == 0 => 536,
             _ => asked,
         })
+    }
+
+    /// With TCP_INQ: bytes that can be read now, or one for the end of them.
+    pub(crate) fn inq(&mut self, fd: i32) -> Result<Option<i32>> {
+        if !self.socket(fd)?.options.inq {
+            return Ok(None);
+        }
+        let id = self.conn_of(fd)?;
+        Ok(self.conns.get(&id).map(|conn| match conn.readable() {
+            0 => i32::from(conn.read_ended()),
+            bytes => bytes.min(i32::MAX as usize) as i32,
+        }))
     }
 
     fn tcp_info(&mut self, fd: i32) -> Result<TcpInfo> {
@@ -329,18 +347,13 @@ impl World {
         }
         let listening = matches!(socket.role, Role::Listening { .. });
         let conn = self.conn_of(fd).ok().and_then(|id| self.conns.get(&id));
-        let flow = conn.and_then(|conn| conn.flow);
-        let info = match (&self.net, flow) {
-            (Some(net), Some(flow)) => net.stack.flow_info(0, flow).ok(),
-            _ => None,
-        };
-        let unsent = info.map_or(0, |i| i.unsent as usize) + conn.map_or(0, |c| c.tx.len());
+        let (unsent, queued) = conn.map_or((0, 0), |conn| conn.queued(self.net.as_ref()));
         let number = match request {
             libc::FIONREAD | libc::TIOCOUTQ | SIOCOUTQNSD if listening => {
                 return Err(Errno(libc::EINVAL));
             }
             libc::FIONREAD => conn.map_or(0, |conn| conn.readable()),
-            libc::TIOCOUTQ => unsent + info.map_or(0, |i| i.unacknowledged as usize),
+            libc::TIOCOUTQ => queued,
             SIOCOUTQNSD => unsent,
             _ => return Err(Errno(libc::ENOTTY)),
         };

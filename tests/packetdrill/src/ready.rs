@@ -58,10 +58,7 @@ impl World {
         let Some(conn) = self.conns.get(&id) else {
             return Ok((IN | OUT | HUP, 0));
         };
-        let unsent = match (&self.net, conn.flow) {
-            (Some(net), Some(flow)) => net.stack.flow_info(0, flow).map_or(0, |i| i.unsent),
-            _ => 0,
-        };
+        let (unsent, queued) = conn.queued(self.net.as_ref());
         let mut ready = 0;
         if conn.read_ended() {
             ready |= IN | RDHUP;
@@ -73,9 +70,8 @@ impl World {
             ready |= HUP;
         }
         // As Linux has it: room for half as much again as is queued.
-        let room = sndbuf.saturating_sub(conn.queued());
-        let writable =
-            conn.connected && room >= conn.queued() / 2 && unsent as usize + conn.tx.len() < lowat;
+        let room = sndbuf.saturating_sub(queued);
+        let writable = conn.connected && room >= queued / 2 && unsent < lowat;
         if conn.write_ended() || writable {
             ready |= OUT;
         }

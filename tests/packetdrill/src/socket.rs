@@ -275,10 +275,7 @@ impl World {
         let Some(conn) = self.conns.get_mut(&id) else {
             return fail(libc::EPIPE);
         };
-        let unsent = match (&self.net, conn.flow) {
-            (Some(net), Some(flow)) => net.stack.flow_info(0, flow).map_or(0, |i| i.unsent),
-            _ => 0,
-        };
+        let (unsent, queued) = conn.queued(self.net.as_ref());
         let total: usize = bytes.iter().map(|part| part.len()).sum();
         if let Some(error) = conn.error.take() {
             return Some(if *done > 0 { Ok(*done) } else { Err(error) });
@@ -289,8 +286,7 @@ impl World {
         if !conn.connected {
             return None;
         }
-        let room = sndbuf.saturating_sub(conn.queued());
-        let room = room.min(lowat.saturating_sub(conn.tx.len() + unsent as usize));
+        let room = sndbuf.saturating_sub(queued).min(lowat.saturating_sub(unsent));
         let len = room.min(total - *done);
         conn.tx.extend(bytes.iter().copied().flatten().skip(*done).take(len));
         conn.more = flags & libc::MSG_MORE != 0;

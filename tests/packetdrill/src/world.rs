@@ -155,6 +155,7 @@ impl World {
             }
             Some(Event::Connected) => {
                 conn.connected = true;
+                conn.received_at = now;
                 conn.activity += 1;
             }
             Some(Event::Fin) => {
@@ -191,7 +192,8 @@ impl World {
             queue.push_back(id);
         }
         socket.activity += 1;
-        let conn = Conn::new(slot.peer(), true, &socket.options);
+        let mut conn = Conn::new(slot.peer(), true, &socket.options);
+        conn.received_at = self.now;
         self.add_conn(slot.flow, conn);
     }
 

@@ -480,6 +480,46 @@ fn a_user_timeout_ends_the_connection() {
     assert!((2_900_000..4_000_000).contains(&waited), "{waited}");
 }
 
+#[test]
+fn a_record_stays_apart_from_what_follows() {
+    let (table, _, fd, mut peer) = established();
+    table.write(fd, b"first").unwrap();
+    table.send(fd, b"record", libc::MSG_EOR).unwrap();
+    table.write(fd, b"rest").unwrap();
+    assert_eq!(peer.receive(&table).0.payload, b"first");
+    // More follows the record, so that it does not wait for more.
+    assert_eq!(peer.receive(&table).0.payload, b"record");
+    peer.send(&table, ACK, &[]);
+    assert_eq!(peer.receive(&table).0.payload, b"rest");
+}
+
+#[test]
+fn a_connection_over_ipv6() {
+    let (local, peer) = ("[fd3d:a0b:17d6::1]:8080", "[2001:db8::1]:40000");
+    let table = Table::new(c"");
+    let listener = table.socket(libc::AF_INET6, libc::SOCK_STREAM, 0).unwrap();
+    table.bind(listener, address(local)).unwrap();
+    table.listen(listener, 5).unwrap();
+    let (SocketAddr::V6(from), SocketAddr::V6(to)) = (address(peer), address(local)) else {
+        unreachable!("both are IPv6");
+    };
+    let packet = |flags: u8, seq: u32, ack: u32| {
+        let ports = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
+        let numbers = [seq.to_be_bytes(), ack.to_be_bytes()].concat();
+        let mut tcp = [&ports[..], &numbers, &[0x50, flags, 0x80, 0, 0, 0, 0, 0]].concat();
+        let ends = [from.ip().octets(), to.ip().octets()].concat();
+        let sum = checksum(&[&ends, &[0, tcp.len() as u8, 0, 6], &tcp]);
+        tcp[16..18].copy_from_slice(&sum.to_be_bytes());
+        [&[0x60, 0, 0, 0, 0, tcp.len() as u8, 6, 64][..], &ends, &tcp].concat()
+    };
+    table.netdev_send(&packet(SYN, 1000, 0)).unwrap();
+    let (syn_ack, _) = table.netdev_receive().unwrap().expect("a packet");
+    assert_eq!((syn_ack[0] >> 4, syn_ack[6], syn_ack[53]), (6, 6, SYN | ACK));
+    let isn = u32::from_be_bytes(*syn_ack[44..].first_chunk().unwrap());
+    table.netdev_send(&packet(ACK, 1001, isn.wrapping_add(1))).unwrap();
+    assert_eq!(table.accept(listener).unwrap().1, address(peer));
+}
+
 /// A caller in C may pass anything that is null or of a wrong length.
 #[test]
 fn null_pointers_are_errors() {

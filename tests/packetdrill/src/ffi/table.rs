@@ -13,6 +13,7 @@ use crate::abi::Interface;
 use crate::errno::{Errno, Result};
 use crate::ffi::address;
 use crate::harness::Harness;
+use crate::options::TCP_INQ;
 
 /// Most bytes of one call, as in Linux, and most parts of one (UIO_MAXIOV).
 const BYTES_MAX: usize = 0x7fff_f000;
@@ -308,6 +309,17 @@ unsafe extern "C" fn recvfrom(
     })
 }
 
+/// A control message of TCP that carries one number, and the padding after it:
+/// `struct cmsghdr` is its length, level and type.
+fn control_message(number: c_int) -> Vec<u8> {
+    let header = size_of::<size_t>() + 2 * size_of::<c_int>();
+    let mut bytes = (header + size_of::<c_int>()).to_ne_bytes().to_vec();
+    for value in [libc::IPPROTO_TCP, TCP_INQ, number, 0] {
+        bytes.extend(value.to_ne_bytes());
+    }
+    bytes
+}
+
 unsafe extern "C" fn recvmsg(u: *mut c_void, fd: c_int, msg: *mut msghdr, flags: c_int) -> ssize_t {
     answer(u, |h| {
         // SAFETY: recvmsg(2)'s argument, or null.
@@ -315,9 +327,16 @@ unsafe extern "C" fn recvmsg(u: *mut c_void, fd: c_int, msg: *mut msghdr, flags:
         // SAFETY: recvmsg(2)'s argument.
         let mut out = unsafe { scatter(msg.msg_iov, msg.msg_iovlen) }?;
         let received = h.recv(fd, &mut out, flags).and_then(size)?;
-        msg.msg_namelen = 0;
+        let control = h.call(|world| world.inq(fd))?.map(control_message).unwrap_or_default();
+        // SAFETY: recvmsg(2)'s argument.
+        let room = unsafe { output(msg.msg_control, msg.msg_controllen) }?;
+        msg.msg_flags = if control.len() > room.len() { libc::MSG_CTRUNC } else { 0 };
         msg.msg_controllen = 0;
-        msg.msg_flags = 0;
+        if let Some(room) = room.get_mut(..control.len()) {
+            room.copy_from_slice(&control);
+            msg.msg_controllen = control.len();
+        }
+        msg.msg_namelen = 0;
         Ok(received)
     })
 }
