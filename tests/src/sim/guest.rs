@@ -143,7 +143,7 @@ struct Endpoint {
     closing: bool,
     /// The script is over before its end: the flow is.
     broken: bool,
-    /// No slots until WRITABLE.
+    /// No slots for now.
     blocked: bool,
     heard_at: u64,
     /// Slots that ACKED is to come for: cookie, and what was kept.
@@ -686,9 +686,8 @@ impl Guests {
                     host.memory.pass(Owner::Stack, Owner::Guest, buf);
                     self.reading.push(Reverse((now, buf, endpoint.channel)));
                     match refusal {
-                        Reason::FlowFull => endpoint.blocked = true,
-                        // Its end is on its way to the guest.
-                        Reason::Closed => {}
+                        // Until WRITABLE, or until its end reaches the guest.
+                        Reason::FlowFull | Reason::Closed => endpoint.blocked = true,
                         reason => panic!("send: {reason}"),
                     }
                     return false;
