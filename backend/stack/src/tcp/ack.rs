@@ -15,7 +15,7 @@ use crate::tcp::rtt::Stamp;
 use crate::tcp::scoreboard::{self, Delivery};
 use crate::tcp::seq::Seq;
 use crate::tcp::timers::Timer;
-use crate::wire::tcp::{Header, SackBlock, flag};
+use crate::wire::tcp::{Header, SACK_BLOCKS_MAX, SackBlock, flag};
 
 impl Stack {
     /// Processes the acknowledgement of an acceptable segment. `false` when the
@@ -154,7 +154,14 @@ impl Stack {
         };
         let dsack = !first.end.after(header.ack) || blocks.get(1).is_some_and(inside);
         if let Some((bufs, flow, repair)) = self.repairing(index) {
-            for block in blocks.iter().skip(usize::from(dsack)) {
+            // By their numbers, and not by their age, or what arrived in order
+            // would look reordered.
+            let mut sorted = [SackBlock::default(); SACK_BLOCKS_MAX];
+            let told = &blocks[usize::from(dsack)..];
+            let sorted = &mut sorted[..told.len()];
+            sorted.copy_from_slice(told);
+            sorted.sort_unstable_by_key(|block| block.start.since(flow.snd_una));
+            for block in sorted.iter() {
                 // RFC 5961 section 5's caution for SACK: only what is in flight
                 // counts.
                 let known = !block.start.before(flow.snd_una)

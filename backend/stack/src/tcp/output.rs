@@ -332,6 +332,7 @@ impl Stack {
     fn sent_again(&mut self, now: u64, index: u32, plan: &Plan) {
         self.counters.retransmits += 1;
         let len = plan.payload_len();
+        let telling = plan.seq == self.flows[index].snd_una;
         if let Some(payload) = plan.payload
             && let Some((bufs, flow, repair)) = self.repairing(index)
         {
@@ -339,7 +340,7 @@ impl Stack {
         }
         let flow = &mut self.flows[index];
         flow.set_rexmit_due(false);
-        flow.undo.on_resent(flow.timestamp(now));
+        flow.undo.on_resent(flow.timestamp(now), telling);
         if plan.flags & flag::FIN != 0 {
             flow.set_fin_lost(false);
         }

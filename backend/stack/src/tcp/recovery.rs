@@ -16,7 +16,7 @@ use crate::config::MS;
 use crate::flow::FlowState;
 use crate::stack::Stack;
 use crate::tcp::repair::Repair;
-use crate::tcp::rtt::Stamp;
+use crate::tcp::rtt::{SLOWEST_PATH, Stamp};
 use crate::tcp::scoreboard::{self, Delivery, Look};
 use crate::tcp::seq::Seq;
 
@@ -52,25 +52,31 @@ pub(crate) struct Undo {
     /// It can still be undone.
     armed: bool,
     /// Segments sent again and not yet told of as arrived twice.
-    pending: u16,
-    /// Our timestamp on the first of them.
+    pending: u8,
+    /// Our timestamp on the first of them, if that was the oldest segment in
+    /// flight, whose acknowledgement tells which copy arrived (RFC 3522 section
+    /// 3.2); otherwise zero.
     timestamp: u32,
     /// Whether one was sent at all.
     sent: bool,
+    /// The reduction was for a timeout.
+    timeout: bool,
 }
 
 impl Undo {
-    pub(crate) const NONE: Undo = Undo { armed: false, pending: 0, timestamp: 0, sent: false };
+    pub(crate) const NONE: Undo =
+        Undo { armed: false, pending: 0, timestamp: 0, sent: false, timeout: false };
 
-    fn arm() -> Undo {
-        Undo { armed: true, ..Undo::NONE }
+    fn arm(timeout: bool) -> Undo {
+        Undo { armed: true, timeout, ..Undo::NONE }
     }
 
-    /// A segment was sent again, with this timestamp of ours.
-    pub(crate) fn on_resent(&mut self, timestamp: u32) {
+    /// A segment was sent again, with this timestamp of ours; `telling` if it is
+    /// the oldest in flight.
+    pub(crate) fn on_resent(&mut self, timestamp: u32, telling: bool) {
         if !self.sent {
             self.sent = true;
-            self.timestamp = timestamp;
+            self.timestamp = if telling { timestamp } else { 0 };
         }
         self.pending = self.pending.saturating_add(1);
     }
@@ -78,7 +84,8 @@ impl Undo {
     /// The peer got a segment that was sent again twice. Returns whether that
     /// is so for all of them (RFC 3708 section 3).
     fn on_duplicate(&mut self) -> bool {
-        if !self.armed || self.pending == 0 {
+        // Too many to count are not all told of.
+        if !self.armed || self.pending == 0 || self.pending == u8::MAX {
             return false;
         }
         self.pending -= 1;
@@ -127,7 +134,10 @@ impl FlowState {
         let echo = news.echo.filter(|echo| self.timestamps() && *echo != 0)?;
         news.advanced?;
         let ticks = Seq(self.timestamp(now)).since(Seq(echo));
-        (ticks < 1 << 20).then(|| (u64::from(ticks) * MS).max(MS))
+        // When it was our acknowledgement that got lost, the echo is of the
+        // first copy, and has waited as long as we have.
+        let rtt = (u64::from(ticks) * MS).max(MS);
+        (rtt <= SLOWEST_PATH).then_some(rtt)
     }
 }
 
@@ -172,12 +182,18 @@ impl Stack {
         };
         if let Some(rtt) = measured {
             flow.rtt.sample(now, rtt);
-            // RFC 6298 section 5: only a measurement ends it, or else a path
-            // that is slower than the timeout would never be measured.
             flow.rtt.end_backoff();
             flow.congestion.on_rtt(rtt);
         }
         if news.advanced.is_some() {
+            // RFC 6298 section 5: only a measurement ends it, or else a path
+            // that is slower than the timeout would never be measured. A peer
+            // with SACK tells of what it got twice: see `dsack_input`.
+            if flow.sack() {
+                flow.rtt.end_backoff();
+            } else {
+                flow.rtt.ease_backoff(self.config.timers.rto_min);
+            }
             flow.progress_at = Moment::at(now);
             flow.path.on_progress();
         }
@@ -323,7 +339,7 @@ impl Stack {
         flow.set_rexmit_due(true);
         flow.set_cwr_due(flow.ecn());
         flow.ecn_recover = flow.snd_nxt;
-        flow.undo = Undo::arm();
+        flow.undo = Undo::arm(false);
         self.counters.fast_retransmits += 1;
     }
 
@@ -343,7 +359,7 @@ impl Stack {
         let first = flow.phase != Phase::Loss;
         flow.congestion.on_timeout(now, flight, mss, first);
         if first || !flow.undo.armed {
-            flow.undo = Undo::arm();
+            flow.undo = Undo::arm(true);
         }
         flow.set_fin_lost(flow.snd_nxt.after(flow.snd_end));
         flow.phase = Phase::Loss;
@@ -398,7 +414,13 @@ impl Stack {
     fn dsack_input(&mut self, now: u64, index: u32) {
         let flow = &mut self.flows[index];
         flow.rack.on_dsack(flow.snd_una, flow.snd_nxt);
+        let timeout = flow.undo.timeout;
         if flow.undo.on_duplicate() {
+            if timeout {
+                // The path is slower than the timeout.
+                let rto = flow.rtt.timeout(0, SLOWEST_PATH);
+                flow.rtt.sample(now, 2 * rto.max(self.config.timers.rto_min));
+            }
             self.undo(now, index);
         }
     }
@@ -413,7 +435,7 @@ impl Stack {
         }
         if let Some(echo) = news.echo
             && undo.armed
-            && undo.sent
+            && undo.timestamp != 0
             && echo != 0
             && Seq(echo).before(Seq(undo.timestamp))
         {

@@ -48,6 +48,9 @@ pub(crate) struct Rtt {
 }
 
 const UNIT_BITS: u32 = 6;
+/// Twice the initial timeout of old (RFC 6298 appendix A), ns: paths whose round
+/// trip takes longer do not carry TCP.
+pub(crate) const SLOWEST_PATH: u64 = 6_000_000_000;
 /// RFC 6298 section 2: the clock's granularity; the timer wheel's tick.
 const GRANULARITY: u32 = 1 << (20 - UNIT_BITS);
 /// Age at which the smallest measurement is forgotten: a route may change.
@@ -80,6 +83,16 @@ impl Rtt {
     /// RFC 6298 section 5.5.
     pub(crate) fn back_off(&mut self) {
         self.backoff = (self.backoff + 1).min(16);
+    }
+
+    /// Something was acknowledged that measures nothing: the timeout, which is
+    /// never less than `min`, stays doubled, but need not be longer than any path
+    /// is slow.
+    #[inline]
+    pub(crate) fn ease_backoff(&mut self, min: u64) {
+        while self.backoff > 1 && self.timeout(min, u64::MAX) > SLOWEST_PATH {
+            self.backoff -= 1;
+        }
     }
 
     pub(crate) fn backoff(&self) -> u8 {
@@ -154,6 +167,21 @@ mod tests {
             rtt.back_off();
         }
         assert_eq!(rtt.timeout(200 * ms, 60_000 * ms), 60_000 * ms);
+    }
+
+    #[test]
+    fn backoff_is_eased_to_the_slowest_path_and_ended_by_a_measurement() {
+        let ms = 1_000_000;
+        let mut rtt = Rtt::new(1000 * ms);
+        rtt.sample(0, 100 * ms);
+        for _ in 0..10 {
+            rtt.back_off();
+        }
+        rtt.ease_backoff(200 * ms);
+        let timeout = rtt.timeout(200 * ms, 60_000 * ms);
+        assert!((3000 * ms..=6000 * ms).contains(&timeout), "{timeout}");
+        rtt.end_backoff();
+        assert!(rtt.timeout(200 * ms, 60_000 * ms) <= 301 * ms);
     }
 
     #[test]

@@ -320,7 +320,8 @@ pub(crate) fn mark_all_lost(
     }
 }
 
-/// Takes back all marks of loss: nothing was lost after all.
+/// Takes back all marks of loss: what was sent again was not lost, and what else
+/// was is to be found anew.
 pub(crate) fn unmark_lost(bufs: &mut Bufs, flow: &mut FlowState, repair: &mut Repair) {
     let mut at = repair.rexmit_buf;
     while at != NIL && flow.lost_bytes > 0 && Seq(bufs.get(at).seq).before(flow.snd_nxt) {
@@ -332,10 +333,16 @@ pub(crate) fn unmark_lost(bufs: &mut Bufs, flow: &mut FlowState, repair: &mut Re
             let (start, end) = meta.span(i, flow.snd_una, flow.snd_nxt);
             flow.lost_bytes -= if start.before(end) { end.since(start) } else { 0 };
         }
+        if meta.resent & lost != 0 {
+            // It was taken off the list when it was marked.
+            unlink_resent(bufs, repair, at);
+            link_resent(bufs, repair, at);
+        }
         at = meta.next;
     }
     debug_assert_eq!(flow.lost_bytes, 0);
     repair.rexmit_buf = NIL;
+    repair.rack_cursor = NIL;
 }
 
 /// Marks the first unit in flight as lost; what peers without SACK leave us to

@@ -2,6 +2,7 @@
 //! beside them.
 
 mod audit;
+mod bottleneck;
 mod closing;
 mod conformance;
 mod cookies;

@@ -160,6 +160,17 @@ fn the_reordering_window_grows_when_a_duplicate_shows_it_too_small() {
     assert!((45..=62).contains(&waited), "{waited}");
 }
 
+#[test]
+fn blocks_are_no_sign_of_reordering_whatever_their_order() {
+    // Section 6.2, step 3: RFC 2018 section 4 has the latest block first.
+    let mut pair = sacking(RTT, false);
+    let start = in_flight(&mut pair, 10);
+    pair.host.pass_time(RTT * MS);
+    sack(&mut pair, start, &[(6, 9), (1, 5)]);
+    let again = pair.recv();
+    assert_eq!(numbers(&pair, start, &again)[0], 0, "at once, without a reordering window");
+}
+
 // Tail loss probes (section 7).
 
 #[test]

@@ -161,3 +161,28 @@ fn a_timeout_is_undone_when_the_duplicate_is_told_later() {
     }
     assert!(window(&pair) >= before, "{} {before}", window(&pair));
 }
+
+#[test]
+fn what_was_really_lost_is_found_after_an_undo() {
+    // The first segment was only late; the sixth is lost.
+    let mut pair = sacking(RTT, true);
+    let start = in_flight(&mut pair, 10);
+    pair.host.pass_time(RTT * MS);
+    echo_of(&mut pair, RTT);
+    sack(&mut pair, start, &[(6, 9), (1, 5)]);
+    let mut sent = pair.recv();
+    assert_eq!(numbers(&pair, start, &sent)[0], 0);
+    pair.host.pass_time(2 * MS);
+    echo_of(&mut pair, RTT + 2);
+    pair.ack = start.wrapping_add(5 * u32::from(mss(&pair)));
+    sack(&mut pair, start, &[(6, 9)]);
+    assert_eq!(pair.host.stack.counters().undone, 1);
+    sent.extend(pair.recv());
+    sack(&mut pair, start, &[(6, 10)]);
+    sent.extend(pair.recv());
+    if !numbers(&pair, start, &sent).contains(&5) {
+        sent = wait(&mut pair, 1000).1;
+    }
+    assert!(numbers(&pair, start, &sent).contains(&5));
+    assert_eq!(pair.host.stack.counters().timeouts, 0);
+}
