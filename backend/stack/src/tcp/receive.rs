@@ -55,7 +55,9 @@ impl Stack {
             self.ack_now(index);
             return Outcome::Consumed;
         }
-        flow.rcv_mss = flow.rcv_mss.max(segment.len);
+        // RFC 5681 section 2, RMSS: no more than we said that we take, though a
+        // wire that gathers segments may carry more.
+        flow.rcv_mss = flow.rcv_mss.max(segment.len.min(self.mss));
         let old = flow.rcv_nxt.since(segment.header.seq);
         if segment.header.seq.before(flow.rcv_nxt) {
             let repeated = old.min(u32::from(segment.len));

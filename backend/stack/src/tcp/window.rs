@@ -32,8 +32,11 @@ impl Stack {
 
     /// The largest window that the flow could have, bytes.
     fn largest_window(&self, index: u32) -> u32 {
-        let space = u32::from(self.flows[index].rcv_space) * u32::from(self.mss);
-        space.min(self.config.recv_window_max)
+        let flow = &self.flows[index];
+        let space = u32::from(flow.rcv_space) * u32::from(self.mss);
+        // And no larger than its field can say (RFC 7323 section 2.2).
+        let limit = 0xffff << u32::from(flow.rcv_scale);
+        space.min(self.config.recv_window_max).min(limit)
     }
 
     /// The window that the flow could have now, bytes; never less than it has.

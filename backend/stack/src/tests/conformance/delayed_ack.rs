@@ -100,3 +100,32 @@ fn pure_acknowledgements_are_not_acknowledged() {
     pair.host.pass_time(600 * MS);
     pair.recv_nothing();
 }
+
+#[test]
+fn a_segment_that_was_gathered_on_the_way_counts_as_what_it_was() {
+    // RFC 5681 section 4.2: for every second segment of our own MSS, RMSS.
+    let mut pair = Pair::established(crate::Config { mtu: 576, ..config() });
+    for _ in 0..3 {
+        pair.send(ACK | PSH, &[7; 1400]);
+        pair.seq += 1400;
+        pair.recv_ack(pair.seq);
+    }
+}
+
+#[test]
+fn a_window_that_no_field_can_say_needs_no_update() {
+    // RFC 9293 section 3.8.6.2.2: only a peer that may be waiting is told. This
+    // one does not scale, so that its window is as large as it gets.
+    let mut pair = Pair::listening(config());
+    pair.host = Host::new(config(), 4096);
+    pair.host.stack.listen(0, 80, 8).unwrap();
+    pair.open();
+    let mut acks = 0;
+    for _ in 0..300 {
+        pair.send(ACK | PSH, &[7; 1460]);
+        pair.seq += 1460;
+        pair.host.poll();
+        acks += pair.recv().len();
+    }
+    assert_eq!(acks, 150);
+}
