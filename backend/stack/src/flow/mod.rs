@@ -158,6 +158,8 @@ flags! {
     ecn_echo set_ecn_echo,
     /// An acknowledgement is due.
     ack_due set_ack_due,
+    /// It tells of a hole that closed: what lay behind was told of before.
+    hole_closed set_hole_closed,
     /// The peer's FIN was seen, though perhaps not in order.
     fin_known set_fin_known,
     /// It came by a listener and is in its backlog.

@@ -21,7 +21,7 @@ use crate::memory::Memory;
 use crate::stack::{Outcome, Stack};
 use crate::tcp::charge::Piece;
 use crate::tcp::input::Segment;
-use crate::tcp::receive::QUICK_ACKS;
+use crate::tcp::receive::REPAIR_ACKS;
 use crate::tcp::seq::Seq;
 use crate::wire::tcp::{SACK_BLOCKS_MAX, SackBlock, SackBlocks, flag};
 
@@ -90,7 +90,7 @@ impl FlowState {
     /// Notes that bytes arrived once more; the next acknowledgement tells of
     /// the first such since the one before it (RFC 2883 section 4).
     pub(crate) fn note_duplicate(&mut self, start: Seq, end: Seq) {
-        self.quick_acks = QUICK_ACKS;
+        self.quick_acks = REPAIR_ACKS;
         if self.sack() && self.dsack_len == 0 {
             self.dsack = start;
             self.dsack_len = end.since(start).min(u32::from(u16::MAX)) as u16;
@@ -154,7 +154,7 @@ impl Stack {
     /// segment.
     fn acknowledge_early(&mut self, index: u32) {
         let flow = &mut self.flows[index];
-        flow.quick_acks = QUICK_ACKS;
+        flow.quick_acks = REPAIR_ACKS;
         if flow.ack_due() && !flow.sack() {
             flow.dup_acks = (flow.dup_acks + 1).min(DUP_ACKS_MAX);
         }

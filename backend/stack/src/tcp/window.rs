@@ -12,6 +12,7 @@
 
 use crate::clock::Deadline;
 use crate::stack::Stack;
+use crate::tcp::receive::QUICK_ACKS;
 use crate::tcp::seq::Seq;
 
 /// Segments that a window may have before anything has arrived: an initial
@@ -61,13 +62,15 @@ impl Stack {
     /// What an acknowledgement without payload acknowledges. RFC 5681 section 4.2
     /// wants one for every second full segment; one alone for all that came in a
     /// turn would be missed with the whole window if it were lost. Each covers
-    /// half of what is left, but two segments at least: their number grows with
-    /// the logarithm of the turn's.
+    /// half of what is left, so that their number grows with the logarithm of the
+    /// turn's; and two segments at least, or one while the peer repairs.
     pub(crate) fn ack_number(&self, index: u32) -> Seq {
         let flow = &self.flows[index];
         let mss = u32::from(flow.rcv_mss).max(1);
         let segments = flow.rcv_nxt.since(flow.last_ack_sent) / mss;
-        if segments < 4 || !flow.promises() || !flow.held.is_empty() || flow.dup_acks > 0 {
+        let least = if flow.quick_acks > QUICK_ACKS { 1 } else { 2 };
+        let told = !flow.held.is_empty() || flow.hole_closed() || flow.dup_acks > 0;
+        if segments < 2 * least || told || !flow.promises() {
             return flow.rcv_nxt;
         }
         flow.last_ack_sent + segments / 2 * mss
@@ -140,6 +143,7 @@ impl Stack {
         flow.delayed_ack_at = Deadline::NEVER;
         flow.last_ack_sent = ack;
         flow.dsack_len = 0;
+        flow.set_hole_closed(false);
         flow.set_ack_due(flow.dup_acks > 0 || ack != flow.rcv_nxt);
         if flow.ack_due() {
             // RFC 5681 section 2: one with payload is no duplicate.
