@@ -151,34 +151,27 @@ impl Buffers {
 /// Sums `len` bytes at `from`, which the caller has found to lie in a mapping.
 ///
 /// Words are added in the machine's order of bytes and swapped once at the end
-/// (RFC 1071 section 2B). Of each 32-bit word of a block two sums are kept, of the
-/// whole word and of its upper half, both wrapping; what the lower halves add up
-/// to follows from them. The upper halves of 2^16 words cannot overflow a lane,
-/// and a buffer has fewer.
+/// (RFC 1071 section 2B). Two sums are kept, of whole 32-bit words and of their
+/// upper halves, both wrapping; what the lower halves add up to follows from
+/// them. Compilers make vectors of that, and of nothing more elaborate. Neither
+/// the halves of 2^16 words nor what remains can overflow, and a buffer has fewer.
 #[inline]
 fn sum(from: *const u8, len: usize) -> u16 {
-    const LANES: usize = 16;
-    let (mut whole, mut upper) = ([0u32; LANES], [0u32; LANES]);
+    let (mut whole, mut upper) = (0u32, 0u32);
+    let words = len / 4;
+    let mut done = words * 4;
     let mut total = 0u64;
-    let blocks = len / (4 * LANES);
-    let mut done = blocks * 4 * LANES;
     #[allow(unsafe_code)]
     // SAFETY: every read lies in `from..from + len`, which is mapped; the reads
     // ask for no alignment. Others may write meanwhile: what comes of it is
     // some number, which is all that a checksum of moving bytes can be.
     unsafe {
-        for block in 0..blocks {
-            let words = from.add(block * 4 * LANES).cast::<[u32; LANES]>().read_unaligned();
-            for (lane, word) in words.into_iter().enumerate() {
-                whole[lane] = whole[lane].wrapping_add(word);
-                upper[lane] = upper[lane].wrapping_add(word >> 16);
-            }
+        for at in 0..words {
+            let word = from.add(at * 4).cast::<u32>().read_unaligned();
+            whole = whole.wrapping_add(word);
+            upper = upper.wrapping_add(word >> 16);
         }
-        while len - done >= 4 {
-            total += u64::from(from.add(done).cast::<u32>().read_unaligned());
-            done += 4;
-        }
-        while len - done >= 2 {
+        if len - done >= 2 {
             total += u64::from(from.add(done).cast::<u16>().read_unaligned());
             done += 2;
         }
@@ -186,9 +179,7 @@ fn sum(from: *const u8, len: usize) -> u16 {
             total += u64::from(u16::from_ne_bytes([from.add(done).read(), 0]));
         }
     }
-    for (whole, upper) in whole.into_iter().zip(upper) {
-        total += u64::from(upper) + u64::from(whole.wrapping_sub(upper << 16));
-    }
+    total += u64::from(upper) + u64::from(whole.wrapping_sub(upper << 16));
     while total > 0xffff {
         total = (total & 0xffff) + (total >> 16);
     }

@@ -202,15 +202,6 @@ impl Stats {
         counters[counter].as_u64().unwrap_or_else(|| panic!("no counter {counter} in {counters:#}"))
     }
 
-    /// All counters of a guest that are not zero.
-    pub fn all(&self, guest: &Guest) -> serde_json::Map<String, serde_json::Value> {
-        let guests = self.0["guests"].as_array().expect("a list of guests");
-        let found = guests.iter().find(|g| g["name"] == guest.name.as_str());
-        let counters = found.and_then(|g| g["counters"].as_object()).expect("counters");
-        let counted = counters.iter().filter(|(_, value)| value.as_u64() != Some(0));
-        counted.map(|(name, value)| (name.clone(), value.clone())).collect()
-    }
-
     /// The sum of a guest's counters whose names begin like this.
     pub fn sum(&self, guest: &Guest, prefix: &str) -> u64 {
         let guests = self.0["guests"].as_array().expect("a list of guests");

@@ -97,6 +97,7 @@ impl StackPort for UserEngine {
         plain: &mut dyn PlainSink,
     ) -> Result<usize, PortError> {
         let received = self.port.receive(now, mem.pool_mut(), &mut self.rx);
+        self.stack.warm(mem, self.rx.frames().iter().map(|received| &received.frame));
         for received in self.rx.frames() {
             let buf = received.frame.buf;
             let moved = mem.pool_mut().transfer(buf, Owner::Port, Owner::Stack);

@@ -104,6 +104,7 @@ impl Addresses {
 
     /// Whether this is the broadcast address of our IPv4 network (RFC 1122
     /// section 3.2.1.3); the smallest networks have none (RFC 3021).
+    #[inline]
     pub(crate) fn is_broadcast(&self, address: Ipv4Addr) -> bool {
         self.v4.is_some_and(|network| network.prefix_len < 31)
             && self.on_link(IpAddr::V4(address))

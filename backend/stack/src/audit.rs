@@ -314,7 +314,7 @@ impl Stack {
             if next != NIL && self.bufs.end(buf) == Seq(self.bufs.get(next).seq) {
                 continue;
             }
-            if self.bufs.get(first).far != buf || self.bufs.get(buf).far != first {
+            if self.bufs.get(first).back != buf || self.bufs.get(buf).back != first {
                 return Err(Violation::Torn { flow: index, queue: "held" });
             }
             first = NIL;

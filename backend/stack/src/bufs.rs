@@ -40,15 +40,27 @@ pub(crate) enum Place {
     Pinned,
 }
 
-/// The record of one buffer.
+/// What a guest is told of a buffer that the peer has acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// Nothing: the buffer returns to the pool.
+    Nothing,
+    /// That it was.
+    Acked,
+    /// The same, and the buffer is the guest's again.
+    Kept,
+}
+
+/// The record of one buffer: one cache line.
 #[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
 pub(crate) struct BufMeta {
+    /// Received: arrival. To send: the application's cookie.
+    pub word: u64,
     /// The next in its queue.
     pub next: u32,
     /// Name of the flow to which the buffer is charged or belongs.
     pub flow: u32,
-    /// Held, at an end of its block: the buffer at the other end.
-    pub far: u32,
     /// Sequence number of the first payload byte.
     pub seq: u32,
     pub offset: u16,
@@ -57,34 +69,63 @@ pub(crate) struct BufMeta {
     pub csum: u16,
     /// Frames carrying the buffer that the port has not sent yet.
     pub pins: u16,
-    /// Received: arrival. To send: the application's cookie.
-    pub word: u64,
     pub place: Place,
     pub csum_valid: bool,
-    pub notify: bool,
-    pub keep: bool,
+    /// Sending: what its guest is told when the peer has acknowledged it.
+    pub told: Told,
+    /// Sending: whether its segments were sent at different times.
+    apart: u8,
     /// Done: why, [`Reason::Ok`] when the peer has acknowledged it.
     pub reason: Reason,
-    /// Sending: when the last of its segments was sent for the first time.
-    pub sent_at: Stamp,
-    /// Sending: when one of its segments was sent again last.
-    pub resent_at: Stamp,
-    /// Sending: others of its segments were sent at another time than that.
-    pub sent_apart: bool,
-    /// Sending: the same of those sent again.
-    pub resent_apart: bool,
     /// Sending: bytes of a unit of [`crate::tcp::scoreboard`]; zero before it
     /// is sent.
     pub unit: u16,
+    /// Sending: when the last of its segments was sent for the first time.
+    pub sent_at: Stamp,
     /// Sending: a bit for each unit that the peer has out of order.
     pub sacked: u32,
     /// Sending: a bit for each unit that is lost and was not sent again yet.
     pub lost: u32,
     /// Sending: a bit for each unit that was sent more than once.
     pub resent: u32,
-    /// Sending: neighbours in the list of what was sent again.
-    pub earlier: u32,
+    /// Sending: when one of its segments was sent again last.
+    pub resent_at: Stamp,
+    /// Sending: neighbours in the list of what was sent again. Held, at an end of
+    /// its block: `back` is the buffer at the other end.
+    pub back: u32,
     pub later: u32,
+}
+
+const _: () = assert!(size_of::<BufMeta>() == 64);
+
+/// A bit of [`BufMeta::apart`].
+const SENT_APART: u8 = 1;
+/// Another.
+const RESENT_APART: u8 = 2;
+
+impl BufMeta {
+    /// Some of its segments were sent for the first time at another time than
+    /// `sent_at`.
+    #[inline]
+    pub(crate) fn sent_apart(&self) -> bool {
+        self.apart & SENT_APART != 0
+    }
+
+    #[inline]
+    pub(crate) fn set_sent_apart(&mut self, on: bool) {
+        self.apart = self.apart & !SENT_APART | if on { SENT_APART } else { 0 };
+    }
+
+    /// The same of those sent again, and `resent_at`.
+    #[inline]
+    pub(crate) fn resent_apart(&self) -> bool {
+        self.apart & RESENT_APART != 0
+    }
+
+    #[inline]
+    pub(crate) fn set_resent_apart(&mut self, on: bool) {
+        self.apart = self.apart & !RESENT_APART | if on { RESENT_APART } else { 0 };
+    }
 }
 
 /// A queue of buffers, linked through their records.
@@ -114,7 +155,7 @@ impl Bufs {
         let meta = BufMeta {
             next: NIL,
             flow: 0,
-            far: NIL,
+            back: NIL,
             seq: 0,
             offset: 0,
             len: 0,
@@ -123,18 +164,15 @@ impl Bufs {
             word: 0,
             place: Place::Elsewhere,
             csum_valid: false,
-            notify: false,
-            keep: false,
+            told: Told::Nothing,
+            apart: 0,
             reason: Reason::Ok,
             sent_at: Stamp::at(0),
             resent_at: Stamp::at(0),
-            sent_apart: false,
-            resent_apart: false,
             unit: 0,
             sacked: 0,
             lost: 0,
             resent: 0,
-            earlier: NIL,
             later: NIL,
         };
         Bufs { metas: vec![meta; count as usize].into_boxed_slice() }
@@ -153,6 +191,12 @@ impl Bufs {
     #[inline]
     pub(crate) fn get_mut(&mut self, buf: u32) -> &mut BufMeta {
         &mut self.metas[buf as usize]
+    }
+
+    /// Reads from a record, so that it is in the cache when it is needed.
+    #[inline]
+    pub(crate) fn touch(&self, buf: u32) -> u32 {
+        self.metas.get(buf as usize).map_or(0, |meta| meta.next)
     }
 
     /// Appends `buf` to `queue`.

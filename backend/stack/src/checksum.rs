@@ -12,44 +12,32 @@ pub(crate) const fn fold(mut sum: u32) -> u16 {
 }
 
 /// The sum of `data`, its bytes paired from the start; an odd last byte is
-/// padded with zero. `data` is at most 64 KiB, so that no lane can overflow.
+/// padded with zero. `data` is at most 64 KiB.
 ///
-/// 32-bit words are added in the machine's order of bytes, and the result is
-/// swapped once (RFC 1071 section 2B). Of each word two sums are kept, of the
-/// whole word and of its upper half, both wrapping: what the lower halves add up
-/// to follows from them. That is three instructions for a vector of words, and
-/// none that carries.
+/// Words are added in the machine's order of bytes, and the result is swapped once
+/// (RFC 1071 section 2B). Two sums are kept, of whole 32-bit words and of their
+/// upper halves, both wrapping; what the lower halves add up to follows from
+/// them, as it is less than 2^30. Compilers make vectors of that, and of nothing
+/// more elaborate.
 #[inline]
 pub fn sum(data: &[u8]) -> u16 {
-    const LANES: usize = 16;
-    let (blocks, rest) = data.as_chunks::<{ 4 * LANES }>();
-    let (mut whole, mut upper) = ([0u32; LANES], [0u32; LANES]);
-    for block in blocks {
-        let (words, _) = block.as_chunks::<4>();
-        for (lane, word) in words.iter().enumerate() {
-            let word = u32::from_ne_bytes(*word);
-            whole[lane] = whole[lane].wrapping_add(word);
-            upper[lane] += word >> 16;
-        }
-    }
-    let mut total: u64 = 0;
-    for (whole, upper) in whole.into_iter().zip(upper) {
-        total += u64::from(upper) + u64::from(whole.wrapping_sub(upper << 16));
-    }
-    let (words, rest) = rest.as_chunks::<4>();
+    let (words, rest) = data.as_chunks::<4>();
+    let (mut whole, mut upper) = (0u32, 0u32);
     for word in words {
-        total += u64::from(u32::from_ne_bytes(*word));
+        let word = u32::from_ne_bytes(*word);
+        whole = whole.wrapping_add(word);
+        upper = upper.wrapping_add(word >> 16);
     }
-    let (pairs, rest) = rest.as_chunks::<2>();
-    for pair in pairs {
-        total += u64::from(u16::from_ne_bytes(*pair));
-    }
-    if let [last] = rest {
-        total += u64::from(u16::from_ne_bytes([*last, 0]));
-    }
-    total = (total & 0xffff_ffff) + (total >> 32);
-    total = (total & 0xffff_ffff) + (total >> 32);
-    fold(total as u32).to_be()
+    let lower = whole.wrapping_sub(upper << 16);
+    let last = match *rest {
+        [] => 0,
+        [a] => u16::from_ne_bytes([a, 0]).into(),
+        [a, b] => u16::from_ne_bytes([a, b]).into(),
+        [a, b, c, ..] => {
+            u32::from(u16::from_ne_bytes([a, b])) + u32::from(u16::from_ne_bytes([c, 0]))
+        }
+    };
+    fold(upper + lower + last).to_be()
 }
 
 /// Ones' complement addition.

@@ -105,6 +105,7 @@ impl Stack {
     }
 
     /// Appends the frames that wait, as far as there is room.
+    #[inline]
     pub(crate) fn transmit_control<M: Memory>(&mut self, mem: &mut M, now: u64, out: &mut TxBatch) {
         while out.room() > 0 {
             let Some(control) = self.control.pop_front() else {

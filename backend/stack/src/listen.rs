@@ -305,6 +305,7 @@ impl Stack {
     }
 
     /// The flow with this key.
+    #[inline]
     pub(crate) fn find_flow(&self, key: &Key, hash: u32) -> Option<u32> {
         self.table.find(hash, |index| self.flows[index].key == *key)
     }

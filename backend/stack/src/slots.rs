@@ -9,7 +9,7 @@ use core::net::SocketAddr;
 use paste_abi::slot::{CSUM_VALID, KEEP, Opt};
 use paste_abi::{CHANNELS_MAX, Event, Flow, NO_BUFFER, Reason, Slot};
 
-use crate::bufs::{NIL, Place};
+use crate::bufs::{NIL, Place, Told};
 use crate::clock::Deadline;
 use crate::config::{MS, SEC};
 use crate::flow::{Links, List, State, event};
@@ -123,7 +123,7 @@ impl Stack {
         let mut slot = Slot::event(Event::Acked, name);
         slot.cookie = meta.word;
         slot.len = meta.reason as u16;
-        if meta.keep {
+        if meta.told == Told::Kept {
             slot.buf_idx = buf;
             slot.modifiers = KEEP;
         } else {
@@ -172,13 +172,17 @@ impl Stack {
         meta.offset = tx.offset;
         meta.len = tx.len;
         meta.word = tx.cookie;
-        meta.notify = tx.notify;
-        meta.keep = tx.keep;
+        meta.told = match (tx.keep, tx.notify) {
+            (true, _) => Told::Kept,
+            (false, true) => Told::Acked,
+            (false, false) => Told::Nothing,
+        };
         meta.pins = 0;
         meta.unit = 0;
         meta.sacked = 0;
         meta.lost = 0;
         meta.resent = 0;
+        meta.back = NIL;
         self.bufs.push(&mut flow_state.tx, tx.buf);
         flow_state.snd_end += u32::from(tx.len);
         flow_state.tx_len += 1;

@@ -8,7 +8,7 @@ use paste_abi::{CHANNELS_MAX, Flow, Reason};
 use siphasher::sip::SipHasher13;
 
 use crate::addresses::Addresses;
-use crate::bufs::{Bufs, NIL, Place, Queue};
+use crate::bufs::{Bufs, NIL, Place, Queue, Told};
 use crate::clock::Deadline;
 use crate::config::Config;
 use crate::control::{CONTROL_MAX, Control, Limit};
@@ -325,12 +325,14 @@ impl Stack {
         }
     }
 
-    /// The living flow with this name on `channel`.
+    /// The living flow with this name on `channel`, of which the guest was told.
     #[inline]
     pub(crate) fn owned(&self, channel: u16, name: Flow) -> Result<u32, Reason> {
         let index = self.flows.find(name).ok_or(Reason::StaleFlow)?;
         let flow = &self.flows[index];
-        if flow.detached() || u16::from(flow.channel) != channel {
+        // One that has a listener was not delivered yet: its name was guessed.
+        let known = !flow.detached() && flow.listener().is_none();
+        if !known || u16::from(flow.channel) != channel {
             return Err(Reason::StaleFlow);
         }
         Ok(index)
@@ -487,6 +489,7 @@ impl Stack {
 
     /// Gives a buffer that nobody waits for to the pool, once the port is done
     /// with it.
+    #[inline]
     pub(crate) fn give_or_pin<M: Memory>(&mut self, mem: &mut M, buf: u32) {
         let meta = self.bufs.get_mut(buf);
         if meta.pins > 0 {
@@ -498,6 +501,7 @@ impl Stack {
     }
 
     /// One frame less carries the buffer.
+    #[inline]
     pub(crate) fn unpin<M: Memory>(&mut self, mem: &mut M, buf: u32) {
         let meta = self.bufs.get_mut(buf);
         meta.pins = meta.pins.saturating_sub(1);
@@ -538,7 +542,7 @@ impl Stack {
         flow.sacked_bytes = 0;
         flow.lost_bytes = 0;
         while let Some(buf) = self.bufs.pop(&mut queue) {
-            if self.bufs.get(buf).keep {
+            if self.bufs.get(buf).told == Told::Kept {
                 self.finish(index, buf, reason);
             } else {
                 self.give_or_pin(mem, buf);

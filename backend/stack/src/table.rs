@@ -47,6 +47,12 @@ impl Table {
         }
     }
 
+    /// Reads where a hash begins, so that it is in the cache when it is needed.
+    #[inline]
+    pub(crate) fn touch(&self, hash: u32) -> u32 {
+        self.entries[hash as usize & self.mask].index
+    }
+
     /// Adds an index that is not in the table. The caller keeps the number of
     /// indices within the capacity.
     pub(crate) fn insert(&mut self, hash: u32, index: u32) {

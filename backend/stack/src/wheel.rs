@@ -81,7 +81,14 @@ impl Wheel {
         self.insert(id, tick.min(self.tick + HORIZON));
     }
 
+    /// Reads from an id's place, so that it is in the cache when it is needed.
+    #[inline]
+    pub(crate) fn touch(&self, id: u32) -> u32 {
+        self.nodes[id as usize].next
+    }
+
     /// Stops the timer of `id`, if it is set.
+    #[inline]
     pub(crate) fn cancel(&mut self, id: u32) {
         let Node { next, prev, slot, .. } = self.nodes[id as usize];
         if slot == IDLE {
@@ -102,6 +109,7 @@ impl Wheel {
         self.nodes[id as usize].slot = IDLE;
     }
 
+    #[inline]
     fn insert(&mut self, id: u32, tick: u64) {
         // The level of the highest digit in which the tick and the hand differ.
         let differ = (tick ^ self.tick) | 1;
@@ -118,6 +126,7 @@ impl Wheel {
     }
 
     /// The first tick at which a slot must be looked at, and the slot.
+    #[inline]
     fn next_slot(&self) -> Option<(u64, usize)> {
         let mut first: Option<(u64, usize)> = None;
         for level in 0..LEVELS {
@@ -147,6 +156,7 @@ impl Wheel {
     }
 
     /// Takes out an id whose timer rings at or before `now`, if there is one.
+    #[inline]
     pub(crate) fn pop(&mut self, now: u64) -> Option<u32> {
         let now = now >> TICK_BITS;
         loop {

@@ -39,6 +39,9 @@ pub fn stack(flows: u32, buffers: u32, offload: bool) -> Stack {
     let config = Config {
         flows_max: flows,
         tx_csum_offload: offload,
+        // All flows are opened at once.
+        syn_per_second: u32::MAX,
+        listener_syn_per_second: u32::MAX,
         ..Config::new(SERVER_MAC, SERVER, PREFIX_LEN)
     };
     Stack::new(config, buffers, *b"benchmark secret")
@@ -48,8 +51,9 @@ impl Paste {
     /// A stack for `flows` flows, whose clock goes on by `step_ns` each turn.
     /// With `offload` the device has verified checksums and completes them.
     pub fn new(flows: u32, step_ns: u64, offload: bool) -> Paste {
-        // A response of each flow waits to be acknowledged.
-        let buffers = flows + 4 * BATCH as u32;
+        // A response of each flow waits to be acknowledged; the rest is enough for
+        // windows to stay open.
+        let buffers = flows + 1024;
         let mut mem = Region::new(buffers);
         let ring: Vec<u32> =
             (0..BATCH).map(|_| mem.take().expect("a buffer for the ring")).collect();
@@ -76,25 +80,30 @@ impl Paste {
         peers.set_time(self.now / MS);
     }
 
-    /// The port hands over the frame of `len` bytes in the ring's last buffer.
+    /// The frame of `len` bytes in a buffer.
     #[inline]
-    fn input(&mut self, buf: u32, len: usize) -> Outcome {
-        let frame =
-            RxFrame { buf, offset: RX_OFFSET, len: len as u16, csum: self.csum, time: self.now };
+    fn frame(&self, buf: u32, len: usize) -> RxFrame {
+        let (csum, time) = (self.csum, self.now);
+        RxFrame { buf, offset: RX_OFFSET, len: len as u16, csum, time }
+    }
+
+    /// The port hands over a frame.
+    #[inline]
+    fn input(&mut self, frame: RxFrame) -> Outcome {
         let outcome = self.stack.input(&mut self.mem, self.now, &frame);
         if outcome == Outcome::Consumed {
-            self.ring.push(buf);
+            self.ring.push(frame.buf);
         }
         outcome
     }
 
-    /// A segment of the peer's without payload, or a request, arrives.
+    /// A segment of the peer's without payload, or a request.
     #[inline]
-    fn segment(&mut self, peers: &mut Peers, place: usize, flags: u8, len: usize) -> Outcome {
+    fn segment(&mut self, peers: &mut Peers, place: usize, flags: u8, len: usize) -> RxFrame {
         let buf = self.ring.pop().expect("a buffer in the ring");
         let head = self.mem.bytes_mut(buf, usize::from(RX_OFFSET), HEADER_LEN);
         peers.segment(place, flags, len, head);
-        self.input(buf, HEADER_LEN + len)
+        self.frame(buf, HEADER_LEN + len)
     }
 
     fn syn(&mut self, peers: &mut Peers, place: usize) {
@@ -102,7 +111,7 @@ impl Paste {
         let at = usize::from(RX_OFFSET);
         // Not where the payload lies.
         peers.syn(place, self.mem.bytes_mut(buf, at, SYN_LEN));
-        assert_eq!(self.input(buf, SYN_LEN), Outcome::Consumed);
+        assert_eq!(self.input(self.frame(buf, SYN_LEN)), Outcome::Consumed);
         let spoiled = SYN_LEN - HEADER_LEN;
         self.mem.bytes_mut(buf, at + HEADER_LEN, spoiled).fill(REQUEST_BYTE);
     }
@@ -180,7 +189,8 @@ impl Server for Paste {
         }
         assert_eq!(self.transmit(peers), places.len(), "SYN,ACKs");
         for &place in places {
-            assert_eq!(self.segment(peers, place, flag::ACK, 0), Outcome::Consumed);
+            let frame = self.segment(peers, place, flag::ACK, 0);
+            assert_eq!(self.input(frame), Outcome::Consumed);
         }
         self.guest();
     }
@@ -189,9 +199,13 @@ impl Server for Paste {
     fn exchange(&mut self, peers: &mut Peers, places: Range<usize>) {
         self.tick(peers);
         let count = places.len();
-        for place in places {
-            let outcome = self.segment(peers, place, flag::ACK | flag::PSH, REQUEST_LEN);
-            assert_eq!(outcome, Outcome::Readable);
+        let mut frames = [RxFrame::default(); BATCH];
+        for (frame, place) in frames.iter_mut().zip(places) {
+            *frame = self.segment(peers, place, flag::ACK | flag::PSH, REQUEST_LEN);
+        }
+        self.stack.warm(&self.mem, &frames[..count]);
+        for &frame in &frames[..count] {
+            assert_eq!(self.input(frame), Outcome::Readable);
         }
         assert_eq!(self.guest(), count, "requests");
         assert_eq!(self.transmit(peers), count, "responses");
@@ -201,12 +215,14 @@ impl Server for Paste {
         self.tick(peers);
         let count = places.len();
         for place in places.clone() {
-            self.segment(peers, place, flag::ACK | flag::FIN, 0);
+            let frame = self.segment(peers, place, flag::ACK | flag::FIN, 0);
+            self.input(frame);
         }
         self.guest();
         assert_eq!(self.transmit(peers), count, "FINs");
         for place in places.clone() {
-            self.segment(peers, place, flag::ACK, 0);
+            let frame = self.segment(peers, place, flag::ACK, 0);
+            self.input(frame);
         }
         self.guest();
         for place in places {

@@ -5,11 +5,14 @@ use paste_stack::{Memory, checksum};
 
 /// Bytes of one buffer.
 pub const BUFFER_SIZE: usize = 2048;
+const LINE: usize = 64;
 
 /// Buffers, and those that are free, the last one returned on top.
 #[derive(Debug)]
 pub struct Region {
     bytes: Vec<u8>,
+    /// Where the first buffer starts, so that all start with a cache line.
+    start: usize,
     free: Vec<u32>,
     count: u32,
 }
@@ -18,8 +21,10 @@ impl Region {
     /// `count` free buffers. Their pages are touched, so that no measurement
     /// finds them missing.
     pub fn new(count: u32) -> Region {
+        let bytes = vec![1; count as usize * BUFFER_SIZE + LINE];
         Region {
-            bytes: vec![1; count as usize * BUFFER_SIZE],
+            start: bytes.as_ptr().align_offset(LINE),
+            bytes,
             free: (0..count).rev().collect(),
             count,
         }
@@ -28,14 +33,14 @@ impl Region {
     /// The bytes of a range.
     #[inline]
     pub fn bytes(&self, buf: u32, offset: usize, len: usize) -> &[u8] {
-        let at = buf as usize * BUFFER_SIZE + offset;
+        let at = self.start + buf as usize * BUFFER_SIZE + offset;
         &self.bytes[at..at + len]
     }
 
     /// The bytes of a range, for writing.
     #[inline]
     pub fn bytes_mut(&mut self, buf: u32, offset: usize, len: usize) -> &mut [u8] {
-        let at = buf as usize * BUFFER_SIZE + offset;
+        let at = self.start + buf as usize * BUFFER_SIZE + offset;
         &mut self.bytes[at..at + len]
     }
 }
@@ -74,8 +79,9 @@ impl Memory for Region {
     }
 
     fn copy(&mut self, from: u32, from_offset: usize, to: u32, to_offset: usize, len: usize) {
-        let from = from as usize * BUFFER_SIZE + from_offset;
-        self.bytes.copy_within(from..from + len, to as usize * BUFFER_SIZE + to_offset);
+        let at = |buf, offset| self.start + buf as usize * BUFFER_SIZE + offset;
+        let (from, to) = (at(from, from_offset), at(to, to_offset));
+        self.bytes.copy_within(from..from + len, to);
     }
 
     #[inline]

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use paste_abi::slot::KEEP;
-use paste_abi::{Event, Flow, Reason, Slot};
+use paste_abi::{CHANNELS_MAX, Event, Flow, Reason, Slot};
 use paste_stack::config::Network;
 use paste_stack::{Config, Memory, Outcome, Payload, RxCsum, RxFrame, Stack, Tx, TxBatch};
 
@@ -59,6 +59,8 @@ pub struct Peer {
     pub acked: u32,
     /// Our last timestamp, once there was one.
     pub echo: Option<u32>,
+    /// What its timestamps have more than the time in ms.
+    pub clock: u32,
 }
 
 /// The stack and everything around it.
@@ -141,6 +143,7 @@ impl Bed {
             ack: 0,
             acked: 0,
             echo: None,
+            clock: 0,
         };
         let mut bed = Bed {
             stack: Stack::new(config, BUFFERS, [7; 16]),
@@ -231,7 +234,8 @@ impl Bed {
     pub fn options(&self, peer: usize) -> Vec<u8> {
         let Some(echo) = self.peers[peer].echo else { return Vec::new() };
         let mut options = vec![1, 1, 8, 10];
-        options.extend(((self.now / MS) as u32).to_be_bytes());
+        let time = ((self.now / MS) as u32).wrapping_add(self.peers[peer].clock);
+        options.extend(time.to_be_bytes());
         options.extend(echo.to_be_bytes());
         options
     }
@@ -429,7 +433,7 @@ impl Bed {
     /// keeps ringing.
     pub fn wind_down(mut self) {
         self.mem.starved = false;
-        for channel in 0..CHANNELS {
+        for channel in 0..CHANNELS_MAX {
             self.stack.close_channel(&mut self.mem, self.now, channel);
         }
         self.check();

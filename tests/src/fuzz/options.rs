@@ -1,7 +1,7 @@
 //! Options of any bytes, in a SYN and in its IP header. What the stack makes of
 //! them shows in its answer, and must be what a plain reading says.
 
-use super::bed::{Bed, PORT};
+use super::bed::{Bed, MS, PORT};
 use super::bytes::Bytes;
 use super::frames::{self, Said, flag};
 
@@ -75,6 +75,8 @@ pub fn options(data: &[u8]) {
 
     // The handshake, and any options after it.
     bed.peers[0].seq = bed.peers[0].seq.wrapping_add(1);
+    let time = (bed.now / MS) as u32;
+    bed.peers[0].clock = asked.timestamps.unwrap_or(time).wrapping_sub(time);
     bed.send(0, flag::ACK, &[]);
     bed.turn();
     let (channel, flow) = *bed.names.back().expect("a flow that was accepted");

@@ -156,8 +156,6 @@ pub struct Row {
     pub ok: bool,
     /// What was wrong.
     pub error: Option<String>,
-    /// All that `pasted` counted, but for zeros.
-    pub counters: serde_json::Map<String, serde_json::Value>,
 }
 
 impl Row {
@@ -198,7 +196,6 @@ impl Row {
             overflowed: 0,
             ok: false,
             error: None,
-            counters: serde_json::Map::new(),
         }
     }
 }
@@ -248,7 +245,6 @@ pub(super) fn run(
         };
         if let Some((stats, guest)) = counters.stats {
             row.ecn_reductions = stats.get(&guest, "stack.ecn_reductions");
-            row.counters = stats.all(&guest);
         }
     } else {
         row.error = Some(format!("{kind} ended: {}", row.error.unwrap_or_default()));

@@ -95,6 +95,7 @@ pub(crate) mod event {
 
 /// A timestamp: milliseconds, from an offset that does not tell how long this
 /// host has been up (RFC 7323 section 5.4).
+#[inline]
 pub(crate) fn timestamp(now: u64, offset: u32) -> u32 {
     ((now / MS) as u32).wrapping_add(offset)
 }
@@ -158,8 +159,6 @@ flags! {
     ecn_echo set_ecn_echo,
     /// An acknowledgement is due.
     ack_due set_ack_due,
-    /// It tells of a hole that closed: what lay behind was told of before.
-    hole_closed set_hole_closed,
     /// The peer's FIN was seen, though perhaps not in order.
     fin_known set_fin_known,
     /// It came by a listener and is in its backlog.
@@ -177,103 +176,76 @@ const FLOW_MAX: usize = 384;
 
 const _: () = assert!(size_of::<FlowState>() <= FLOW_MAX);
 
+// One field of each line of [`FlowState::touch`].
+const _: () = {
+    assert!(core::mem::offset_of!(FlowState, flags) / 64 == 0);
+    assert!(core::mem::offset_of!(FlowState, snd_wnd) / 64 == 1);
+    assert!(core::mem::offset_of!(FlowState, ts_offset) / 64 == 2);
+    assert!(core::mem::offset_of!(FlowState, rack) / 64 == 3);
+    assert!(core::mem::offset_of!(FlowState, recover) / 64 == 4);
+};
+
 /// One flow. Names of variables are RFC 9293's (section 3.3.1) where it has one.
+///
+/// The fields are in the order of their use, by cache lines: with many flows each
+/// line that is touched is a wait for the memory. A request and its response touch
+/// the first five; loss, narrow paths, and beginnings and ends have the others.
 #[derive(Clone, Debug)]
+#[repr(C, align(64))]
 pub(crate) struct FlowState {
-    flags: u32,
+    // What a segment is judged by.
     pub key: Key,
     pub generation: u16,
-    pub state: State,
-    pub channel: u8,
-    /// Where its frames go, once known.
-    pub mac: Option<[u8; 6]>,
-    /// The neighbour that it waits for, or [`NIL`].
-    pub neighbour: u32,
-
-    // Sending.
+    flags: u32,
+    pub rcv_nxt: Seq,
+    /// The right edge of the advertised window; never moves left.
+    pub rcv_adv: Seq,
+    pub ts_recent: u32,
+    /// When `ts_recent` was set, units of 2^30 ns.
+    pub ts_recent_at: u32,
+    pub last_ack_sent: Seq,
     /// ISS while nothing was acknowledged.
     pub snd_una: Seq,
     /// What has never been sent.
     pub snd_nxt: Seq,
+    pub state: State,
+    pub channel: u8,
+    pub events: u8,
+    /// What `rexmit_at` is the time of.
+    pub timer: Timer,
+
+    // What it moves.
     /// After the last byte queued; FIN's own number once it is queued.
     pub snd_end: Seq,
     pub snd_wnd: u32,
     /// The largest window that the peer ever offered.
     pub snd_wnd_max: u32,
     pub snd_wl1: Seq,
-    pub snd_scale: u8,
-    /// Payload bytes that one segment carries, with no SACK option in it.
-    pub mss: u16,
-    /// What the two ends agreed on; `mss` is less on a narrow path.
-    pub mss_max: u16,
     pub tx: Queue,
     /// The buffer that `snd_nxt` lies in, or [`NIL`].
     pub tx_cursor: u32,
-    pub tx_len: u16,
-    /// Acknowledged or given up; ACKED waits.
-    pub done: Queue,
-    /// What `rexmit_at` is the time of.
-    pub timer: Timer,
-
-    // Loss and congestion.
-    pub congestion: Control,
-    pub rtt: Rtt,
-    pub phase: Phase,
-    /// SND.NXT when the phase began (RFC 6582, "recover"), or when the tail loss
-    /// probe was sent that is out.
-    pub recover: Seq,
-    pub dupacks: u8,
-    /// Bytes that the peer has out of order; without SACK, as far as duplicate
-    /// acknowledgements tell.
-    pub sacked_bytes: u32,
-    /// Bytes that are lost and were not sent again yet.
-    pub lost_bytes: u32,
-    /// The record of a repair that is under way, or [`NIL`].
-    pub repair: u32,
-    pub rack: Rack,
-    /// The last reduction of the window, as long as it may prove a mistake; the
-    /// proof often comes when nothing is in flight any more.
-    pub undo: Undo,
-    pub tail: Tail,
-    /// The path MTU, as far as it is not what the two ends agreed on.
-    pub path: Path,
-
-    // ECN (RFC 3168), as a sender.
-    /// SND.NXT when it was.
-    pub ecn_recover: Seq,
-
-    // Receiving.
-    pub rcv_nxt: Seq,
-    /// The right edge of the advertised window; never moves left.
-    pub rcv_adv: Seq,
-    pub rcv_scale: u8,
-    /// Largest payload seen, an estimate of the peer's MSS.
-    pub rcv_mss: u16,
     pub rx: Queue,
-    pub held: Queue,
-    pub held_blocks: u8,
-    /// A number in each of the blocks that changed last, the latest first.
-    pub held_recent: [Seq; RECENT],
-    /// Bytes that came twice, to be told of; `dsack_len` is zero for none.
-    pub dsack: Seq,
-    pub dsack_len: u16,
-    /// Duplicate acknowledgements due besides the one that `ack_due` means.
-    pub dup_acks: u8,
     /// Buffers charged: readable, held and delivered.
     pub rx_bufs: u32,
+    pub tx_len: u16,
+    /// Payload bytes that one segment carries, with no SACK option in it.
+    pub mss: u16,
+    /// Largest payload seen, an estimate of the peer's MSS.
+    pub rcv_mss: u16,
     /// Segments that the window may reach to; grows with what arrives.
     pub rcv_space: u16,
+    pub snd_scale: u8,
+    pub rcv_scale: u8,
+    pub dupacks: u8,
+    /// Duplicate acknowledgements due besides the one that `ack_due` means.
+    pub dup_acks: u8,
+    pub held_blocks: u8,
     /// Full segments that are still to be acknowledged at once.
     pub quick_acks: u8,
-    /// FIN's number, once it is known.
-    fin_number: Seq,
-    pub ts_recent: u32,
-    /// When `ts_recent` was set, units of 2^30 ns.
-    pub ts_recent_at: u32,
-    pub ts_offset: u32,
-    pub last_ack_sent: Seq,
+    pub keepalive_sent: u8,
+    pub phase: Phase,
 
-    // Times, ns.
+    // Times, and what is on its way out.
     /// Retransmission or persist timer.
     pub rexmit_at: Deadline,
     pub delayed_ack_at: Deadline,
@@ -283,24 +255,69 @@ pub(crate) struct FlowState {
     pub heard_at: Moment,
     /// Since when nothing of what is outstanding was acknowledged.
     pub progress_at: Moment,
+    /// The neighbour that it waits for, or [`NIL`].
+    pub neighbour: u32,
+    pub ts_offset: u32,
+    links: [Link; LINKS],
+    /// Acknowledged or given up; ACKED waits.
+    pub done: Queue,
+    /// Where its frames go, once known.
+    pub mac: Option<[u8; 6]>,
+    pub tail: Tail,
+
+    // Estimates.
+    pub rtt: Rtt,
+    pub rack: Rack,
+    pub congestion: Control,
+    /// The last reduction of the window, as long as it may prove a mistake; the
+    /// proof often comes when nothing is in flight any more.
+    pub undo: Undo,
+
+    // Loss, and what else is seldom.
+    /// SND.NXT when the phase began (RFC 6582, "recover"), or when the tail loss
+    /// probe was sent that is out.
+    pub recover: Seq,
+    /// Bytes that the peer has out of order; without SACK, as far as duplicate
+    /// acknowledgements tell.
+    pub sacked_bytes: u32,
+    /// Bytes that are lost and were not sent again yet.
+    pub lost_bytes: u32,
+    /// The record of a repair that is under way, or [`NIL`].
+    pub repair: u32,
+    /// The path MTU, as far as it is not what the two ends agreed on.
+    pub path: Path,
+    /// SND.NXT when the window was reduced for ECN (RFC 3168).
+    pub ecn_recover: Seq,
+    pub held: Queue,
+    /// A number in each of the blocks that changed last, the latest first.
+    pub held_recent: [Seq; RECENT],
+    /// Bytes that came twice, to be told of; `dsack_len` is zero for none.
+    pub dsack: Seq,
+    /// FIN's number, once it is known.
+    fin_number: Seq,
     /// No challenge ACK before this.
     pub challenge_at: Deadline,
     /// Milliseconds.
     pub user_timeout: u32,
-    /// Seconds of silence before keepalive probes; zero for none.
-    pub keepalive: u16,
-    pub keepalive_sent: u8,
-
-    // The guest.
-    pub events: u8,
-    pub reason: Reason,
     /// The listener that it came by, until the guest knows of it, or the
     /// application's word for the one that opened it.
     pub opener: u32,
-    links: [Link; LINKS],
+    /// Seconds of silence before keepalive probes; zero for none.
+    pub keepalive: u16,
+    /// What the two ends agreed on; `mss` is less on a narrow path.
+    pub mss_max: u16,
+    pub reason: Reason,
+    pub dsack_len: u16,
 }
 
 impl FlowState {
+    /// Reads from the lines that a request touches, so that they are in the cache
+    /// when it does. What is read says nothing.
+    #[inline]
+    pub(crate) fn touch(&self) -> u32 {
+        self.flags ^ self.snd_wnd ^ self.ts_offset ^ self.rack.fack.0 ^ self.recover.0
+    }
+
     fn new() -> FlowState {
         FlowState {
             flags: 1 << Flag::detached as u32,

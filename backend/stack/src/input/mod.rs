@@ -2,6 +2,7 @@
 //! message of a neighbour, judged from one copy of the headers.
 
 mod icmp;
+mod warm;
 
 use core::net::Ipv6Addr;
 

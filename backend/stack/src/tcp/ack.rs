@@ -4,7 +4,7 @@
 
 use paste_abi::Reason;
 
-use crate::bufs::{NIL, Queue};
+use crate::bufs::{NIL, Queue, Told};
 use crate::clock::{Deadline, Moment};
 use crate::flow::{Links, State, event};
 use crate::memory::Memory;
@@ -69,6 +69,7 @@ impl Stack {
     }
 
     /// The send window (RFC 9293 section 3.10.7.4), and with it the persist timer.
+    #[inline]
     fn window_input(&mut self, now: u64, index: u32, header: &Header, window: u32, advanced: bool) {
         let (ack, seq) = (header.ack, header.seq);
         let flow = &mut self.flows[index];
@@ -110,7 +111,7 @@ impl Stack {
                 break;
             }
             let meta = bufs.get(buf);
-            let (next, told) = (meta.next, meta.notify || meta.keep);
+            let (next, told) = (meta.next, meta.told != Told::Nothing);
             if flow.repair != NIL {
                 scoreboard::forget(bufs, &mut self.repairs[flow.repair], buf, next);
             }
@@ -189,6 +190,7 @@ impl Stack {
     }
 
     /// Moves on when our FIN is acknowledged. `false` when the flow ended.
+    #[inline]
     fn fin_acknowledged<M: Memory>(&mut self, mem: &mut M, now: u64, index: u32) -> bool {
         let flow = &mut self.flows[index];
         if !flow.fin_queued() || !flow.snd_una.after(flow.snd_end) {

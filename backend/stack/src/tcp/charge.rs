@@ -48,11 +48,13 @@ impl Segment {
 impl Stack {
     /// Free buffers that received payload never takes: the port must go on
     /// receiving acknowledgements, which are what frees buffers.
+    #[inline]
     fn reserve(&self) -> u32 {
         (self.bufs.count() / 32).clamp(1, 256)
     }
 
     /// Free buffers that received payload may take.
+    #[inline]
     pub(crate) fn spare(&self, free: u32) -> u32 {
         free.saturating_sub(self.reserve())
     }
@@ -116,6 +118,7 @@ impl Stack {
 
     /// Takes the charge for a delivered buffer off its flow, and gives the flow
     /// if it still lives.
+    #[inline]
     pub(crate) fn uncharge_delivered(&mut self, buf: u32) -> Option<u32> {
         let meta = self.bufs.get_mut(buf);
         if meta.place != Place::Delivered {

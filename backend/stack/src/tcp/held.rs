@@ -21,7 +21,7 @@ use crate::memory::Memory;
 use crate::stack::{Outcome, Stack};
 use crate::tcp::charge::Piece;
 use crate::tcp::input::Segment;
-use crate::tcp::receive::REPAIR_ACKS;
+use crate::tcp::receive::QUICK_ACKS;
 use crate::tcp::seq::Seq;
 use crate::wire::tcp::{SACK_BLOCKS_MAX, SackBlock, SackBlocks, flag};
 
@@ -52,20 +52,20 @@ impl Bufs {
     #[inline]
     fn block(&self, first: u32) -> SackBlock {
         let meta = self.get(first);
-        SackBlock { start: Seq(meta.seq), end: self.end(meta.far) }
+        SackBlock { start: Seq(meta.seq), end: self.end(meta.back) }
     }
 
     /// The first buffer of the block after the one that starts with `first`.
     #[inline]
     fn next_block(&self, first: u32) -> u32 {
-        self.get(self.get(first).far).next
+        self.get(self.get(first).back).next
     }
 
     /// Makes `first` and `last` the ends of a block.
     #[inline]
     fn make_block(&mut self, first: u32, last: u32) {
-        self.get_mut(first).far = last;
-        self.get_mut(last).far = first;
+        self.get_mut(first).back = last;
+        self.get_mut(last).back = first;
     }
 }
 
@@ -90,7 +90,7 @@ impl FlowState {
     /// Notes that bytes arrived once more; the next acknowledgement tells of
     /// the first such since the one before it (RFC 2883 section 4).
     pub(crate) fn note_duplicate(&mut self, start: Seq, end: Seq) {
-        self.quick_acks = REPAIR_ACKS;
+        self.quick_acks = QUICK_ACKS;
         if self.sack() && self.dsack_len == 0 {
             self.dsack = start;
             self.dsack_len = end.since(start).min(u32::from(u16::MAX)) as u16;
@@ -122,6 +122,7 @@ impl Stack {
     /// The blocks of a segment that is about to be written: a duplicate first,
     /// then what changed last, and then what was told before (RFC 2018 section
     /// 4, RFC 2883 section 4).
+    #[inline]
     pub(crate) fn sack_blocks(&self, index: u32) -> SackBlocks {
         let flow = &self.flows[index];
         let mut blocks = SackBlocks::default();
@@ -154,7 +155,7 @@ impl Stack {
     /// segment.
     fn acknowledge_early(&mut self, index: u32) {
         let flow = &mut self.flows[index];
-        flow.quick_acks = REPAIR_ACKS;
+        flow.quick_acks = QUICK_ACKS;
         if flow.ack_due() && !flow.sack() {
             flow.dup_acks = (flow.dup_acks + 1).min(DUP_ACKS_MAX);
         }
@@ -177,7 +178,7 @@ impl Stack {
                 self.flows[index].note_duplicate(segment.header.seq, end.min(segment.end()));
             }
             if !segment.end().after(end) {
-                let block = self.bufs.block(self.bufs.get(before).far);
+                let block = self.bufs.block(self.bufs.get(before).back);
                 self.flows[index].note_changed(&block);
                 self.counters.drop_duplicate += 1;
                 return Outcome::Consumed;
@@ -209,14 +210,14 @@ impl Stack {
         }
         // Small payload goes behind what it continues, or takes small payload
         // that continues it into its own buffer.
-        let mut last = if reaches { self.bufs.get(after).far } else { NIL };
+        let mut last = if reaches { self.bufs.get(after).back } else { NIL };
         let small = self.gathers(index);
         let gathered = extends && small && self.gather(mem, before, &segment.piece(), false);
         if !gathered && !self.admits_early(mem, index) {
             segment.header.flags &= !flag::FIN;
             return Outcome::Consumed;
         }
-        let mut first = if extends { self.bufs.get(before).far } else { NIL };
+        let mut first = if extends { self.bufs.get(before).back } else { NIL };
         if !gathered {
             let (name, buf) = (self.flows.name(index).0, segment.buf);
             let meta = self.bufs.get_mut(buf);
@@ -252,12 +253,12 @@ impl Stack {
         let held = self.flows[index].held;
         let starts_by = |first: u32| !Seq(self.bufs.get(first).seq).after(seq);
         // Most segments come after all that is held.
-        if held.tail != NIL && starts_by(self.bufs.get(held.tail).far) {
+        if held.tail != NIL && starts_by(self.bufs.get(held.tail).back) {
             return (held.tail, NIL);
         }
         let (mut before, mut after) = (NIL, held.head);
         while after != NIL && starts_by(after) {
-            before = self.bufs.get(after).far;
+            before = self.bufs.get(after).back;
             after = self.bufs.get(before).next;
         }
         (before, after)
@@ -268,7 +269,7 @@ impl Stack {
     fn drop_block<M: Memory>(&mut self, mem: &mut M, index: u32, before: u32) -> u32 {
         let flow = &mut self.flows[index];
         let first = if before == NIL { flow.held.head } else { self.bufs.get(before).next };
-        let last = self.bufs.get(first).far;
+        let last = self.bufs.get(first).back;
         flow.held_blocks -= 1;
         while let Some(buf) = self.bufs.remove_after(&mut self.flows[index].held, before) {
             self.drop_received(mem, index, buf);
@@ -299,7 +300,7 @@ impl Stack {
                 flow.note_duplicate(block.start, block.end.min(flow.rcv_nxt));
             }
             flow.held_blocks -= 1;
-            let last = self.bufs.get(first).far;
+            let last = self.bufs.get(first).back;
             while let Some(buf) = self.bufs.pop(&mut self.flows[index].held) {
                 self.release_one(mem, index, buf);
                 if buf == last {

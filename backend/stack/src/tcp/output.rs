@@ -64,6 +64,7 @@ impl Plan {
 impl Stack {
     /// Sends at most one segment of a flow; `out` has room for it. Returns
     /// whether the flow may have more.
+    #[inline]
     pub(crate) fn emit<M: Memory>(
         &mut self,
         mem: &mut M,
@@ -109,11 +110,13 @@ impl Stack {
     }
 
     /// The retransmission timeout of a flow now.
+    #[inline]
     pub(crate) fn rto(&self, flow: &FlowState) -> u64 {
         flow.rtt.timeout(self.config.timers.rto_min, self.config.timers.rto_max)
     }
 
     /// Chooses the next segment.
+    #[inline]
     fn plan(&self, now: u64, index: u32) -> Option<Plan> {
         let flow = &self.flows[index];
         match flow.state {
@@ -267,6 +270,7 @@ impl Stack {
     }
 
     /// A segment from `seq` in `buf`, `len` bytes of it.
+    #[inline]
     fn cut(&self, index: u32, why: Why, buf: u32, seq: Seq, len: u32) -> Option<Plan> {
         let flow = &self.flows[index];
         let meta = self.bufs.get(buf);
@@ -295,6 +299,7 @@ impl Stack {
     }
 
     /// Moves the flow's state over a segment that was written.
+    #[inline]
     fn sent(&mut self, now: u64, index: u32, plan: &Plan) {
         self.counters.segments_out += 1;
         self.counters.frames_out += 1;
@@ -372,7 +377,7 @@ impl Stack {
         if let Some(payload) = plan.payload {
             let meta = bufs.get_mut(payload.buf);
             let fresh = plan.seq == Seq(meta.seq);
-            meta.sent_apart = !fresh && (meta.sent_apart || meta.sent_at != stamp);
+            meta.set_sent_apart(!fresh && (meta.sent_apart() || meta.sent_at != stamp));
             meta.sent_at = stamp;
             if fresh {
                 meta.cut_into_units(flow.mss.max(payload.len));
@@ -416,6 +421,7 @@ impl Stack {
     /// Nothing can be sent. If that is for the peer's window, and nothing in
     /// flight will make it speak, the persist timer must (RFC 9293 section
     /// 3.8.6.1).
+    #[inline]
     fn stalled(&mut self, now: u64, index: u32) {
         let rto = self.rto(&self.flows[index]);
         let flow = &mut self.flows[index];

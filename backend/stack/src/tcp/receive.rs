@@ -11,15 +11,11 @@ use crate::tcp::input::Segment;
 use crate::tcp::seq::Seq;
 use crate::wire::tcp::flag;
 
-/// Segments that are acknowledged at once when a flow is young: a peer in slow
-/// start grows with each acknowledgement (RFC 5681 section 3.1), and a delayed
-/// one would hold it up.
+/// Segments that are acknowledged at once when a flow is young, and after one
+/// that came early or twice: a peer in slow start grows with each acknowledgement
+/// (RFC 5681 section 3.1), and a delayed one would hold it up. A peer that has
+/// lost one has a small window, too, and would take the delay for another loss.
 pub(crate) const QUICK_ACKS: u8 = 16;
-/// Likewise after one that came early or twice, and the first half of them one by
-/// one even if they came in one turn: a peer that repairs has a window of few
-/// segments, and would take the delay, or the loss of one acknowledgement for
-/// all of them, for another loss.
-pub(crate) const REPAIR_ACKS: u8 = 2 * QUICK_ACKS;
 
 impl Segment {
     /// Cuts `bytes` off the front of the payload.
@@ -115,6 +111,7 @@ impl Stack {
         outcome
     }
 
+    #[inline]
     fn receive_in_order<M: Memory>(
         &mut self,
         mem: &mut M,
@@ -132,7 +129,6 @@ impl Stack {
         let gap = !self.flows[index].held.is_empty();
         if gap {
             self.release_held(mem, index);
-            self.flows[index].set_hole_closed(true);
         }
         self.mark_ready(index);
         let flow = &mut self.flows[index];
@@ -183,6 +179,7 @@ impl Stack {
     }
 
     /// Appends a buffer whose payload starts at `rcv_nxt`.
+    #[inline]
     pub(crate) fn append_readable(&mut self, index: u32, buf: u32) {
         let meta = self.bufs.get_mut(buf);
         meta.place = Place::Readable;

@@ -161,6 +161,7 @@ impl Stack {
     }
 
     /// Gives back the record of a repair, if there is one.
+    #[inline]
     pub(crate) fn end_repair(&mut self, index: u32) {
         let flow = &mut self.flows[index];
         if flow.repair != NIL {
@@ -171,6 +172,7 @@ impl Stack {
     }
 
     /// Draws the conclusions from an acknowledgement.
+    #[inline]
     pub(crate) fn take_news(&mut self, now: u64, index: u32, news: &News) {
         let flow = &mut self.flows[index];
         // RFC 6298 section 3. What lay behind a hole waited for it to close,
@@ -247,6 +249,7 @@ impl Stack {
 
     /// Marks what is lost by now. Returns how long to wait for what may only be
     /// reordered, ns.
+    #[inline]
     fn look_for_losses(&mut self, now: u64, index: u32, news: &News) -> Option<u64> {
         if self.flows[index].repair == NIL && !news.duplicate {
             // Everything is delivered in order.
@@ -275,6 +278,7 @@ impl Stack {
         None
     }
 
+    #[inline]
     fn move_phase(&mut self, now: u64, index: u32, news: &News) {
         let flow = &mut self.flows[index];
         let mss = u32::from(flow.mss);

@@ -125,6 +125,7 @@ impl Rtt {
     }
 
     /// Takes a measurement of a segment that was sent once, ns.
+    #[inline]
     pub(crate) fn sample(&mut self, now: u64, rtt: u64) {
         let rtt = to_units(rtt).max(1);
         if self.srtt == 0 {

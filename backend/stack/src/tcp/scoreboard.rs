@@ -101,6 +101,7 @@ fn ones(mut bits: u32) -> impl Iterator<Item = u32> {
 
 /// Marks what `ack` acknowledges in the buffer at the head of the send queue,
 /// whose payload starts before it. Returns whether all of it is acknowledged.
+#[inline]
 pub(crate) fn acknowledge_head(
     bufs: &mut Bufs,
     flow: &mut FlowState,
@@ -248,7 +249,7 @@ impl FlowState {
         // The buffer knows when its last segment was sent, and of the others
         // only whether that was at the same time.
         let last = !end.before(meta.end().min(self.snd_nxt));
-        let known = if resent { !meta.resent_apart } else { last || !meta.sent_apart };
+        let known = if resent { !meta.resent_apart() } else { last || !meta.sent_apart() };
         if !resent {
             if known && delivery.sent_once.is_none_or(|latest| latest.before(sent_at)) {
                 delivery.sent_once = Some(sent_at);
@@ -405,7 +406,7 @@ pub(crate) fn resent(
         flow.lost_bytes -= end.since(start);
         repair.rexmit_buf = buf;
     }
-    meta.resent_apart = meta.resent != 0 && (meta.resent_apart || meta.resent_at != now);
+    meta.set_resent_apart(meta.resent != 0 && (meta.resent_apart() || meta.resent_at != now));
     meta.resent |= bit;
     meta.resent_at = now;
     unlink_resent(bufs, repair, buf);
@@ -522,7 +523,7 @@ pub(crate) fn detect_losses(
             }
             // Of a buffer whose segments went at different times the order is
             // known, and that is enough where nothing can only be reordered.
-            let passed = meta.sent_apart && end.before(flow.rack.fack);
+            let passed = meta.sent_apart() && end.before(flow.rack.fack);
             if !passed && !flow.rack.is_after(meta.sent_at, end) {
                 break 'buffers;
             }
@@ -550,7 +551,7 @@ pub(crate) fn detect_losses(
 fn link_resent(bufs: &mut Bufs, repair: &mut Repair, buf: u32) {
     let Queue { head, tail } = repair.resent;
     let meta = bufs.get_mut(buf);
-    meta.earlier = tail;
+    meta.back = tail;
     meta.later = NIL;
     if tail == NIL {
         debug_assert_eq!(head, NIL);
@@ -563,7 +564,7 @@ fn link_resent(bufs: &mut Bufs, repair: &mut Repair, buf: u32) {
 
 /// Takes a buffer out of the list of those sent again, if it is in it.
 fn unlink_resent(bufs: &mut Bufs, repair: &mut Repair, buf: u32) {
-    let BufMeta { earlier, later, .. } = *bufs.get(buf);
+    let BufMeta { back: earlier, later, .. } = *bufs.get(buf);
     if earlier == NIL && repair.resent.head != buf {
         return;
     }
@@ -575,10 +576,10 @@ fn unlink_resent(bufs: &mut Bufs, repair: &mut Repair, buf: u32) {
     if later == NIL {
         repair.resent.tail = earlier;
     } else {
-        bufs.get_mut(later).earlier = earlier;
+        bufs.get_mut(later).back = earlier;
     }
     let meta = bufs.get_mut(buf);
-    meta.earlier = NIL;
+    meta.back = NIL;
     meta.later = NIL;
 }
 

@@ -2,6 +2,7 @@
 //! payload that lies in its buffer. Knows how a segment is written; what is
 //! sent, and when, is decided in [`crate::tcp::output`].
 
+use crate::bufs::Told;
 use crate::checksum;
 use crate::control::HOP_LIMIT;
 use crate::flow::Key;
@@ -103,7 +104,7 @@ impl Stack {
                 let meta = self.bufs.get(p.buf);
                 p.offset == meta.offset
                     && usize::from(p.offset) >= header_len
-                    && !meta.keep
+                    && meta.told != Told::Kept
                     && meta.pins == 0
             });
         frame.csum = self

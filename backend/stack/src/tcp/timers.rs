@@ -132,6 +132,7 @@ impl Stack {
 
     /// Sets the timer for what is in flight: to look for losses after `wait`
     /// ns, to probe the tail (RFC 8985 section 7.2), or to retransmit.
+    #[inline]
     pub(crate) fn rearm(&mut self, now: u64, index: u32, wait: Option<u64>) {
         let rto = self.rto(&self.flows[index]);
         let flow = &mut self.flows[index];

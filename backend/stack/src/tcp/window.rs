@@ -12,7 +12,6 @@
 
 use crate::clock::Deadline;
 use crate::stack::Stack;
-use crate::tcp::receive::QUICK_ACKS;
 use crate::tcp::seq::Seq;
 
 /// Segments that a window may have before anything has arrived: an initial
@@ -25,6 +24,7 @@ const SPACE_FLOOR: u32 = 2;
 
 impl Stack {
     /// Bytes that may still be promised, over all flows.
+    #[inline]
     fn unpromised(&self) -> u64 {
         let half = (self.bufs.count() / 2).saturating_sub(self.charged);
         let limit = half.min(self.spare(self.pool_free));
@@ -32,6 +32,7 @@ impl Stack {
     }
 
     /// The largest window that the flow could have, bytes.
+    #[inline]
     fn largest_window(&self, index: u32) -> u32 {
         let flow = &self.flows[index];
         let space = u32::from(flow.rcv_space) * u32::from(self.mss);
@@ -41,6 +42,7 @@ impl Stack {
     }
 
     /// The window that the flow could have now, bytes; never less than it has.
+    #[inline]
     fn desired_window(&self, index: u32) -> u32 {
         let flow = &self.flows[index];
         let mss = u32::from(self.mss);
@@ -62,15 +64,14 @@ impl Stack {
     /// What an acknowledgement without payload acknowledges. RFC 5681 section 4.2
     /// wants one for every second full segment; one alone for all that came in a
     /// turn would be missed with the whole window if it were lost. Each covers
-    /// half of what is left, so that their number grows with the logarithm of the
-    /// turn's; and two segments at least, or one while the peer repairs.
+    /// half of what is left, but two segments at least: their number grows with
+    /// the logarithm of the turn's.
+    #[inline]
     pub(crate) fn ack_number(&self, index: u32) -> Seq {
         let flow = &self.flows[index];
         let mss = u32::from(flow.rcv_mss).max(1);
         let segments = flow.rcv_nxt.since(flow.last_ack_sent) / mss;
-        let least = if flow.quick_acks > QUICK_ACKS { 1 } else { 2 };
-        let told = !flow.held.is_empty() || flow.hole_closed() || flow.dup_acks > 0;
-        if segments < 2 * least || told || !flow.promises() {
+        if segments < 4 || !flow.promises() || !flow.held.is_empty() || flow.dup_acks > 0 {
             return flow.rcv_nxt;
         }
         flow.last_ack_sent + segments / 2 * mss
@@ -79,6 +80,7 @@ impl Stack {
     /// The window field of a segment about to be sent that acknowledges up to
     /// `ack`; `scaled` on all but SYN. What it promises is promised from here on:
     /// the right edge never moves left.
+    #[inline]
     pub(crate) fn advertise(&mut self, index: u32, ack: Seq, scaled: bool) -> u16 {
         let desired = self.desired_window(index);
         let least = u32::from(self.mss).min(self.largest_window(index) / 2);
@@ -115,6 +117,7 @@ impl Stack {
 
     /// The guest gave up a buffer that carried received payload: its flow's
     /// window opens again. Harmless for any other buffer.
+    #[inline]
     pub fn release(&mut self, now: u64, buf: u32) {
         self.clock(now);
         if buf >= self.bufs.count() {
@@ -138,12 +141,12 @@ impl Stack {
 
     /// An acknowledgement of `ack` has just been written into a segment, which is
     /// `pure` if it carries nothing else.
+    #[inline]
     pub(crate) fn acknowledged(&mut self, index: u32, ack: Seq, pure: bool) {
         let flow = &mut self.flows[index];
         flow.delayed_ack_at = Deadline::NEVER;
         flow.last_ack_sent = ack;
         flow.dsack_len = 0;
-        flow.set_hole_closed(false);
         flow.set_ack_due(flow.dup_acks > 0 || ack != flow.rcv_nxt);
         if flow.ack_due() {
             // RFC 5681 section 2: one with payload is no duplicate.

@@ -66,7 +66,7 @@ fn buffers_out_of_place_are_found() {
     });
     finds!(Violation::Torn { queue: "held", .. }, |stack, flow| {
         let buf = stack.flows[flow].held.tail;
-        stack.bufs.get_mut(buf).far = NIL;
+        stack.bufs.get_mut(buf).back = NIL;
     });
     finds!(Violation::Stray { .. }, |stack, _| {
         let buf = (0..256).find(|&b| stack.bufs.get(b).place == Place::Elsewhere).unwrap();

@@ -2,12 +2,12 @@
 
 use core::net::{Ipv4Addr, SocketAddr};
 
-use paste_abi::{Event, Reason};
+use paste_abi::{Event, Flow, Reason};
 
 use super::harness::*;
 use crate::config::{MS, SEC};
 use crate::flow::State;
-use crate::stack::Outcome;
+use crate::stack::{Outcome, Tx};
 use crate::wire::tcp::{Options, Timestamps};
 use crate::wire::{arp, ethernet};
 
@@ -340,6 +340,17 @@ fn a_half_open_flow_is_given_up() {
 }
 
 #[test]
+fn a_flow_that_was_not_delivered_has_no_name_yet() {
+    let mut pair = Pair::listening(config());
+    pair.send(SYN, &[]);
+    // The first flow of all: its name can be guessed.
+    let guessed = Flow::new(0, 0);
+    assert_eq!(pair.host.state(guessed), State::SynReceived);
+    assert_eq!(pair.host.try_send(guessed, b"early", Tx::default()), Err(Reason::StaleFlow));
+    assert_eq!(pair.host.stack.close(&mut pair.host.mem, 0, 0, guessed), Err(Reason::StaleFlow));
+}
+
+#[test]
 fn the_backlog_is_a_limit_and_delivery_makes_room() {
     let mut pair = Pair::listening(crate::Config { syn_cookies: false, ..config() });
     for i in 0..12 {
@@ -405,7 +416,7 @@ fn unlisten_ends_half_open_flows_when_they_speak() {
     pair.send(SYN, &[]);
     pair.seq += 1;
     pair.ack = pair.recv_one().seq.wrapping_add(1);
-    let listener = paste_abi::Flow::new(0, 0);
+    let listener = Flow::new(0, 0);
     assert_eq!(pair.host.stack.unlisten(1, listener), Err(Reason::StaleFlow));
     pair.host.stack.unlisten(0, listener).unwrap();
     assert_eq!(pair.host.stack.unlisten(0, listener), Err(Reason::StaleFlow));

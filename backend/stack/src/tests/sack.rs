@@ -132,7 +132,7 @@ fn after_a_loss_single_segments_are_acknowledged_at_once() {
     };
     for disturb in [early, repeated] {
         // A flow that is no longer young has every second one acknowledged.
-        for _ in 0..64 {
+        for _ in 0..32 {
             next(&mut pair);
         }
         let answers: usize = (0..8).map(|_| next(&mut pair)).sum();
@@ -154,22 +154,9 @@ fn a_turn_of_many_segments_is_acknowledged_in_halves() {
     // The least that 1 MiB needs.
     let scale = 5;
     let mut edge = pair.seq;
-    let turns: [(u32, &[u32]); 8] = [
-        (1, &[1]),
-        (3, &[3]),
-        (4, &[2, 4]),
-        (8, &[4, 6, 8]),
-        (11, &[5, 8, 11]),
-        // One by one while the peer repairs.
-        (0, &[]),
-        (3, &[1, 2, 3]),
-        (4, &[2, 3, 4]),
-    ];
-    for (segments, expected) in turns {
-        if segments == 0 {
-            pair.send_ahead(-1000, ACK, &[0; 1000]);
-            assert_eq!(pair.recv().len(), 1);
-        }
+    for (segments, expected) in
+        [(1, &[1][..]), (3, &[3]), (4, &[2, 4]), (8, &[4, 6, 8]), (11, &[5, 8, 11])]
+    {
         let before = pair.seq;
         for _ in 0..segments {
             pair.send(ACK, &[0; 1000]);

@@ -36,6 +36,7 @@ pub(crate) struct Ethernet {
 }
 
 /// Whether a station can have this address: not a group address, and not zero.
+#[inline]
 pub(crate) fn is_station(mac: &Mac) -> bool {
     !is_group(mac) && *mac != [0; 6]
 }
@@ -47,6 +48,7 @@ pub(crate) fn is_group(mac: &Mac) -> bool {
 
 /// Reads the header; `None` when it is cut short. Of several tags the first is
 /// read, and the ethertype is then that of the second.
+#[inline]
 pub(crate) fn parse(bytes: &[u8]) -> Option<Ethernet> {
     let b: &[u8; LEN] = bytes.first_chunk()?;
     let mut link = Ethernet {

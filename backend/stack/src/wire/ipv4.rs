@@ -39,6 +39,7 @@ pub(crate) enum Bad {
 
 /// Reads the header from `bytes`, the start of a datagram of which `len` bytes
 /// arrived; link padding after the datagram is allowed.
+#[inline]
 pub(crate) fn parse(bytes: &[u8], len: usize) -> Result<Ipv4, Bad> {
     let first = *bytes.first().ok_or(Bad::Header)?;
     let header_len = usize::from(first & 0x0f) * 4;
@@ -68,6 +69,7 @@ pub(crate) fn parse(bytes: &[u8], len: usize) -> Result<Ipv4, Bad> {
 
 /// The destination, before anything else is judged: another host's datagram is
 /// bridged however odd it is.
+#[inline]
 pub(crate) fn destination(bytes: &[u8]) -> Option<Ipv4Addr> {
     (bytes.len() >= LEN).then(|| Ipv4Addr::from_bits(be32(bytes, 16)))
 }
@@ -90,6 +92,7 @@ pub(crate) fn write_header(out: &mut [u8], header: &Header<'_>, payload_len: usi
 }
 
 /// Whether a host may have this address as a source or be connected to.
+#[inline]
 pub(crate) fn is_host(address: Ipv4Addr) -> bool {
     !(address.is_unspecified()
         || address.is_multicast()
@@ -106,6 +109,7 @@ mod tests {
     use super::*;
 
     /// Writes a header as most tests want it.
+    #[inline]
     pub(crate) fn write(
         out: &mut [u8],
         src: Ipv4Addr,

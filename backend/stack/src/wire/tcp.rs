@@ -130,6 +130,7 @@ impl Header {
 /// Reads a header from `bytes`, the start of a segment, and gives it with its
 /// length; `None` when it is cut short or its lengths lie. Malformed options
 /// end the options: what came before counts (RFC 9293 section 3.1, MUST-7).
+#[inline]
 pub(crate) fn parse(bytes: &[u8]) -> Option<(Header, usize)> {
     let fixed: &[u8; LEN] = bytes.first_chunk()?;
     let len = usize::from(fixed[12] >> 4) * 4;
@@ -148,6 +149,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<(Header, usize)> {
     ))
 }
 
+#[inline]
 fn parse_options(mut bytes: &[u8]) -> Options {
     let mut options = Options::default();
     // The layout of nearly every segment of a flow with timestamps.
@@ -206,6 +208,7 @@ pub(crate) fn header_len(options: &Options) -> usize {
 /// Writes the header at the start of `out`, which has room for it, with a
 /// checksum of zero, and returns its length. Options come in the order in which
 /// Linux has them, which conformance scripts expect; RFCs ask for none.
+#[inline]
 pub(crate) fn write(out: &mut [u8], header: &Header) -> usize {
     let len = header_len(&header.options);
     out[0..2].copy_from_slice(&header.src_port.to_be_bytes());

@@ -201,6 +201,7 @@ impl Control {
 
     /// Outside recovery: `acked` bytes were newly delivered. `limited` says
     /// whether the window was what held the sender back.
+    #[inline]
     pub(crate) fn on_ack(&mut self, now: u64, acked: u32, srtt_ns: u64, mss: u32, limited: bool) {
         let acked = acked.min(WINDOW_MAX);
         match &mut self.phase {
