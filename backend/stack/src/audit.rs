@@ -13,8 +13,10 @@ use thiserror::Error;
 use crate::bufs::{NIL, Place, Queue};
 use crate::flow::{FlowState, Links, List, NEVER, State, event};
 use crate::stack::Stack;
+use crate::tcp::cookie;
 use crate::tcp::scoreboard;
 use crate::tcp::seq::Seq;
+use crate::tcp::window::SPACE_FLOOR;
 
 /// Something that must hold in a [`Stack`] and does not.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -80,6 +82,14 @@ pub enum Violation {
         counted: u64,
         /// What there is.
         found: u64,
+    },
+    /// Peers were promised more than there are buffers for.
+    #[error("{promised} bytes are promised, and {most} is the most that may be")]
+    Promise {
+        /// Bytes promised, over all flows.
+        promised: u64,
+        /// The most that may be.
+        most: u64,
     },
     /// Sequence numbers, or payload by them, out of order.
     #[error("flow {flow} in {state}: {what} does not hold: {left} and {right}")]
@@ -494,6 +504,14 @@ impl Stack {
     fn audit_totals(&self, totals: &Totals) -> Result<(), Violation> {
         equal("stack", "open", self.open.into(), totals.open)?;
         equal("stack", "promised", self.promised, totals.promised)?;
+        // Half the region, and what each flow may have whatever others have: a
+        // cookie's answer promised before there was a flow to count.
+        let floor = if self.config.syn_cookies { cookie::WINDOW } else { SPACE_FLOOR };
+        let floors = totals.open * u64::from(floor.max(SPACE_FLOOR));
+        let most = (u64::from(self.bufs.count() / 2) + floors) * u64::from(self.mss);
+        if self.promised > most {
+            return Err(Violation::Promise { promised: self.promised, most });
+        }
         equal("stack", "repairs lent", self.repairs.lent(), totals.repairs)?;
         let is_charged = |&buf: &u32| {
             matches!(self.bufs.get(buf).place, Place::Readable | Place::Held | Place::Delivered)

@@ -49,7 +49,7 @@ const PLAIN: u32 = 1 << OPTION_BITS;
 
 /// Segments of the window that a cookie's answer has. It is the same for all,
 /// because the flow must know what its peer was promised.
-const WINDOW: u32 = 4;
+pub(crate) const WINDOW: u32 = 4;
 
 /// Option bits of what we agree to of a peer's offer.
 fn pack(stack: &Stack, header: &Header) -> u32 {

@@ -20,7 +20,7 @@ pub(crate) const SPACE_FIRST: u16 = 16;
 /// What part of all that may be promised a flow gets that has sent nothing yet.
 const UNPROVEN_PART: u64 = 16;
 /// Segments that a window may have whatever others have.
-const SPACE_FLOOR: u32 = 2;
+pub(crate) const SPACE_FLOOR: u32 = 2;
 
 impl Stack {
     /// Bytes that may still be promised, over all flows.

@@ -104,6 +104,14 @@ fn wrong_counts_are_found() {
 }
 
 #[test]
+fn a_promise_that_cannot_be_kept_is_found() {
+    finds!(Violation::Promise { .. }, |stack, flow| {
+        stack.flows[flow].rcv_adv += 256 * 1460;
+        stack.promised += 256 * 1460;
+    });
+}
+
+#[test]
 fn sequence_numbers_out_of_order_are_found() {
     finds!(Violation::Sequence { what: "SND.UNA <= SND.NXT", .. }, |stack, flow| {
         let flow = &mut stack.flows[flow];
