@@ -148,6 +148,8 @@ counters! {
     drop_bad_ack,
     /// Left out: a SACK block of what is not in flight.
     drop_bad_sack,
+    /// Ignored: a FIN before payload that the peer had sent already.
+    drop_bad_fin,
     /// Dropped: a RST or SYN that does not match exactly (RFC 5961).
     drop_blind,
     /// Dropped: payload seen before.

@@ -2,7 +2,7 @@
 //! 3.10.7.4, seventh and eighth). What comes too early waits in
 //! [`crate::tcp::held`].
 
-use crate::bufs::Place;
+use crate::bufs::{NIL, Place};
 use crate::clock::Deadline;
 use crate::flow::{State, event};
 use crate::memory::Memory;
@@ -85,6 +85,16 @@ impl Stack {
             }
             let len = limit.since(segment.header.seq);
             segment.trim_to(len);
+        }
+
+        let last = self.flows[index].held.tail;
+        if segment.header.has(flag::FIN) && last != NIL && self.bufs.end(last).after(segment.end())
+        {
+            // The peer has sent more already: it contradicts itself, and what
+            // came first counts.
+            segment.header.flags &= !flag::FIN;
+            self.counters.drop_bad_fin += 1;
+            self.ack_now(index);
         }
 
         let mut outcome = Outcome::Consumed;

@@ -340,3 +340,24 @@ fn keepalive_probes_a_silent_peer_and_gives_up() {
     pair.host.poll();
     assert_eq!(pair.host.events.last().unwrap().len, Reason::TimedOut as u16);
 }
+
+#[test]
+fn a_fin_before_payload_that_was_sent_already_is_ignored() {
+    let mut pair = Pair::established(config());
+    pair.send_ahead(10, ACK, b"0123456789");
+    pair.recv_ack(pair.seq);
+    // In order, and then alone.
+    pair.send(FIN | ACK, b"abcde");
+    pair.seq += 5;
+    pair.recv_ack(pair.seq);
+    pair.send(FIN | ACK, &[]);
+    pair.recv_ack(pair.seq);
+    assert_eq!(pair.host.stack.counters().drop_bad_fin, 2);
+    pair.send(ACK, b"fghij");
+    pair.seq += 15;
+    assert_eq!(pair.state(), State::Established);
+    pair.send(FIN | ACK, &[]);
+    assert_eq!(pair.state(), State::CloseWait);
+    pair.host.poll();
+    assert_eq!(pair.host.data[&pair.flow], b"abcdefghij0123456789");
+}
