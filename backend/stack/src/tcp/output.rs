@@ -446,7 +446,8 @@ impl Stack {
             return;
         }
         flow.set_ack_due(false);
-        if !flow.rexmit_at.is_set() {
+        // TIME-WAIT has nothing to send again.
+        if !flow.rexmit_at.is_set() && flow.state != State::TimeWait {
             // Patience begins when there is first something to be patient about.
             if !flow.outstanding() && flow.rtt.backoff() == 0 {
                 flow.progress_at = Moment::at(now);

@@ -361,3 +361,23 @@ fn a_fin_before_payload_that_was_sent_already_is_ignored() {
     pair.host.poll();
     assert_eq!(pair.host.data[&pair.flow], b"abcdefghij0123456789");
 }
+
+#[test]
+fn a_time_wait_whose_neighbour_is_silent_sends_nothing_again() {
+    let mut pair = Pair::established(config());
+    pair.host.close(pair.flow);
+    pair.recv();
+    pair.ack = pair.ack.wrapping_add(1);
+    pair.send(FIN | ACK, &[]);
+    pair.recv();
+    assert_eq!(pair.state(), State::TimeWait);
+    // The peer did not hear, and its neighbour does not answer either.
+    let (now, index) = (pair.host.now, pair.flow.index());
+    pair.send(FIN | ACK, &[]);
+    pair.host.stack.cannot_route(now, index);
+    assert!(!pair.host.stack.flows[index].rexmit_at.is_set());
+    // Its end by a new connection leaves no timer behind.
+    pair.seq = pair.seq.wrapping_add(1000);
+    pair.send(SYN, &[]);
+    pair.host.poll();
+}
