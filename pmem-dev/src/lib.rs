@@ -16,6 +16,7 @@
 
 mod buffers;
 mod layout;
+mod medium;
 mod pool;
 mod region;
 mod superblock;
@@ -27,6 +28,7 @@ pub use layout::{
     BUFFER_SIZE_MAX, BUFFER_SIZE_MIN, Geometry, GeometryError, LayoutError, Part, SIZE_MAX,
     SIZE_MIN, SIZE_STEP,
 };
+pub use medium::{Medium, Ticket};
 pub use pool::{Held, Owner, OwnerError, Pool};
 pub use region::{Backing, Expect, Identity, Opened, Region, RegionError};
 pub use superblock::{NameError, SuperblockError};
