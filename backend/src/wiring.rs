@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use paste_pmem::{
-    Backing, Expect, Geometry, GeometryError, HugePages, Identity, Pool, Region, RegionError, Uuid,
+    Backing, Expect, Geometry, GeometryError, HugePages, Identity, Region, RegionError, Uuid,
 };
 use paste_stack::Stack;
 use paste_stack::config::Network;
@@ -230,7 +230,7 @@ fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Opened,
         .open(&mut OpenContext { mtu: guest.mtu, wires })
         .map_err(|source| Error::Port { guest: name(), source })?;
     let caps = port.caps();
-    let pool = Pool::new(region.buffers());
+    let pool = region.pool();
     let endpoint = match fd {
         Some(fd) => Endpoint::adopt(fd),
         None => match guest.socket.mode {

@@ -15,6 +15,7 @@
 #![deny(unsafe_code)]
 
 mod buffers;
+mod claims;
 mod layout;
 mod medium;
 mod pool;
@@ -24,12 +25,13 @@ mod sys;
 mod uuid;
 
 pub use buffers::{Buffers, RangeError};
+pub use claims::{ClaimError, Claims};
 pub use layout::{
     BUFFER_SIZE_MAX, BUFFER_SIZE_MIN, Geometry, GeometryError, LayoutError, Part, SIZE_MAX,
     SIZE_MIN, SIZE_STEP,
 };
 pub use medium::{Medium, Ticket};
-pub use pool::{Held, Owner, OwnerError, Pool};
+pub use pool::{Held, Owner, OwnerError, Pool, Reclaimed};
 pub use region::{Backing, Expect, Identity, Opened, Region, RegionError};
 pub use superblock::{NameError, SuperblockError};
 pub use sys::{HugePages, MAPPINGS_MAX, MapError, Mapping};

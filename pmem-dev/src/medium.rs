@@ -14,6 +14,9 @@
 //! - [`Medium::seal`] ends an epoch. When [`Medium::reached`] says so of its
 //!   ticket, everything that was flushed before it is durable. Epochs are
 //!   reached in order; within one there is no order.
+//! - After a restart, what is loaded may be newer than what is durable: it was
+//!   stored, and its epoch never ended. Whoever trusts what it finds flushes it
+//!   again before it builds on it.
 //!
 //! A structure that needs *this before that* therefore flushes this, seals, waits
 //! for the ticket, and only then stores that. With CPU caches as the domain a

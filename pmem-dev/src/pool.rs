@@ -1,5 +1,5 @@
-//! The owner of every buffer: the pool, the port, the stack, or a guest's
-//! channel, in a table that only the host can read or write.
+//! The owner of every buffer: the pool, the port, the stack, a guest's channel,
+//! or the guest's durable data, in a table that only the host can read or write.
 //!
 //! Each move names the owner that the buffer is believed to have, and is
 //! refused if that is wrong: a guest that names a buffer which it does not own
@@ -7,10 +7,22 @@
 //! held is linear in what it held: free buffers, and the buffers of each
 //! channel, are lists threaded through the table. Nothing allocates after
 //! [`Pool::new`].
+//!
+//! The claim table is the guest's to write, and the host believes one thing of
+//! it: a buffer whose bit is set is not to be handed out. The whole table is read
+//! once, when the pool is made; after that, one bit is read whenever a buffer
+//! that a guest has had would become free. So a stored value survives the loss
+//! of its channel even while it is being sent, and a guest that claims what it
+//! likes withholds buffers from nobody but itself.
+
+use std::sync::Arc;
 
 use paste_abi::CHANNELS_MAX;
 
 use crate::buffers::Buffers;
+use crate::claims;
+use crate::layout::Part;
+use crate::sys::Mapping;
 
 /// Who owns a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,6 +33,9 @@ pub enum Owner {
     Port,
     /// The stack: it waits to be sent, acknowledged or put in order.
     Stack,
+    /// The guest's durable data, on no channel: nobody gets it until a channel
+    /// names it.
+    Claimed,
     /// The guest, on this channel (below [`CHANNELS_MAX`]).
     Guest(u16),
 }
@@ -60,12 +75,13 @@ pub enum OwnerError {
     },
 }
 
-/// Owners as small numbers: pool, port, stack, then the channels.
-const CODES: usize = 3 + CHANNELS_MAX as usize;
+/// Owners as small numbers: pool, port, stack, durable data, then the channels.
+const CODES: usize = GUEST as usize + CHANNELS_MAX as usize;
 const POOL: u8 = 0;
 const PORT: u8 = 1;
 const STACK: u8 = 2;
-const GUEST: u8 = 3;
+const CLAIMED: u8 = 3;
+const GUEST: u8 = 4;
 /// Ends a list.
 const END: u32 = u32::MAX;
 
@@ -78,11 +94,30 @@ struct Entry {
     /// The one before, in the list of a channel.
     prev: u32,
     owner: u8,
+    /// Whether it has been a guest's since it was free: its claim bit counts.
+    guests: bool,
+}
+
+/// What became of the buffers of a channel; see [`Pool::reclaim`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Reclaimed {
+    /// Buffers that are free again.
+    pub freed: u32,
+    /// Buffers that are claimed, and so kept.
+    pub kept: u32,
+}
+
+/// The claim table, as the guest may be writing it.
+#[derive(Debug)]
+struct ClaimBits {
+    mapping: Arc<Mapping>,
+    offset: usize,
 }
 
 /// The buffers of a region and their owners.
 pub struct Pool {
     buffers: Buffers,
+    claims: Option<ClaimBits>,
     entries: Box<[Entry]>,
     heads: [u32; CODES],
     counts: [u32; CODES],
@@ -94,6 +129,7 @@ impl Owner {
             Owner::Pool => Ok(POOL),
             Owner::Port => Ok(PORT),
             Owner::Stack => Ok(STACK),
+            Owner::Claimed => Ok(CLAIMED),
             Owner::Guest(channel) if channel < CHANNELS_MAX => Ok(GUEST + channel as u8),
             Owner::Guest(channel) => Err(OwnerError::NoChannel { channel }),
         }
@@ -104,28 +140,46 @@ impl Owner {
             POOL => Owner::Pool,
             PORT => Owner::Port,
             STACK => Owner::Stack,
+            CLAIMED => Owner::Claimed,
             channel => Owner::Guest(u16::from(channel - GUEST)),
         }
     }
 }
 
 impl Pool {
-    /// All of `buffers` free, to be taken in the order of their indices.
+    /// All of `buffers` free, to be taken in the order of their indices. There
+    /// is no claim table: nothing outlives its channel.
     pub fn new(buffers: Buffers) -> Pool {
-        let count = buffers.count();
-        let entries = (0..count)
-            .map(|i| Entry {
-                next: if i + 1 < count { i + 1 } else { END },
-                prev: END,
-                owner: POOL,
-            })
-            .collect();
-        let mut pool = Pool { buffers, entries, heads: [END; CODES], counts: [0; CODES] };
-        pool.counts[usize::from(POOL)] = count;
-        if count > 0 {
-            pool.heads[usize::from(POOL)] = 0;
+        let entry = Entry { next: END, prev: END, owner: POOL, guests: false };
+        let entries = vec![entry; buffers.count() as usize].into_boxed_slice();
+        let mut pool =
+            Pool { buffers, claims: None, entries, heads: [END; CODES], counts: [0; CODES] };
+        for buf in (0..pool.buffers.count()).rev() {
+            pool.link(buf, POOL);
         }
         pool
+    }
+
+    /// The buffers of a region whose claim table is `table` of `mapping`: those
+    /// claimed now are [`Owner::Claimed`], all others free, to be taken in the
+    /// order of their indices. `None` if the table does not lie in the mapping.
+    pub(crate) fn with_claims(
+        buffers: Buffers,
+        mapping: &Arc<Mapping>,
+        table: Part,
+    ) -> Option<Pool> {
+        // Read once into memory of the host's, and judged from there.
+        let bits = claims::snapshot(mapping, table, buffers.count())?;
+        let mut pool = Pool::new(buffers);
+        pool.heads[usize::from(POOL)] = END;
+        pool.counts[usize::from(POOL)] = 0;
+        for buf in (0..pool.buffers.count()).rev() {
+            let claimed = bits[buf as usize / 64] >> (buf % 64) & 1 == 1;
+            pool.link(buf, if claimed { CLAIMED } else { POOL });
+        }
+        pool.claims =
+            Some(ClaimBits { mapping: Arc::clone(mapping), offset: table.offset as usize });
+        Some(pool)
     }
 
     /// The buffers.
@@ -135,11 +189,11 @@ impl Pool {
     }
 
     /// Takes a free buffer for `owner`, the one given back last. `None` if none
-    /// is free, or if `owner` is the pool or no channel.
+    /// is free, or if `owner` is the pool, the durable data or no channel.
     #[inline]
     #[must_use]
     pub fn take(&mut self, owner: Owner) -> Option<u32> {
-        let to = owner.code().ok().filter(|&code| code != POOL)?;
+        let to = owner.code().ok().filter(|&code| code != POOL && code != CLAIMED)?;
         let buf = self.heads[usize::from(POOL)];
         let entry = self.entries.get(buf as usize)?;
         self.heads[usize::from(POOL)] = entry.next;
@@ -148,7 +202,9 @@ impl Pool {
         Some(buf)
     }
 
-    /// Gives `buf` back to the pool. It is free to be taken at once.
+    /// Gives `buf` back to the pool. It is free to be taken at once, unless a
+    /// guest has had it and its claim bit is set: then it is kept as
+    /// [`Owner::Claimed`].
     ///
     /// # Errors
     /// [`OwnerError`] unless `from` owns it.
@@ -158,7 +214,8 @@ impl Pool {
     }
 
     /// Moves `buf` from one owner to another. `buf` may be any number, as from
-    /// a guest.
+    /// a guest. A channel that comes back takes what it still holds out of
+    /// [`Owner::Claimed`]; a move to the pool is as [`Pool::give`].
     ///
     /// # Errors
     /// [`OwnerError`] unless `from` owns it and is not the pool.
@@ -176,6 +233,7 @@ impl Pool {
             return Err(OwnerError::FromPool { buf });
         }
         self.unlink(buf, code);
+        let to = if to == POOL { self.rest(buf) } else { to };
         self.link(buf, to);
         Ok(())
     }
@@ -198,19 +256,25 @@ impl Pool {
         owner.code().map_or(0, |code| self.counts[usize::from(code)])
     }
 
-    /// Gives everything that a channel holds back to the pool, and says how
-    /// many buffers that were. Linear in these.
-    pub fn reclaim(&mut self, channel: u16) -> u32 {
+    /// Takes everything that a channel holds: what is claimed is kept for who
+    /// names it, and the rest is free. Linear in what the channel held.
+    pub fn reclaim(&mut self, channel: u16) -> Reclaimed {
+        let mut reclaimed = Reclaimed::default();
         let Ok(code) = Owner::Guest(channel).code() else {
-            return 0;
+            return reclaimed;
         };
-        let held = self.counts[usize::from(code)];
-        for _ in 0..held {
+        for _ in 0..self.counts[usize::from(code)] {
             let buf = self.heads[usize::from(code)];
             self.unlink(buf, code);
-            self.link(buf, POOL);
+            let to = self.rest(buf);
+            self.link(buf, to);
+            if to == POOL {
+                reclaimed.freed += 1;
+            } else {
+                reclaimed.kept += 1;
+            }
         }
-        held
+        reclaimed
     }
 
     /// The buffers that a channel holds, the one it got last first.
@@ -223,15 +287,35 @@ impl Pool {
         }
     }
 
+    /// Where a buffer goes that nobody needs any more: to the pool, unless a
+    /// guest has claimed it.
+    #[inline]
+    fn rest(&self, buf: u32) -> u8 {
+        let Some(claims) = self.claims.as_ref().filter(|_| self.entries[buf as usize].guests)
+        else {
+            return POOL;
+        };
+        let mut byte = [0];
+        let read = claims.mapping.read_at(claims.offset + buf as usize / 8, &mut byte);
+        debug_assert!(read, "checked when the pool was made");
+        if byte[0] >> (buf % 8) & 1 == 1 { CLAIMED } else { POOL }
+    }
+
     /// Puts `buf`, which is in no list, under `code`.
     #[inline]
     fn link(&mut self, buf: u32, code: u8) {
         self.counts[usize::from(code)] += 1;
         let entry = &mut self.entries[buf as usize];
         entry.owner = code;
-        // Port and stack find their buffers by their own means.
-        if code == PORT || code == STACK {
-            return;
+        match code {
+            // Port and stack find their buffers by their own means, and what is
+            // claimed is only ever asked for by name.
+            PORT | STACK => return,
+            CLAIMED => {
+                entry.guests = true;
+                return;
+            }
+            _ => entry.guests = code >= GUEST,
         }
         let head = std::mem::replace(&mut self.heads[usize::from(code)], buf);
         entry.next = head;

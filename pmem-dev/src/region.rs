@@ -18,6 +18,7 @@ use rustix::io::Errno;
 
 use crate::buffers::Buffers;
 use crate::layout::{Geometry, SIZE_MIN};
+use crate::pool::Pool;
 use crate::superblock::{self, Found, NameError, SuperblockError};
 use crate::sys::{self, HugePages, MapError, Mapping};
 use crate::uuid::Uuid;
@@ -368,6 +369,13 @@ impl Region {
             self.geometry.buffer_count(),
         )
         .expect("a geometry holds only buffers that lie in the mapping")
+    }
+
+    /// The owners of the buffers, as the claim table has them now: what is
+    /// claimed is handed out to nobody, and everything else is free.
+    pub fn pool(&self) -> Pool {
+        Pool::with_claims(self.buffers(), &self.guest, self.geometry.claims())
+            .expect("a geometry holds only a claim table that lies in the mapping")
     }
 }
 

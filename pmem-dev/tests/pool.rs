@@ -6,12 +6,14 @@ use std::sync::Arc;
 
 use paste_abi::CHANNELS_MAX;
 use paste_pmem::{
-    Backing, Buffers, Geometry, HugePages, Identity, Mapping, Owner, OwnerError, Pool, Region,
-    SIZE_MIN, Uuid,
+    Backing, Buffers, Geometry, HugePages, Identity, Mapping, Owner, OwnerError, Pool, Reclaimed,
+    Region, SIZE_MIN, Uuid,
 };
 use proptest::prelude::*;
 
 const COUNT: u32 = 12;
+/// Buffers of the smallest region when they are as large as can be.
+const REGION_COUNT: u32 = 29;
 
 fn buffers(count: u32) -> Buffers {
     let geometry = Geometry::new(SIZE_MIN, 2048).unwrap();
@@ -44,6 +46,8 @@ enum Step {
     Give(u32, Owner),
     Transfer(u32, Owner, Owner),
     Reclaim(u16),
+    /// The guest sets or clears a claim bit.
+    Claim(u32, bool),
 }
 
 fn owner() -> impl Strategy<Value = Owner> {
@@ -51,6 +55,7 @@ fn owner() -> impl Strategy<Value = Owner> {
         1 => Just(Owner::Pool),
         2 => Just(Owner::Port),
         2 => Just(Owner::Stack),
+        2 => Just(Owner::Claimed),
         4 => (0u16..3).prop_map(Owner::Guest),
         1 => prop_oneof![
             Just(CHANNELS_MAX - 1), Just(CHANNELS_MAX), Just(u16::MAX)
@@ -68,6 +73,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (index(), owner()).prop_map(|(b, o)| Step::Give(b, o)),
         6 => (index(), owner(), owner()).prop_map(|(b, f, t)| Step::Transfer(b, f, t)),
         1 => (0u16..4).prop_map(Step::Reclaim),
+        3 => (0..COUNT, any::<bool>()).prop_map(|(b, set)| Step::Claim(b, set)),
     ]
 }
 
@@ -75,23 +81,44 @@ fn valid(owner: Owner) -> bool {
     !matches!(owner, Owner::Guest(channel) if channel >= CHANNELS_MAX)
 }
 
-fn model_move(model: &mut [Owner], buf: u32, from: Owner, to: Owner) -> bool {
+/// What the pool should know of one buffer, and what the guest says of it.
+#[derive(Clone, Copy, Debug)]
+struct Model {
+    owner: Owner,
+    /// It has been a guest's since it was free.
+    guests: bool,
+    claimed: bool,
+}
+
+impl Model {
+    fn go(&mut self, to: Owner) {
+        let kept = to == Owner::Pool && self.guests && self.claimed;
+        self.owner = if kept { Owner::Claimed } else { to };
+        self.guests = match self.owner {
+            Owner::Pool => false,
+            Owner::Guest(_) | Owner::Claimed => true,
+            Owner::Port | Owner::Stack => self.guests,
+        };
+    }
+}
+
+fn model_move(model: &mut [Model], buf: u32, from: Owner, to: Owner) -> bool {
     let ok = valid(from)
         && valid(to)
         && from != Owner::Pool
-        && model.get(buf as usize).is_some_and(|&is| is == from);
+        && model.get(buf as usize).is_some_and(|is| is.owner == from);
     if ok {
-        model[buf as usize] = to;
+        model[buf as usize].go(to);
     }
     ok
 }
 
-fn check(pool: &Pool, model: &[Owner]) {
-    let count = |owner: Owner| model.iter().filter(|&&is| is == owner).count() as u32;
-    for (buf, &is) in model.iter().enumerate() {
-        assert_eq!(pool.owner(buf as u32), Some(is));
+fn check(pool: &Pool, model: &[Model]) {
+    let count = |owner: Owner| model.iter().filter(|is| is.owner == owner).count() as u32;
+    for (buf, is) in model.iter().enumerate() {
+        assert_eq!(pool.owner(buf as u32), Some(is.owner));
     }
-    for owner in [Owner::Pool, Owner::Port, Owner::Stack] {
+    for owner in [Owner::Pool, Owner::Port, Owner::Stack, Owner::Claimed] {
         assert_eq!(pool.count_of(owner), count(owner));
     }
     assert_eq!(pool.free(), count(Owner::Pool));
@@ -100,59 +127,152 @@ fn check(pool: &Pool, model: &[Owner]) {
         assert_eq!(held.len(), pool.held(channel).len());
         held.sort_unstable();
         let want: Vec<u32> =
-            (0..COUNT).filter(|&b| model[b as usize] == Owner::Guest(channel)).collect();
+            (0..COUNT).filter(|&b| model[b as usize].owner == Owner::Guest(channel)).collect();
         assert_eq!(held, want);
         assert_eq!(pool.count_of(Owner::Guest(channel)), want.len() as u32);
     }
 }
 
+fn region() -> Region {
+    let geometry = Geometry::new(SIZE_MIN, 65536).unwrap();
+    let identity = Identity { guest: "model", uuid: Uuid([1; 16]), created_ns: 0 };
+    Region::create(&Backing::Memory(HugePages::No), geometry, &identity).unwrap()
+}
+
+/// Writes a claim bit as a guest that owns the memory can, at any moment.
+fn claim(region: &Region, buf: u32, set: bool) {
+    let at = region.geometry().claims().offset as usize + buf as usize / 8;
+    let mut byte = [0];
+    assert!(region.mapping().read_at(at, &mut byte));
+    byte[0] = byte[0] & !(1 << (buf % 8)) | u8::from(set) << (buf % 8);
+    assert!(region.mapping().write_at(at, &byte));
+}
+
 proptest! {
     #[test]
-    fn every_buffer_has_one_owner(steps in prop::collection::vec(step(), 1..200)) {
-        let mut pool = Pool::new(buffers(COUNT));
-        let mut model = vec![Owner::Pool; COUNT as usize];
+    fn every_buffer_has_one_owner(
+        claimed in prop::collection::vec(any::<bool>(), REGION_COUNT as usize),
+        steps in prop::collection::vec(step(), 1..200),
+    ) {
+        let region = region();
+        prop_assert_eq!(region.geometry().buffer_count(), REGION_COUNT);
+        // Beyond the model's, all are claimed and none is asked for.
+        for buf in 0..REGION_COUNT {
+            claim(&region, buf, buf >= COUNT || claimed[buf as usize]);
+        }
+        let mut pool = region.pool();
+        prop_assert_eq!(pool.count_of(Owner::Claimed) + pool.free(), REGION_COUNT);
+        for buf in COUNT..REGION_COUNT {
+            pool.transfer(buf, Owner::Claimed, Owner::Port).unwrap();
+        }
+        let mut model: Vec<Model> = claimed[..COUNT as usize]
+            .iter()
+            .map(|&claimed| Model {
+                owner: if claimed { Owner::Claimed } else { Owner::Pool },
+                guests: claimed,
+                claimed,
+            })
+            .collect();
+        let others = REGION_COUNT - COUNT;
+        let checked = |pool: &Pool, model: &[Model]| {
+            let mut all = model.to_vec();
+            let other = Model { owner: Owner::Port, guests: true, claimed: true };
+            all.extend(vec![other; others as usize]);
+            check(pool, &all);
+        };
+        checked(&pool, &model);
         for step in steps {
             match step {
                 Step::Take(owner) => {
                     let taken = pool.take(owner);
                     let may = valid(owner)
-                        && owner != Owner::Pool
-                        && model.contains(&Owner::Pool);
+                        && !matches!(owner, Owner::Pool | Owner::Claimed)
+                        && model.iter().any(|is| is.owner == Owner::Pool);
                     prop_assert_eq!(taken.is_some(), may);
                     if let Some(buf) = taken {
-                        prop_assert_eq!(model[buf as usize], Owner::Pool);
-                        model[buf as usize] = owner;
+                        prop_assert_eq!(model[buf as usize].owner, Owner::Pool);
+                        model[buf as usize].go(owner);
                     }
                 }
-                Step::Give(buf, from) => {
+                Step::Give(buf, from) if buf < COUNT => {
                     let ok = model_move(&mut model, buf, from, Owner::Pool);
                     prop_assert_eq!(pool.give(buf, from).is_ok(), ok);
                 }
-                Step::Transfer(buf, from, to) => {
+                Step::Transfer(buf, from, to) if buf < COUNT => {
                     let ok = model_move(&mut model, buf, from, to);
                     prop_assert_eq!(pool.transfer(buf, from, to).is_ok(), ok);
                 }
+                Step::Give(_, owner) | Step::Transfer(_, owner, _) => {
+                    let outside = pool.transfer(u32::MAX, owner, Owner::Pool);
+                    prop_assert!(outside.is_err());
+                }
                 Step::Reclaim(channel) => {
-                    let mut held = 0;
+                    let mut want = Reclaimed::default();
                     for is in &mut model {
-                        if *is == Owner::Guest(channel) {
-                            *is = Owner::Pool;
-                            held += 1;
+                        if is.owner == Owner::Guest(channel) {
+                            is.go(Owner::Pool);
+                            if is.claimed { want.kept += 1 } else { want.freed += 1 }
                         }
                     }
-                    prop_assert_eq!(pool.reclaim(channel), held);
+                    prop_assert_eq!(pool.reclaim(channel), want);
+                }
+                Step::Claim(buf, set) => {
+                    claim(&region, buf, set);
+                    model[buf as usize].claimed = set;
                 }
             }
-            check(&pool, &model);
+            checked(&pool, &model);
         }
         // Whatever happened, the pool gives out what is free, each buffer once.
         while let Some(buf) = pool.take(Owner::Port) {
-            prop_assert_eq!(model[buf as usize], Owner::Pool);
-            model[buf as usize] = Owner::Port;
+            prop_assert_eq!(model[buf as usize].owner, Owner::Pool);
+            model[buf as usize].go(Owner::Port);
         }
-        check(&pool, &model);
+        checked(&pool, &model);
         prop_assert_eq!(pool.free(), 0);
     }
+}
+
+#[test]
+fn what_was_claimed_is_handed_out_to_nobody_until_it_is_named() {
+    let region = region();
+    for buf in [0, 2] {
+        claim(&region, buf, true);
+    }
+    let mut pool = region.pool();
+    let taken: Vec<u32> = std::iter::from_fn(|| pool.take(Owner::Port)).collect();
+    assert_eq!(taken[..3], [1, 3, 4]);
+    assert_eq!(taken.len() as u32, REGION_COUNT - 2);
+    assert_eq!(pool.take(Owner::Claimed), None);
+
+    pool.transfer(2, Owner::Claimed, Owner::Guest(1)).unwrap();
+    assert!(pool.held(1).eq([2]));
+    // Released: the bit is cleared, then the buffer given back.
+    claim(&region, 2, false);
+    pool.give(2, Owner::Guest(1)).unwrap();
+    assert_eq!(pool.take(Owner::Stack), Some(2));
+}
+
+#[test]
+fn a_stored_value_outlives_its_channel_while_it_is_being_sent() {
+    let region = region();
+    let mut pool = region.pool();
+    let [value, plain, arrived] =
+        [Owner::Guest(0), Owner::Guest(0), Owner::Stack].map(|owner| pool.take(owner).unwrap());
+    for buf in [value, arrived] {
+        claim(&region, buf, true);
+    }
+    for buf in [value, plain] {
+        pool.transfer(buf, Owner::Guest(0), Owner::Stack).unwrap();
+    }
+    assert_eq!(pool.reclaim(0), Reclaimed { freed: 0, kept: 0 });
+    for buf in [value, plain, arrived] {
+        pool.give(buf, Owner::Stack).unwrap();
+    }
+    assert_eq!(pool.owner(value), Some(Owner::Claimed));
+    assert_eq!(pool.owner(plain), Some(Owner::Pool));
+    // A guest cannot withhold what it never had.
+    assert_eq!(pool.owner(arrived), Some(Owner::Pool));
 }
 
 #[test]

@@ -22,7 +22,7 @@ use paste_abi::frame::{
     self, FRAME_SIZE_MIN, Frame, HEADER_LEN, Header, INDICES_PER_RECORD, Kind, RECORD_LEN,
 };
 use paste_abi::{CHANNELS_MAX, Event, NO_BUFFER, Reason, Slot, VERSION};
-use paste_pmem::Owner;
+use paste_pmem::{Owner, Reclaimed};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::engine::{Now, RegionMemory, StackPort};
@@ -236,7 +236,7 @@ impl Channels {
     }
 
     /// Closes a channel if it is open: its flows are reset and its buffers
-    /// return to the pool.
+    /// return to the pool, but for those that it has claimed.
     fn close(
         &mut self,
         now: Now,
@@ -254,10 +254,10 @@ impl Channels {
         for buf in pool.held(number) {
             engine.release(now, buf);
         }
-        let reclaimed = pool.reclaim(number);
+        let Reclaimed { freed, kept } = pool.reclaim(number);
         self.counters.closed += 1;
         if self.log.allows(now) {
-            tracing::info!(channel = number, reclaimed, why, "channel closed");
+            tracing::info!(channel = number, freed, kept, why, "channel closed");
         }
     }
 

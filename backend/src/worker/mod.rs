@@ -431,6 +431,7 @@ impl Worker {
         snapshot.put("pool.free", u64::from(pool.free()));
         snapshot.put("pool.port", u64::from(pool.count_of(Owner::Port)));
         snapshot.put("pool.stack", u64::from(pool.count_of(Owner::Stack)));
+        snapshot.put("pool.claimed", u64::from(pool.count_of(Owner::Claimed)));
         snapshot
     }
 }
