@@ -16,23 +16,36 @@
 
 mod buffers;
 mod claims;
+mod devdax;
+mod domain;
+mod flusher;
 mod layout;
 mod medium;
 mod pool;
+mod ranges;
 mod region;
+mod region_medium;
+mod storage;
 mod superblock;
 mod sys;
 mod uuid;
 
 pub use buffers::{Buffers, RangeError};
 pub use claims::{ClaimError, Claims};
+pub use domain::{Domain, DomainError};
+pub use flusher::{FlushCounters, FlushError, Flusher, RangeOutside};
 pub use layout::{
     BUFFER_SIZE_MAX, BUFFER_SIZE_MIN, Geometry, GeometryError, LayoutError, Part, SIZE_MAX,
     SIZE_MIN, SIZE_STEP,
 };
 pub use medium::{Medium, Ticket};
 pub use pool::{Held, Owner, OwnerError, Pool, Reclaimed};
-pub use region::{Backing, Expect, Identity, Opened, Region, RegionError};
+pub use ranges::FlushRange;
+pub use region::{
+    Backing, Expect, Identity, Opened, Origin, Provided, Region, RegionError, Spec, provide,
+};
+pub use region_medium::RegionMedium;
+pub use storage::Storage;
 pub use superblock::{NameError, SuperblockError};
-pub use sys::{HugePages, MAPPINGS_MAX, MapError, Mapping};
+pub use sys::{HugePages, Instruction, MAPPINGS_MAX, MapError, Mapping};
 pub use uuid::{Uuid, UuidError};

@@ -4,13 +4,16 @@
 //! is begun, so that a crash tears at most one of them. On opening, the sound
 //! copy with the higher sequence counts; a damaged one is written anew.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
 use paste_abi::superblock::{
     COPY_OFFSETS, LAYOUT_VERSION, MAGIC, STATE_CLEAN, STATE_OPEN, Superblock,
 };
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::layout::{Geometry, LayoutError};
-use crate::sys::Mapping;
+use crate::sys::{self, Mapping};
 use crate::uuid::Uuid;
 
 /// Why the superblocks of a file do not make it a region.
@@ -64,6 +67,7 @@ pub(crate) fn build(
     block.uuid = uuid.0;
     block.sequence = 1.into();
     block.created_ns = created_ns.into();
+    block.boot = sys::boot_id().unwrap_or_default();
     geometry.fill(&mut block);
     if guest.is_empty() || guest.contains('\0') {
         return Err(NameError);
@@ -125,6 +129,30 @@ pub(crate) fn load(head: &Mapping) -> Result<Found, SuperblockError> {
     choose(&copies)
 }
 
+/// Reads both copies from a file that is not mapped.
+pub(crate) fn load_file(file: &File) -> std::io::Result<Result<Found, SuperblockError>> {
+    let mut copies = [Superblock::new_zeroed(); 2];
+    for (copy, offset) in copies.iter_mut().zip(COPY_OFFSETS) {
+        file.read_exact_at(copy.as_mut_bytes(), offset)?;
+    }
+    Ok(choose(&copies))
+}
+
+/// Writes a superblock, sealed already, to both places in a file that is not
+/// mapped.
+pub(crate) fn store_file(block: &Superblock, file: &File) -> std::io::Result<()> {
+    for offset in COPY_OFFSETS {
+        file.write_all_at(block.as_bytes(), offset)?;
+        file.sync_data()?;
+    }
+    Ok(())
+}
+
+/// Sets the checksum.
+pub(crate) fn seal(block: &mut Superblock) {
+    block.crc = crc(block).into();
+}
+
 /// Seals the superblock and writes it to both places in the head and to the
 /// start of the guest's mapping.
 pub(crate) fn store(
@@ -132,7 +160,7 @@ pub(crate) fn store(
     head: &Mapping,
     guest: &Mapping,
 ) -> std::io::Result<()> {
-    block.crc = crc(block).into();
+    seal(block);
     for offset in COPY_OFFSETS {
         write(head, offset as usize, block)?;
         head.sync()?;

@@ -87,7 +87,7 @@ fn a_region_that_was_not_closed_says_so() {
 }
 
 #[test]
-fn the_file_holds_three_superblocks_and_leaves_the_dax_block_alone() {
+fn the_file_holds_three_superblocks_and_the_dax_block() {
     let place = place();
     let state = |at: u64| {
         let mut bytes = [0; 16];
@@ -102,7 +102,11 @@ fn the_file_holds_three_superblocks_and_leaves_the_dax_block_alone() {
     assert_eq!(places.map(state), [STATE_CLEAN; 3]);
 
     let head = &fs::read(&place.path).unwrap()[..COPY_OFFSETS[0] as usize];
-    assert!(head.iter().all(|&b| b == 0));
+    assert!(head[..4096].iter().chain(&head[8192..]).all(|&b| b == 0));
+    // Its every byte is judged beside its code; here, that it is this region's.
+    assert_eq!(&head[4096..4112], b"NVDIMM_DAX_INFO\0");
+    assert_eq!(head[4112..4128], UUID.0);
+    assert_eq!(head[4096 + 64..4096 + 72], ((SIZE - HOST_HEAD_LEN) / 4096).to_le_bytes());
 }
 
 #[test]

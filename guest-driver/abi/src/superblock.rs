@@ -77,8 +77,11 @@ pub struct Superblock {
     pub buffers: Extent,
     /// The guest's name, UTF-8, filled up with zeros.
     pub guest: [u8; 64],
+    /// Names the start of the host's system that last wrote the superblock: with
+    /// another one, the memory of that time is lost. Zeros where it is not known.
+    pub boot: [u8; 16],
     /// Zero.
-    pub reserved: [u8; 292],
+    pub reserved: [u8; 276],
     /// CRC-32C of all bytes before it.
     pub crc: U32,
 }

@@ -560,7 +560,8 @@ fn superblock() -> Superblock {
         rings: extent(0x2e_a000, 0xf_8000),
         buffers: extent(0x3e_2000, 29_756 * 2048),
         guest,
-        reserved: [0; 292],
+        boot: [0xb0; 16],
+        reserved: [0; 276],
         crc: 0x89ab_cdef.into(),
     }
 }
@@ -580,14 +581,15 @@ const SUPERBLOCK: (&str, &str) = (
      00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
      00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
      00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
-     00 00 00 00 00 00 00 00",
+     00 00 00 00 00 00 00 00 b0 b0 b0 b0 b0 b0 b0 b0
+     b0 b0 b0 b0 b0 b0 b0 b0",
     "ef cd ab 89",
 );
 
 #[test]
 fn the_superblock_is_written_and_read_as_recorded() {
     let mut bytes = unhex(SUPERBLOCK.0);
-    bytes.extend([0; 292]);
+    bytes.extend([0; 276]);
     bytes.extend(unhex(SUPERBLOCK.1));
     assert_eq!(hex(superblock().as_bytes()), hex(&bytes));
     assert_eq!(Superblock::read_from_bytes(&bytes).unwrap(), superblock());

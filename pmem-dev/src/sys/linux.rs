@@ -1,9 +1,12 @@
-//! Linux: memory files with seals and huge pages.
+//! Linux: memory files with seals and huge pages, and what a file is kept on.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags};
+
+use crate::uuid::Uuid;
 
 /// Which pages back a region that has no file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -17,6 +20,9 @@ pub enum HugePages {
 
 /// `f_type` of hugetlbfs (`linux/magic.h`).
 const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
+/// Of tmpfs, which memory files are on too, and of ramfs.
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+const RAMFS_MAGIC: u64 = 0x8584_58f6;
 
 /// Makes an anonymous file of `len` bytes that can neither shrink nor grow
 /// again, so that whoever receives its descriptor cannot cut it.
@@ -41,6 +47,38 @@ pub(crate) fn reserve(fd: BorrowedFd<'_>, len: u64) -> Result<(), Errno> {
         Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(()),
         other => other,
     }
+}
+
+/// Whether a file has no storage: it is gone when the machine is.
+pub(crate) fn is_volatile(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let kind = rustix::fs::fstatfs(fd)?.f_type as u64;
+    Ok(matches!(kind, HUGETLBFS_MAGIC | TMPFS_MAGIC | RAMFS_MAGIC))
+}
+
+/// Whether stores to a shared mapping of this file are durable once they have
+/// left the CPU's cache: asked of the kernel by mapping a page with `MAP_SYNC`.
+pub(crate) fn is_dax(fd: BorrowedFd<'_>) -> bool {
+    let page = rustix::param::page_size();
+    let prot = ProtFlags::READ | ProtFlags::WRITE;
+    let flags = MapFlags::SHARED_VALIDATE | MapFlags::SYNC;
+    // SAFETY: the kernel chooses the place, so nothing that exists is replaced;
+    // nobody knows the mapping but the lines below, which remove it.
+    unsafe {
+        match rustix::mm::mmap(std::ptr::null_mut(), page, prot, flags, fd, 0) {
+            Ok(at) => {
+                let _ = rustix::mm::munmap(at, page);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+}
+
+/// Names this start of the system: another one means that memory was lost in
+/// between. `None` if the system does not tell.
+pub(crate) fn boot_id() -> Option<[u8; 16]> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    text.trim().parse().ok().map(|Uuid(bytes)| bytes)
 }
 
 /// Bytes of the pages that a mapping of `fd` is made of, where they are larger

@@ -3,14 +3,18 @@
 use std::ffi::c_void;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{Ordering, compiler_fence};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, compiler_fence};
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, MsyncFlags, ProtFlags};
 
+use super::cache::{self, Instruction};
 use super::guard::{Guard, GuardError, MAPPINGS_MAX};
 use super::os;
+
+/// Bytes that are stored whole.
+const WORD: usize = size_of::<u64>();
 
 /// Why a range of a file could not be mapped.
 #[derive(Debug, thiserror::Error)]
@@ -215,6 +219,91 @@ impl Mapping {
         // overlap. Others may write meanwhile: then some mix of bytes is copied.
         unsafe { ptr::copy(from, to, len) };
         compiler_fence(Ordering::SeqCst);
+        true
+    }
+
+    /// As [`Mapping::read_at`], each aligned 8-byte word of the file read whole:
+    /// one that its writer stores meanwhile is the old or the new one.
+    #[must_use]
+    pub fn read_words_at(&self, offset: usize, out: &mut [u8]) -> bool {
+        let Some(from) = self.at(offset, out.len()) else {
+            return false;
+        };
+        let lead = from.align_offset(WORD).min(out.len());
+        let (lead, rest) = out.split_at_mut(lead);
+        let (words, tail) = rest.as_chunks_mut::<WORD>();
+        // SAFETY: the range is valid for `out.len()` bytes, and after `lead`
+        // bytes the address is a multiple of 8. Others may write meanwhile,
+        // which atomic loads of mapped memory allow.
+        unsafe {
+            let mut at = from;
+            for byte in lead {
+                *byte = AtomicU8::from_ptr(at).load(Ordering::Relaxed);
+                at = at.add(1);
+            }
+            for word in words {
+                *word = AtomicU64::from_ptr(at.cast()).load(Ordering::Relaxed).to_ne_bytes();
+                at = at.add(WORD);
+            }
+            for byte in tail {
+                *byte = AtomicU8::from_ptr(at).load(Ordering::Relaxed);
+                at = at.add(1);
+            }
+        }
+        true
+    }
+
+    /// As [`Mapping::write_at`], each aligned 8-byte word of the file stored
+    /// whole, as far as it is all in `data`.
+    #[must_use]
+    pub fn write_words_at(&self, offset: usize, data: &[u8]) -> bool {
+        let Some(to) = self.at(offset, data.len()) else {
+            return false;
+        };
+        let (lead, rest) = data.split_at(to.align_offset(WORD).min(data.len()));
+        let (words, tail) = rest.as_chunks::<WORD>();
+        // SAFETY: as in `read_words_at`; the mapping is writable.
+        unsafe {
+            let mut at = to;
+            for &byte in lead {
+                AtomicU8::from_ptr(at).store(byte, Ordering::Relaxed);
+                at = at.add(1);
+            }
+            for &word in words {
+                AtomicU64::from_ptr(at.cast()).store(u64::from_ne_bytes(word), Ordering::Relaxed);
+                at = at.add(WORD);
+            }
+            for &byte in tail {
+                AtomicU8::from_ptr(at).store(byte, Ordering::Relaxed);
+                at = at.add(1);
+            }
+        }
+        true
+    }
+
+    /// Makes every page count as written, without a change of any byte, so that
+    /// the next sync of the file writes all of it. The mapping must be writable.
+    pub(crate) fn touch(&self) {
+        let page = rustix::param::page_size();
+        for offset in (0..self.len).step_by(page) {
+            // SAFETY: inside the range, whose start is a multiple of the page
+            // size, so of 8. A swap of a word for itself is a store to the
+            // system, and to a guest that writes meanwhile it is nothing.
+            let word = unsafe { AtomicU64::from_ptr(self.start.as_ptr().add(offset).cast()) };
+            let value = word.load(Ordering::Relaxed);
+            let _ = word.compare_exchange(value, value, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    /// Writes the range's lines of the CPU's cache back to memory, once
+    /// [`cache::fence`] has returned. `false` if the range is not in the mapping.
+    #[must_use]
+    pub(crate) fn write_back(&self, offset: usize, len: usize, by: Instruction) -> bool {
+        let Some(from) = self.at(offset, len) else {
+            return false;
+        };
+        // SAFETY: the range is mapped.
+        unsafe { cache::write_back(by, from, len) };
         true
     }
 

@@ -1,10 +1,12 @@
-//! The seam to the operating system: mapping memory, surviving a file that
-//! shrinks under a mapping, and making memory that has no name.
+//! The seam to the operating system and the CPU: mapping memory, surviving a
+//! file that shrinks under a mapping, making memory that has no name, and writing
+//! the CPU's caches back.
 //!
 //! `unsafe` of this crate lives here, and in the one accessor of `buffers.rs`.
 
 #![allow(unsafe_code)]
 
+mod cache;
 mod guard;
 mod mapping;
 
@@ -13,7 +15,9 @@ mod linux;
 #[cfg(target_os = "linux")]
 use linux as os;
 
+pub use cache::Instruction;
+pub(crate) use cache::fence;
 pub use guard::MAPPINGS_MAX;
 pub use mapping::{MapError, Mapping};
 pub use os::HugePages;
-pub(crate) use os::{memory_file, reserve};
+pub(crate) use os::{boot_id, is_dax, is_volatile, memory_file, reserve};

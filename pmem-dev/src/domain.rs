@@ -1,0 +1,98 @@
+//! What makes the bytes of a region durable. It is found out, never assumed, and
+//! the host tells the guest which it is.
+
+use std::os::fd::AsFd;
+
+use rustix::fs::FileType;
+
+use crate::sys::{self, Instruction};
+
+/// How far a store has to get before it outlives a power failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Domain {
+    /// There is no such place: the region is memory without a mirror. Its bytes
+    /// outlive the processes, not the machine.
+    None,
+    /// Out of the CPU's cache: device DAX, or a DAX file mapped with `MAP_SYNC`.
+    /// Who stores writes the cache back with this instruction.
+    CpuCache(Instruction),
+    /// To the storage of the mirror file, or of the region's own file. The host
+    /// writes and syncs what it is asked to.
+    Mirror,
+}
+
+/// A domain that this machine cannot do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DomainError {
+    /// A number that no domain has.
+    #[error("flush domain {0} is unknown; update this program")]
+    Unknown(u8),
+    /// The CPU has no instruction for it.
+    #[error("this CPU has no instruction that writes its cache back, so nothing can be durable")]
+    Unavailable,
+}
+
+impl Domain {
+    /// The number that WELCOME carries.
+    pub const fn number(self) -> u8 {
+        match self {
+            Domain::None => 0,
+            Domain::CpuCache(_) => 1,
+            Domain::Mirror => 2,
+        }
+    }
+
+    /// The domain that WELCOME tells, with the instruction of this CPU.
+    ///
+    /// # Errors
+    /// [`DomainError`].
+    pub fn from_number(number: u8) -> Result<Domain, DomainError> {
+        match number {
+            0 => Ok(Domain::None),
+            1 => Instruction::detect().map(Domain::CpuCache).ok_or(DomainError::Unavailable),
+            2 => Ok(Domain::Mirror),
+            other => Err(DomainError::Unknown(other)),
+        }
+    }
+
+    /// The domain of a region in this file, without a mirror.
+    ///
+    /// # Errors
+    /// Those of fstat(2) and fstatfs(2).
+    pub(crate) fn of(file: impl AsFd) -> std::io::Result<Domain> {
+        let fd = file.as_fd();
+        let stat = rustix::fs::fstat(fd)?;
+        let device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
+        if device || sys::is_dax(fd) {
+            return Ok(Instruction::detect().map_or(Domain::None, Domain::CpuCache));
+        }
+        Ok(if sys::is_volatile(fd)? { Domain::None } else { Domain::Mirror })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_round_trip() {
+        for number in 0..=2 {
+            assert_eq!(Domain::from_number(number).unwrap().number(), number);
+        }
+        assert_eq!(Domain::from_number(3), Err(DomainError::Unknown(3)));
+    }
+
+    #[test]
+    fn memory_has_no_domain_and_a_disk_has_one() {
+        let memory = sys::memory_file("domain", 4096, Default::default()).unwrap();
+        assert_eq!(Domain::of(&memory).unwrap(), Domain::None);
+        let shared = tempfile::tempfile_in("/dev/shm").unwrap();
+        assert_eq!(Domain::of(&shared).unwrap(), Domain::None);
+        // Next to the executable is where the build wrote: a file system with
+        // storage, DAX or not.
+        let here = std::env::current_exe().unwrap();
+        let file = tempfile::tempfile_in(here.parent().unwrap()).unwrap();
+        file.set_len(4096).unwrap();
+        assert_ne!(Domain::of(&file).unwrap(), Domain::None);
+    }
+}

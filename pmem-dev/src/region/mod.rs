@@ -1,0 +1,332 @@
+//! A region: its file or memory, its identity, and the life of its superblock.
+//!
+//! A file that serves as a region is locked by the process that serves it. The
+//! lock is on a descriptor of its own, because the other one is handed to the
+//! guest: a lock belongs to all who share a descriptor, and a guest that lives
+//! on, or that unlocks, must not decide who may open the region.
+
+mod error;
+mod file;
+mod mirror;
+mod provide;
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use paste_abi::superblock::{HOST_HEAD_LEN, STATE_CLEAN, STATE_OPEN, Superblock};
+
+use crate::buffers::Buffers;
+use crate::devdax;
+use crate::domain::Domain;
+use crate::flusher::Flusher;
+use crate::layout::{Geometry, SIZE_MIN};
+use crate::pool::Pool;
+use crate::superblock::{self, Found};
+use crate::sys::{self, HugePages, Mapping};
+use crate::uuid::Uuid;
+pub use error::RegionError;
+use error::{reserve_error, system};
+use file::{Unfinished, check, lock_file, map_guest, map_head, open_file, open_same};
+use mirror::Mirror;
+pub use provide::{Origin, Provided, Spec, provide};
+
+/// Where a new region's bytes are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// Memory without a name, gone with the last process that maps it. It can
+    /// neither shrink nor grow.
+    Memory(HugePages),
+    /// A new file, which outlives the processes: on /dev/shm, hugetlbfs, or
+    /// any file system.
+    File(PathBuf),
+}
+
+/// Who a new region belongs to.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity<'a> {
+    /// The guest's name, 1 to 64 bytes.
+    pub guest: &'a str,
+    /// The region's identity, usually [`Uuid::random`].
+    pub uuid: Uuid,
+    /// Now, ns since the Unix epoch.
+    pub created_ns: u64,
+}
+
+/// What the opener believes of a region; anything else is an error.
+#[derive(Clone, Copy, Debug)]
+pub struct Expect<'a> {
+    /// The guest that it belongs to.
+    pub guest: &'a str,
+    /// Its identity, if known.
+    pub uuid: Option<Uuid>,
+    /// Its size in bytes, the host's head included, if known.
+    pub size: Option<u64>,
+    /// Bytes of one buffer, if known.
+    pub buffer_size: Option<u32>,
+}
+
+/// How an opened region was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// It had been closed in good order.
+    pub clean: bool,
+    /// The copy of the superblock, 0 or 1, that was damaged and is repaired.
+    pub repaired: Option<usize>,
+}
+
+/// The shared memory of one guest, open in this process.
+///
+/// Dropping it without [`Region::close`] leaves it marked as open, as a crash
+/// would.
+#[derive(Debug)]
+pub struct Region {
+    name: String,
+    file: OwnedFd,
+    /// Holds the lock of a region that has a file.
+    _lock: Option<OwnedFd>,
+    head: Mapping,
+    guest: Arc<Mapping>,
+    block: Superblock,
+    geometry: Geometry,
+    /// What makes its own bytes durable, were there no mirror.
+    domain: Domain,
+    mirror: Option<Mirror>,
+    /// Its storage has failed a sync: see [`Flusher`].
+    suspect: Arc<AtomicBool>,
+}
+
+impl Region {
+    /// Creates a region. An existing file is never touched.
+    ///
+    /// # Errors
+    /// See [`RegionError`]. A file that was created but could not be finished is
+    /// removed again.
+    pub fn create(
+        backing: &Backing,
+        geometry: Geometry,
+        identity: &Identity<'_>,
+    ) -> Result<Region, RegionError> {
+        let name = match backing {
+            Backing::Memory(_) => format!("memory of {}", identity.guest),
+            Backing::File(path) => path.display().to_string(),
+        };
+        let mut block =
+            superblock::build(&geometry, identity.uuid, identity.guest, identity.created_ns)
+                .map_err(|error| RegionError::Name {
+                    region: name.clone(),
+                    name: identity.guest.to_owned(),
+                    error,
+                })?;
+        let size = geometry.file_len();
+        let mut unfinished = None;
+        let (file, lock) = match backing {
+            Backing::Memory(pages) => {
+                let file = sys::memory_file("paste-region", size, *pages)
+                    .map_err(|errno| reserve_error(&name, size, errno))?;
+                (file, None)
+            }
+            Backing::File(path) => {
+                let lock = open_file(path, &name, true)?;
+                unfinished = Some(Unfinished { path });
+                lock_file(&lock, &name)?;
+                lock.set_len(size).map_err(|e| system(&name, "resize", e))?;
+                sys::reserve(lock.as_fd(), size).map_err(|e| reserve_error(&name, size, e))?;
+                let file = open_same(path, &name, &lock)?;
+                (file.into(), Some(lock.into()))
+            }
+        };
+        let head = map_head(&name, file.as_fd())?;
+        let guest = map_guest(&name, file.as_fd(), &geometry)?;
+        let domain = Domain::of(&file).map_err(|e| system(&name, "examine", e))?;
+        let dax = devdax::block(identity.uuid, size, HOST_HEAD_LEN);
+        let written = head.write_at(devdax::BLOCK_OFFSET as usize, &dax);
+        debug_assert!(written, "the head is longer");
+        superblock::store(&mut block, &head, &guest).map_err(|e| system(&name, "write to", e))?;
+        if let Some(unfinished) = unfinished {
+            std::mem::forget(unfinished);
+        }
+        Ok(Region {
+            name,
+            file,
+            _lock: lock,
+            head,
+            guest: Arc::new(guest),
+            block,
+            geometry,
+            domain,
+            mirror: None,
+            suspect: Arc::default(),
+        })
+    }
+
+    /// Opens the region in the file at `path`, marks it as open and repairs a
+    /// damaged copy of its superblock.
+    ///
+    /// # Errors
+    /// See [`RegionError`]; nothing is written then.
+    pub fn open(path: &Path, expect: &Expect<'_>) -> Result<(Region, Opened), RegionError> {
+        let (mut region, opened) = Region::load(path, expect)?;
+        region.mark(STATE_OPEN)?;
+        Ok((region, opened))
+    }
+
+    /// Opens the region in the file at `path`, and writes nothing.
+    fn load(path: &Path, expect: &Expect<'_>) -> Result<(Region, Opened), RegionError> {
+        let name = path.display().to_string();
+        let lock = open_file(path, &name, false)?;
+        let metadata = lock.metadata().map_err(|e| system(&name, "examine", e))?;
+        if !metadata.file_type().is_file() {
+            return Err(RegionError::NotAFile { region: name });
+        }
+        lock_file(&lock, &name)?;
+        // Asked again: before the lock was ours, its creator may have been at work.
+        let have = lock.metadata().map_err(|e| system(&name, "examine", e))?.len();
+        if have < SIZE_MIN {
+            return Err(RegionError::Size { region: name, have, want: SIZE_MIN });
+        }
+        let file: OwnedFd = open_same(path, &name, &lock)?.into();
+        let head = map_head(&name, file.as_fd())?;
+        let found = superblock::load(&head)
+            .map_err(|error| RegionError::Superblock { region: name.clone(), error })?;
+        check(&name, &found, have, expect)?;
+        let Found { block, geometry, damaged } = found;
+        let guest = map_guest(&name, file.as_fd(), &geometry)?;
+        let domain = Domain::of(&file).map_err(|e| system(&name, "examine", e))?;
+        let clean = block.state.get() == STATE_CLEAN;
+        let region = Region {
+            name,
+            file,
+            _lock: Some(lock.into()),
+            head,
+            guest: Arc::new(guest),
+            block,
+            geometry,
+            domain,
+            mirror: None,
+            suspect: Arc::default(),
+        };
+        Ok((region, Opened { clean, repaired: damaged }))
+    }
+
+    /// Writes the superblock anew: to the region first, then to its mirror, so that
+    /// the one which is ahead holds everything that the other does.
+    fn mark(&mut self, state: u32) -> Result<(), RegionError> {
+        self.block.state = state.into();
+        self.block.sequence = self.block.sequence.get().wrapping_add(1).into();
+        self.block.boot = sys::boot_id().unwrap_or_default();
+        superblock::store(&mut self.block, &self.head, &self.guest)
+            .map_err(|e| system(&self.name, "write to", e))?;
+        match &self.mirror {
+            Some(mirror) => mirror.store(&self.block),
+            None => Ok(()),
+        }
+    }
+
+    /// Marks the region as closed in good order, and lets go of it.
+    ///
+    /// # Errors
+    /// [`RegionError::System`] if that could not be written.
+    pub fn close(mut self) -> Result<(), RegionError> {
+        // What the mark promises reaches storage before the mark does.
+        let suspect = self.suspect.load(Ordering::Relaxed);
+        if let Some(mirror) = &self.mirror {
+            mirror.update(&self.guest, suspect)?;
+        } else if suspect {
+            self.guest.touch();
+        }
+        self.guest.sync().map_err(|e| system(&self.name, "write to", e))?;
+        self.mark(STATE_CLEAN)
+    }
+
+    /// What makes the region's bytes durable.
+    pub fn domain(&self) -> Domain {
+        if self.mirror.is_some() { Domain::Mirror } else { self.domain }
+    }
+
+    /// The one that makes ranges of the region durable, where that is the host's
+    /// business: with [`Domain::Mirror`]. A region needs one at a time.
+    ///
+    /// # Errors
+    /// [`RegionError::System`] if a descriptor cannot be had.
+    pub fn flusher(&self) -> Result<Option<Flusher>, RegionError> {
+        let mapping = Arc::clone(&self.guest);
+        let suspect = Arc::clone(&self.suspect);
+        if let Some(mirror) = &self.mirror {
+            let storage = Box::new(mirror.file()?);
+            return Ok(Some(Flusher::mirror(mapping, storage, HOST_HEAD_LEN, suspect)));
+        }
+        if self.domain != Domain::Mirror {
+            return Ok(None);
+        }
+        let file = self.file.try_clone().map_err(|e| system(&self.name, "duplicate", e))?;
+        Ok(Some(Flusher::own_file(mapping, Box::new(File::from(file)), suspect)))
+    }
+
+    /// The region's name in messages: its path, or whose memory it is.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The file, to be handed to the guest with [`Region::guest_offset`] and
+    /// [`Region::guest_len`].
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// Where in the file the guest's mapping begins.
+    pub const fn guest_offset(&self) -> u64 {
+        HOST_HEAD_LEN
+    }
+
+    /// Bytes of the guest's mapping.
+    pub const fn guest_len(&self) -> u64 {
+        self.geometry.guest_len()
+    }
+
+    /// The region's identity.
+    pub const fn uuid(&self) -> Uuid {
+        Uuid(self.block.uuid)
+    }
+
+    /// The guest that the region belongs to.
+    pub fn guest(&self) -> &str {
+        superblock::guest(&self.block).unwrap_or_default()
+    }
+
+    /// When the region was created, ns since the Unix epoch.
+    pub const fn created_ns(&self) -> u64 {
+        self.block.created_ns.get()
+    }
+
+    /// Where the parts lie.
+    pub const fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// What the guest maps, as this process maps it.
+    pub const fn mapping(&self) -> &Arc<Mapping> {
+        &self.guest
+    }
+
+    /// The buffers. They keep the mapping alive, not the lock.
+    pub fn buffers(&self) -> Buffers {
+        let part = self.geometry.buffers();
+        Buffers::new(
+            Arc::clone(&self.guest),
+            part.offset as usize,
+            self.geometry.buffer_size() as usize,
+            self.geometry.buffer_count(),
+        )
+        .expect("a geometry holds only buffers that lie in the mapping")
+    }
+
+    /// The owners of the buffers, as the claim table has them now: what is
+    /// claimed is handed out to nobody, and everything else is free.
+    pub fn pool(&self) -> Pool {
+        Pool::with_claims(self.buffers(), &self.guest, self.geometry.claims())
+            .expect("a geometry holds only a claim table that lies in the mapping")
+    }
+}
