@@ -260,10 +260,13 @@ fn summary(path: &Path, config: &Config) -> String {
             Poll::Always => "always".to_owned(),
             Poll::For(duration) => format!("{duration:?}"),
         };
-        let region = match &guest.region.path {
+        let mut region = match &guest.region.path {
             Some(path) => path.display().to_string(),
             None => "memory".to_owned(),
         };
+        if let Some(mirror) = &guest.region.mirror {
+            let _ = write!(region, " mirrored in {}", mirror.display());
+        }
         let _ = writeln!(
             text,
             "  {}: {}{network} mtu {} on {}, socket {}, region {region} of {} bytes, polls {poll}",

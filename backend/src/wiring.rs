@@ -13,7 +13,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use paste_pmem::{
-    Backing, Expect, Geometry, GeometryError, HugePages, Identity, Region, RegionError, Uuid,
+    Backing, Geometry, GeometryError, HugePages, Identity, Opened, Origin, Provided, Region,
+    RegionError, Spec, Uuid,
 };
 use paste_stack::Stack;
 use paste_stack::config::Network;
@@ -110,7 +111,7 @@ pub fn run(config: &Config, inherited: Inherited) -> Result<(), Error> {
 
     let opened = open_all(config, inherited)?;
     let mut running = Vec::with_capacity(opened.len());
-    for Opened { worker, stop, name, region, made } in opened {
+    for Ready { worker, stop, name, region, made } in opened {
         made.keep();
         let thread = std::thread::Builder::new()
             .name(name.clone())
@@ -167,7 +168,7 @@ fn stop_all(config: &Config, running: Vec<Running>) -> Result<(), Error> {
 }
 
 /// A guest whose parts are all open.
-struct Opened {
+struct Ready {
     worker: Worker,
     stop: Stop,
     name: String,
@@ -175,30 +176,30 @@ struct Opened {
     made: Made,
 }
 
-/// A region's file that this process has made. Dropping it removes the file:
-/// until every guest could be opened, it was made for nothing.
-struct Made(Option<PathBuf>);
+/// The files of a region that this process has made. Dropping it removes them:
+/// until every guest could be opened, they were made for nothing.
+struct Made(Vec<PathBuf>);
 
 impl Made {
     /// The region is in use from here on.
     fn keep(mut self) {
-        self.0 = None;
+        self.0.clear();
     }
 }
 
 impl Drop for Made {
     fn drop(&mut self) {
-        if let Some(path) = &self.0
-            && let Err(error) = std::fs::remove_file(path)
-        {
-            tracing::warn!(region = %path.display(), %error, "an unused region stays");
+        for path in &self.0 {
+            if let Err(error) = std::fs::remove_file(path) {
+                tracing::warn!(file = %path.display(), %error, "an unused region stays");
+            }
         }
     }
 }
 
 /// Opens everything of every guest. What was opened is closed again if any of
 /// it fails.
-fn open_all(config: &Config, mut inherited: Inherited) -> Result<Vec<Opened>, Error> {
+fn open_all(config: &Config, mut inherited: Inherited) -> Result<Vec<Ready>, Error> {
     if let Some((name, _)) =
         inherited.iter().find(|(name, _)| config.guests.iter().all(|g| g.name != *name))
     {
@@ -218,7 +219,7 @@ fn open_all(config: &Config, mut inherited: Inherited) -> Result<Vec<Opened>, Er
         .collect()
 }
 
-fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Opened, Error> {
+fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Ready, Error> {
     let name = || guest.name.clone();
     let mac = guest.mac.octets();
     let system = |what| move |source| Error::System { what, source };
@@ -230,6 +231,8 @@ fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Opened,
         .open(&mut OpenContext { mtu: guest.mtu, wires })
         .map_err(|source| Error::Port { guest: name(), source })?;
     let caps = port.caps();
+    let region_error = |source: RegionError| Error::Region { guest: name(), source: source.into() };
+    let flusher = region.flusher().map_err(region_error)?;
     let pool = region.pool();
     let endpoint = match fd {
         Some(fd) => Endpoint::adopt(fd),
@@ -282,6 +285,7 @@ fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Opened,
         device,
         engine: Box::new(UserEngine::new(stack, port, mac, buffer_size)),
         memory: RegionMemory::new(pool),
+        flusher,
         channels: Channels::new(terms),
         poll_ns: match guest.poll {
             Poll::Always => u64::MAX,
@@ -290,8 +294,9 @@ fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Opened,
     };
     let (worker, stop) = Worker::new(parts).map_err(system("a pipe cannot be made"))?;
     tracing::info!(guest = %guest.name, socket = %guest.socket.path.display(),
-        address = %guest.address(), port = %guest.port, "guest opened");
-    Ok(Opened { worker, stop, name: name(), region, made })
+        address = %guest.address(), port = %guest.port, domain = ?region.domain(),
+        "guest opened");
+    Ok(Ready { worker, stop, name: name(), region, made })
 }
 
 /// What the configuration says of the guest's stack.
@@ -323,39 +328,48 @@ fn stack_config(guest: &Guest) -> paste_stack::Config {
     stack
 }
 
-/// Opens the guest's region, or makes it where there is none yet.
+/// Opens the guest's region, restores it from its mirror, or makes it where there
+/// is none yet.
 fn open_region(guest: &Guest) -> Result<(Region, Made), OpenRegionError> {
-    let RegionSpec { size, path, buffer_size } = &guest.region;
-    if let Some(path) = path {
-        let expect = Expect {
+    let RegionSpec { size, path, mirror, buffer_size } = &guest.region;
+    let spec = Spec {
+        backing: match path {
+            None => Backing::Memory(HugePages::No),
+            Some(path) => Backing::File(path.clone()),
+        },
+        mirror: mirror.clone(),
+        geometry: Geometry::new(*size, *buffer_size)?,
+        identity: Identity {
             guest: &guest.name,
-            uuid: None,
-            size: Some(*size),
-            buffer_size: Some(*buffer_size),
-        };
-        match Region::open(path, &expect) {
-            Err(RegionError::NotFound { .. }) => {}
-            Err(error) => return Err(error.into()),
-            Ok((region, opened)) => {
-                if let Some(copy) = opened.repaired {
-                    tracing::warn!(region = region.name(), copy, "damaged superblock repaired");
-                }
-                if !opened.clean {
-                    tracing::warn!(region = region.name(), "region was not closed in good order");
-                }
-                return Ok((region, Made(None)));
-            }
+            uuid: Uuid::random().map_err(OpenRegionError::Random)?,
+            created_ns: realtime_ns(),
+        },
+    };
+    let mut copying = false;
+    let Provided { region, origin, made } = paste_pmem::provide(&spec, &mut |_, bytes| {
+        if !copying {
+            tracing::info!(guest = %guest.name, bytes, "copying between region and mirror");
+            copying = true;
+        }
+    })?;
+    let made = Made(made);
+    let opened = match origin {
+        Origin::New => None,
+        Origin::File(opened) => Some(opened),
+        Origin::Mirror(opened) => {
+            tracing::warn!(region = region.name(), "region restored from its mirror");
+            Some(opened)
+        }
+    };
+    if let Some(Opened { clean, repaired }) = opened {
+        if let Some(copy) = repaired {
+            tracing::warn!(region = region.name(), copy, "damaged superblock repaired");
+        }
+        if !clean {
+            tracing::warn!(region = region.name(), "region was not closed in good order");
         }
     }
-    let backing = match path {
-        None => Backing::Memory(HugePages::No),
-        Some(path) => Backing::File(path.clone()),
-    };
-    let geometry = Geometry::new(*size, *buffer_size)?;
-    let uuid = Uuid::random().map_err(OpenRegionError::Random)?;
-    let identity = Identity { guest: &guest.name, uuid, created_ns: realtime_ns() };
-    let region = Region::create(&backing, geometry, &identity)?;
-    Ok((region, Made(path.clone())))
+    Ok((region, made))
 }
 
 /// Why a guest has no region.

@@ -88,6 +88,24 @@ pub struct FlushCounters {
     pub rewrites: u64,
 }
 
+impl FlushCounters {
+    /// Every counter with its name.
+    pub fn each(&self, mut visit: impl FnMut(&'static str, u64)) {
+        let FlushCounters { commits, ranges, asked_bytes, written_bytes, writes, .. } = *self;
+        for (name, value) in [
+            ("commits", commits),
+            ("ranges", ranges),
+            ("asked_bytes", asked_bytes),
+            ("written_bytes", written_bytes),
+            ("writes", writes),
+            ("failures", self.failures),
+            ("rewrites", self.rewrites),
+        ] {
+            visit(name, value);
+        }
+    }
+}
+
 /// Where the bytes go.
 enum Target {
     /// To the mirror, in which the guest's mapping starts at this offset.

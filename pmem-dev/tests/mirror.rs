@@ -86,7 +86,7 @@ fn memory_comes_back_from_its_mirror_after_a_loss_of_power() {
     let place = Place::new();
     let Provided { region, origin, made } = place.memory().unwrap();
     assert_eq!(origin, Origin::New);
-    assert_eq!(made, [place.mirror.clone()]);
+    assert_eq!(made, std::slice::from_ref(&place.mirror));
     assert_eq!(region.domain(), Domain::Mirror);
     let uuid = region.uuid();
     store(&region, 100_000, b"flushed");

@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::IpAddr;
+use std::path::Path;
 
 use super::error::Findings;
 use super::fields::At;
 use super::read::Draft;
 use super::value::is_link_local;
-use super::{MTU_MIN_IPV6, Prefix};
+use super::{MTU_MIN_IPV6, Prefix, RegionSpec};
 use crate::port::mtu_max;
 
 /// The rules within one guest.
@@ -136,11 +137,7 @@ pub(super) fn between(guests: &[Draft], findings: &mut Findings) {
         let mac = guest.mac.as_ref()?;
         Some((mac, mac.value, "mac", "give every guest an address of its own"))
     });
-    unique(guests, findings, |guest| {
-        let region = guest.region.as_ref()?;
-        let path = region.value.path.clone()?;
-        Some((region, path, "region path", "a region belongs to one guest"))
-    });
+    region_files(guests, findings);
     // Guests on different devices may be on networks that do not know of each
     // other; those on one device are on the same.
     for v4 in [true, false] {
@@ -154,6 +151,27 @@ pub(super) fn between(guests: &[Draft], findings: &mut Findings) {
         });
     }
     shared_devices(guests, findings);
+}
+
+/// Reports each region's path and mirror that an earlier guest has as either.
+fn region_files(guests: &[Draft], findings: &mut Findings) {
+    let mut first: HashMap<&Path, &str> = HashMap::new();
+    for guest in guests {
+        let Some(region) = &guest.region else { continue };
+        let RegionSpec { path, mirror, .. } = &region.value;
+        for (file, what) in [(path, "path"), (mirror, "mirror")] {
+            let Some(file) = file else { continue };
+            if let Some(earlier) = first.get(file.as_path()) {
+                let message = format!(
+                    "{}: region {what} is a file of {earlier} too: a region belongs to one guest",
+                    guest.who
+                );
+                findings.add(region.at.clone(), message);
+            } else {
+                first.insert(file, &guest.who);
+            }
+        }
+    }
 }
 
 /// Reports each guest whose `key` an earlier guest has.

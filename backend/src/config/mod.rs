@@ -173,13 +173,20 @@ pub struct RegionSpec {
     /// The file that outlives the process; without one, the region goes with
     /// the process.
     pub path: Option<PathBuf>,
+    /// The file on a disk that keeps what is to outlive the machine.
+    pub mirror: Option<PathBuf>,
     /// Bytes of one buffer, a power of two.
     pub buffer_size: u32,
 }
 
 impl Default for RegionSpec {
     fn default() -> RegionSpec {
-        RegionSpec { size: REGION_SIZE_DEFAULT, path: None, buffer_size: BUFFER_SIZE_MIN }
+        RegionSpec {
+            size: REGION_SIZE_DEFAULT,
+            path: None,
+            mirror: None,
+            buffer_size: BUFFER_SIZE_MIN,
+        }
     }
 }
 

@@ -322,10 +322,11 @@ fn read_region(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<Re
         return Some(At { at: text.at, value: RegionSpec::default() });
     };
     let who = format!("{}region: ", fields.who);
-    let keys = ["size", "path", "buffer_size"];
+    let keys = ["size", "path", "mirror", "buffer_size"];
     let inner = Fields::new(table, value.span(), who, &keys, findings);
     let size = read_region_size(&inner, findings);
     let path = read_path(&inner, "path", "path = \"/dev/shm/web1.region\"", findings);
+    let mirror = read_path(&inner, "mirror", "mirror = \"/var/lib/pasted/web1.mirror\"", findings);
     let bounds = (BUFFER_SIZE_MIN, BUFFER_SIZE_MAX);
     let buffer_size = inner.number("buffer_size", bounds, BUFFER_SIZE_MIN, findings)?;
     if !buffer_size.value.is_power_of_two() {
@@ -337,7 +338,13 @@ fn read_region(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<Re
         inner.wrong(&buffer_size.at, message, findings);
         return None;
     }
-    let region = RegionSpec { size: size?, path: path?, buffer_size: buffer_size.value };
+    let (path, mirror) = (path?, mirror?);
+    if mirror.is_some() && mirror == path {
+        let message = "mirror is the region's own path: name another file, or leave it out";
+        inner.wrong(&value.span(), message, findings);
+        return None;
+    }
+    let region = RegionSpec { size: size?, path, mirror, buffer_size: buffer_size.value };
     Some(At { at: value.span(), value: region })
 }
 

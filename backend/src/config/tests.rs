@@ -53,7 +53,10 @@ fn the_least_that_a_guest_needs() {
     assert_eq!(guest.gateways, [IpAddr::from([10, 7, 0, 1])]);
     assert_eq!((guest.address(), guest.vlan), ([10, 7, 0, 2].into(), None));
     assert_eq!(guest.port.to_string(), "tap:tap0");
-    assert_eq!(guest.region, RegionSpec { size: 64 << 20, path: None, buffer_size: 2048 });
+    assert_eq!(
+        guest.region,
+        RegionSpec { size: 64 << 20, path: None, mirror: None, buffer_size: 2048 }
+    );
     assert_eq!(guest.poll, Poll::For(Duration::from_micros(50)));
     assert!(guest.spoof_check && !guest.accept_ra);
     assert_eq!((guest.flows_max, guest.mtu), (16384, 1500));
@@ -65,7 +68,7 @@ fn everything_that_can_be_said() {
         "stats = \"/run/stats.json\"\nlog = {{ level = \"debug\", format = \"json\" }}\n{}",
         guest(&[
             "socket = { path = \"/run/vmm.sock\", mode = \"client\" }",
-            "region = { size = \"1 GiB\", path = \"/dev/shm/web1\", buffer_size = 16384 }",
+            "region = { size = \"1 GiB\", path = \"/dev/shm/web1\", mirror = \"/srv/web1\", buffer_size = 16384 }",
             "poll = \"always\"",
             "spoof_check = false",
             "accept_ra = true",
@@ -81,8 +84,8 @@ fn everything_that_can_be_said() {
     assert_eq!(config.stats, Some("/run/stats.json".into()));
     let guest = &config.guests[0];
     assert_eq!(guest.socket.mode, SocketMode::Client);
-    let path = Some("/dev/shm/web1".into());
-    assert_eq!(guest.region, RegionSpec { size: 1 << 30, path, buffer_size: 16384 });
+    let (path, mirror) = (Some("/dev/shm/web1".into()), Some("/srv/web1".into()));
+    assert_eq!(guest.region, RegionSpec { size: 1 << 30, path, mirror, buffer_size: 16384 });
     assert_eq!(guest.poll, Poll::Always);
     assert!(!guest.spoof_check && guest.accept_ra);
     assert_eq!((guest.flows_max, guest.mtu), (1000, 9000));
@@ -255,6 +258,14 @@ fn one_wrong_value_is_named_with_its_place() {
             "8:8: guest \"web1\": poll \"1min\" is not possible: write \"50us\", \"1ms\", \"0\" (at most 10s) or \"always\"",
         ),
         (
+            "region = { size = \"4MiB\", path = \"/srv/r\", mirror = \"/srv/r\" }",
+            "8:10: guest \"web1\": region: mirror is the region's own path: name another file, or leave it out",
+        ),
+        (
+            "region = { size = \"4MiB\", mirror = \"\" }",
+            "8:36: guest \"web1\": region: mirror names no file: write mirror = \"/var/lib/pasted/web1.mirror\"",
+        ),
+        (
             "spoof_check = \"no\"",
             "8:15: guest \"web1\": spoof_check is a string: write spoof_check = true or false",
         ),
@@ -374,10 +385,28 @@ fn guests_that_collide_are_named_both() {
              port need addresses of their own",
             "web.toml:15:8: guest \"web2\": port tap:tap0 serves one guest only: name another \
              device",
-            "web.toml:16:10: guest \"web2\": region path is that of guest \"web1\" too: a region \
-             belongs to one guest",
+            "web.toml:16:10: guest \"web2\": region path is a file of guest \"web1\" too: a \
+             region belongs to one guest",
         ],
     );
+    let two = |first: &str, second: &str| {
+        let second = [
+            "name = \"web2\"",
+            "socket = \"/run/web2.sock\"",
+            "mac = \"52:54:00:00:00:02\"",
+            "port = \"tap:tap1\"",
+            second,
+        ];
+        guest(&[first]) + &guest(&second)
+    };
+    let file = |keys: &str| format!("region = {{ size = \"64MiB\", {keys} }}");
+    let text = two(&file("path = \"/srv/r\""), &file("mirror = \"/srv/r\""));
+    refused(
+        &text,
+        &["web.toml:16:10: guest \"web2\": region mirror is a file of guest \"web1\" too: a \
+           region belongs to one guest"],
+    );
+    assert!(parse(&two(&file("mirror = \"/srv/a\""), &file("mirror = \"/srv/b\""))).is_ok());
 }
 
 #[test]

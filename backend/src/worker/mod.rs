@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use paste_abi::frame;
 use paste_abi::net_hdr::{NET_HDR_LEN, NetHdr};
-use paste_pmem::Owner;
+use paste_pmem::{Flusher, Owner};
 use zerocopy::FromBytes;
 
 use crate::channel::{Channels, FRAME_SIZE};
@@ -80,6 +80,8 @@ pub struct Parts {
     pub engine: Box<dyn StackPort>,
     /// The region's buffers and their owners.
     pub memory: RegionMemory,
+    /// Makes the region's bytes durable, where that is the host's business.
+    pub flusher: Option<Flusher>,
     /// The applications' conversations.
     pub channels: Channels,
     /// How long to poll before sleeping, ns.
@@ -420,12 +422,15 @@ impl Worker {
 
     /// What was counted so far.
     fn snapshot(&self) -> GuestSnapshot {
-        let Parts { name, engine, channels, device, memory, .. } = &self.parts;
+        let Parts { name, engine, channels, device, memory, flusher, .. } = &self.parts;
         let mut snapshot = GuestSnapshot::new(name);
         engine.each_counter(&mut |name, value| snapshot.put(name, value));
         channels.counters().each(|name, value| snapshot.put(&format!("channel.{name}"), value));
         device.counters().each(|name, value| snapshot.put(&format!("device.{name}"), value));
         self.counters.each(|name, value| snapshot.put(&format!("worker.{name}"), value));
+        if let Some(flusher) = flusher {
+            flusher.counters().each(|name, value| snapshot.put(&format!("flush.{name}"), value));
+        }
         let pool = memory.pool();
         snapshot.put("pool.buffers", u64::from(pool.buffers().count()));
         snapshot.put("pool.free", u64::from(pool.free()));
