@@ -6,6 +6,8 @@
 //! keeps its superblock, [`Buffers`] reads and writes the buffers, and
 //! [`Pool`] knows who owns each of them. [`Mapping`] is the one way in which
 //! any part of the project maps memory that somebody else can write or cut.
+//! [`wal`] is the log of what its buffers hold. It stores through [`Medium`] and
+//! nothing else.
 //!
 //! The crate knows nothing of frames, sockets, rings or TCP. Two of its
 //! neighbours' habits shape it: memory shared with a guest changes under every
@@ -15,7 +17,10 @@
 #![deny(unsafe_code)]
 
 mod buffers;
+pub mod checksum;
 mod claims;
+#[cfg(any(test, feature = "crash"))]
+pub mod crash;
 mod devdax;
 mod domain;
 mod flusher;
@@ -29,6 +34,7 @@ mod storage;
 mod superblock;
 mod sys;
 mod uuid;
+pub mod wal;
 
 pub use buffers::{Buffers, RangeError};
 pub use claims::{ClaimError, Claims};
