@@ -18,6 +18,7 @@ use crate::config::{Config, ConfigErrors, FLOWS_MAX, Poll};
 #[cfg(feature = "demo")]
 use crate::demo;
 use crate::logging::{self, LoggingError};
+use crate::region_cli::{self, RegionFailure};
 use crate::sys::fds;
 use crate::wiring;
 
@@ -32,6 +33,7 @@ Examples:
   pasted run --config web.toml               serve its guests until SIGTERM or SIGINT
   pasted run --config web.toml --fd 3        serve its one guest on an inherited socket
   pasted run --config web.toml --fd web1=3 --fd web2=4 --log debug
+  pasted region check /dev/shm/web1.region   say whether a region is sound
 
 Exit codes: 0 done; 1 something failed while running; 2 the configuration or
 the command line is wrong, and nothing was started.";
@@ -50,6 +52,8 @@ enum Command {
     Run(RunArgs),
     /// Judge a configuration without opening anything
     Check(CheckArgs),
+    /// Make, show, verify and repair the files of regions
+    Region(region_cli::RegionArgs),
     /// Serve requests end to end, with a guest and a client from this binary
     #[cfg(feature = "demo")]
     Demo(demo::Args),
@@ -124,6 +128,9 @@ enum Failure {
     /// `--fd` does not fit the configuration or the process.
     #[error("pasted: --fd {0}")]
     Fd(#[from] FdError),
+    /// A region's file.
+    #[error(transparent)]
+    Region(#[from] RegionFailure),
     /// Serving failed.
     #[error("pasted: {0}")]
     Run(#[from] wiring::Error),
@@ -155,7 +162,8 @@ impl Failure {
     fn exit_code(&self) -> u8 {
         match self {
             Failure::Config(_) | Failure::Logging(_) | Failure::Fd(_) => EXIT_USAGE,
-            Failure::Run(_) => EXIT_FAILED,
+            Failure::Region(failure) if failure.is_usage() => EXIT_USAGE,
+            Failure::Region(_) | Failure::Run(_) => EXIT_FAILED,
         }
     }
 }
@@ -165,6 +173,7 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run(args),
         Command::Check(args) => check(&args.config),
+        Command::Region(args) => region_cli::run(args).map_err(Failure::from),
         #[cfg(feature = "demo")]
         Command::Demo(args) => return demo::run(&args),
         #[cfg(feature = "demo")]

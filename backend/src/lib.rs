@@ -15,6 +15,7 @@
 //! | [`vhost`] | the vhost-user session and its rings; not what they carry |
 //! | [`worker`] | the turn, and when to sleep; the parts only by their traits |
 //! | [`wiring`] | who is connected to whom |
+//! | [`region_cli`] | a region's file, while nobody serves it |
 //! | [`sys`] | the operating system |
 
 pub mod channel;
@@ -26,6 +27,7 @@ pub mod engine;
 pub mod logging;
 pub mod metrics;
 pub mod port;
+pub mod region_cli;
 pub mod sys;
 #[cfg(test)]
 mod testing;

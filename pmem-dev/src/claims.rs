@@ -151,6 +151,38 @@ pub(crate) fn snapshot(mapping: &Mapping, table: Part, count: u32) -> Option<Box
     read.then(|| words.iter().map(|&word| u64::from_le_bytes(word)).collect())
 }
 
+/// The bytes of the table in which there are bits after the last buffer, with
+/// these bits.
+fn strays(geometry: &Geometry) -> impl Iterator<Item = (usize, u8)> {
+    let (table, count) = (geometry.claims(), u64::from(geometry.buffer_count()));
+    let first = count / 8;
+    (first..table.len).map(move |byte| {
+        let mask = if byte == first { 0xffu8 << (count % 8) } else { 0xff };
+        ((table.offset + byte) as usize, mask)
+    })
+}
+
+/// Claims on buffers that do not exist.
+pub(crate) fn stray(mapping: &Mapping, geometry: &Geometry) -> u32 {
+    let bits = |(at, mask): (usize, u8)| {
+        let mut byte = [0];
+        if mapping.read_at(at, &mut byte) { (byte[0] & mask).count_ones() } else { 0 }
+    };
+    strays(geometry).map(bits).sum()
+}
+
+/// Clears claims on buffers that do not exist; says whether there were any.
+pub(crate) fn clear_stray(mapping: &Mapping, geometry: &Geometry) -> bool {
+    let mut found = false;
+    for (at, mask) in strays(geometry) {
+        let mut byte = [0];
+        if mapping.read_at(at, &mut byte) && byte[0] & mask != 0 {
+            found |= mapping.write_at(at, &[byte[0] & !mask]);
+        }
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;

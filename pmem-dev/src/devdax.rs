@@ -87,7 +87,6 @@ fn checksum(info: &Info) -> u64 {
 }
 
 /// Whether `bytes` are a block that a guest would take.
-#[cfg(test)]
 pub(crate) fn is_sound(bytes: &[u8; BLOCK_LEN]) -> bool {
     let info: Info = zerocopy::transmute!(*bytes);
     info.signature == SIGNATURE

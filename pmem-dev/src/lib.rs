@@ -48,7 +48,8 @@ pub use medium::{Medium, Ticket};
 pub use pool::{Held, Owner, OwnerError, Pool, Reclaimed};
 pub use ranges::FlushRange;
 pub use region::{
-    Backing, Expect, Identity, Opened, Origin, Provided, Region, RegionError, Spec, provide,
+    Backing, Expect, Finding, Identity, Image, Opened, Origin, Progress, Provided, Region,
+    RegionError, Spec, provide,
 };
 pub use region_medium::RegionMedium;
 pub use storage::Storage;

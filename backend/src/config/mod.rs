@@ -25,7 +25,9 @@ use paste_pmem::BUFFER_SIZE_MIN;
 use crate::port::PortSpec;
 
 pub use error::{ConfigError, ConfigErrors};
+pub(crate) use read::is_name as is_guest_name;
 pub use value::{Mac, MacError, Prefix, PrefixError};
+pub(crate) use value::{show_size, size as parse_size};
 
 /// Bytes of the longest configuration file.
 pub const FILE_LEN_MAX: u64 = 1 << 20;

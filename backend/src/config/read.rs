@@ -175,7 +175,7 @@ fn read_guest(
     }
 }
 
-fn is_name(name: &str) -> bool {
+pub(crate) fn is_name(name: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     (1..=NAME_LEN_MAX).contains(&name.len()) && name.bytes().all(allowed)
 }

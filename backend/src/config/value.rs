@@ -211,7 +211,7 @@ fn number_and_unit(text: &str) -> Option<(u64, &str)> {
 }
 
 /// A size in bytes: "64MiB", "1 GiB", "4194304". `None` if it is none.
-pub(super) fn size(text: &str) -> Option<u64> {
+pub(crate) fn size(text: &str) -> Option<u64> {
     let (number, unit) = number_and_unit(text)?;
     let shift = match unit {
         "" | "B" => 0,
@@ -225,7 +225,7 @@ pub(super) fn size(text: &str) -> Option<u64> {
 }
 
 /// A size as it would be written, in the largest unit that is exact.
-pub(super) fn show_size(bytes: u64) -> String {
+pub(crate) fn show_size(bytes: u64) -> String {
     let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
     let exact = units.iter().find(|(shift, _)| bytes != 0 && bytes.is_multiple_of(1 << shift));
     exact.map_or_else(|| bytes.to_string(), |(shift, unit)| format!("{}{unit}", bytes >> shift))

@@ -76,6 +76,15 @@ pub(super) fn map_guest(
         .map_err(|source| RegionError::Map { region: name.to_owned(), source })
 }
 
+pub(super) fn map_guest_read_only(
+    name: &str,
+    file: BorrowedFd<'_>,
+    geometry: &Geometry,
+) -> Result<Mapping, RegionError> {
+    Mapping::from_fd(file, HOST_HEAD_LEN, geometry.guest_len() as usize, false)
+        .map_err(|source| RegionError::Map { region: name.to_owned(), source })
+}
+
 pub(super) fn check(
     name: &str,
     found: &Found,

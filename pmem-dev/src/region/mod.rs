@@ -7,6 +7,7 @@
 
 mod error;
 mod file;
+mod image;
 mod mirror;
 mod provide;
 
@@ -19,6 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use paste_abi::superblock::{HOST_HEAD_LEN, STATE_CLEAN, STATE_OPEN, Superblock};
 
 use crate::buffers::Buffers;
+use crate::claims;
 use crate::devdax;
 use crate::domain::Domain;
 use crate::flusher::Flusher;
@@ -30,7 +32,9 @@ use crate::uuid::Uuid;
 pub use error::RegionError;
 use error::{reserve_error, system};
 use file::{Unfinished, check, lock_file, map_guest, map_head, open_file, open_same};
+pub use image::{Finding, Image};
 use mirror::Mirror;
+pub use mirror::Progress;
 pub use provide::{Origin, Provided, Spec, provide};
 
 /// Where a new region's bytes are.
@@ -239,6 +243,24 @@ impl Region {
         }
         self.guest.sync().map_err(|e| system(&self.name, "write to", e))?;
         self.mark(STATE_CLEAN)
+    }
+
+    /// Repairs what an opener does not look at: the block that shows the region to
+    /// a guest, and claims on buffers that do not exist. Names what it repaired.
+    pub fn repair(&mut self) -> Vec<&'static str> {
+        let mut repaired = Vec::new();
+        let (at, sound) = (devdax::BLOCK_OFFSET as usize, devdax::is_sound);
+        let mut dax = [0; devdax::BLOCK_LEN];
+        if !(self.head.read_at(at, &mut dax) && sound(&dax)) {
+            let dax = devdax::block(self.uuid(), self.geometry.file_len(), HOST_HEAD_LEN);
+            let written = self.head.write_at(at, &dax);
+            debug_assert!(written, "the head is longer");
+            repaired.push("DAX block");
+        }
+        if claims::clear_stray(&self.guest, &self.geometry) {
+            repaired.push("claim table");
+        }
+        repaired
     }
 
     /// What makes the region's bytes durable.

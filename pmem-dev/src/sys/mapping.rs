@@ -126,12 +126,16 @@ impl Mapping {
         };
         let mut prot = ProtFlags::READ;
         prot.set(ProtFlags::WRITE, writable);
-        // SAFETY: the kernel chooses the place, so nothing that exists is
-        // replaced.
-        let base = unsafe {
-            rustix::mm::mmap(ptr::null_mut(), base_len, prot, MapFlags::SHARED, fd, base_offset)
-        }
-        .map_err(system("mmap"))?;
+        let map = |flags| {
+            // SAFETY: the kernel chooses the place, so nothing that exists is
+            // replaced.
+            unsafe { rustix::mm::mmap(ptr::null_mut(), base_len, prot, flags, fd, base_offset) }
+        };
+        // On a DAX file, a page is then there for stores only when its place in
+        // the file is durable. Others refuse it.
+        let base = map(MapFlags::SHARED_VALIDATE | MapFlags::SYNC)
+            .or_else(|_| map(MapFlags::SHARED))
+            .map_err(system("mmap"))?;
         let base = NonNull::new(base.cast::<u8>()).ok_or(MapError::Empty)?;
         // SAFETY: `lead < base_len`, so the result lies in the mapping.
         let start = unsafe { base.add(lead) };

@@ -1,0 +1,44 @@
+//! `pasted region check`.
+
+use paste_pmem::{Image, RegionError};
+use serde::Serialize;
+
+use super::show::{Bar, Summary};
+use super::{PathArgs, RegionFailure, print};
+
+#[derive(Serialize)]
+struct Checked {
+    region: Summary,
+    faults: Vec<String>,
+}
+
+pub(super) fn run(args: &PathArgs) -> Result<(), RegionFailure> {
+    let image = Image::open(&args.path)?;
+    if image.in_use() {
+        // What its process is writing now would look like damage.
+        return Err(RegionError::InUse { region: image.name().to_owned() }.into());
+    }
+    let bar = Bar::new("reading", args.json);
+    let found = image.check(&mut |done, total| bar.set(done, total));
+    drop(bar);
+    let region = Summary::of(&image);
+    let faults: Vec<String> = found.iter().map(ToString::to_string).collect();
+    let mut text = String::new();
+    for fault in &faults {
+        text.push_str(&format!("{}: {fault}\n", region.path));
+    }
+    if faults.is_empty() {
+        text = format!(
+            "{}: sound, {} buffers claimed, {}\n",
+            region.path,
+            region.claimed,
+            if image.is_clean() { "closed in good order" } else { "left open" },
+        );
+    }
+    let (path, count) = (region.path.clone(), faults.len());
+    print(args.json, &Checked { region, faults }, &text)?;
+    if count > 0 {
+        return Err(RegionFailure::Faults { path, count });
+    }
+    Ok(())
+}

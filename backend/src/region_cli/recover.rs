@@ -1,0 +1,67 @@
+//! `pasted region recover`.
+
+use paste_pmem::{
+    Backing, Geometry, Identity, Image, Origin, Provided, RegionError, Spec, Uuid, provide,
+};
+use serde::Serialize;
+
+use super::show::{Bar, Summary};
+use super::{RecoverArgs, RegionFailure, not_own_mirror, print};
+
+/// What was done.
+#[derive(Serialize)]
+struct Recovered {
+    region: Summary,
+    /// Where its bytes came from.
+    from: &'static str,
+    /// It had been closed in good order.
+    was_clean: bool,
+    /// Damages of the head that were repaired.
+    repaired: Vec<&'static str>,
+}
+
+pub(super) fn run(args: RecoverArgs) -> Result<(), RegionFailure> {
+    let RecoverArgs { path, mirror, json } = args;
+    not_own_mirror(&path, mirror.as_deref())?;
+    // The one that there is tells what the region was.
+    let image = match (Image::open(&path), &mirror) {
+        (Err(RegionError::NotFound { .. }), Some(mirror)) => Image::open(mirror)?,
+        (image, _) => image?,
+    };
+    let guest = image.guest().to_owned();
+    let (size, buffer_size) = (image.geometry().file_len(), image.geometry().buffer_size());
+    let spec = Spec {
+        backing: Backing::File(path.clone()),
+        mirror,
+        geometry: Geometry::new(size, buffer_size)?,
+        identity: Identity {
+            guest: &guest,
+            uuid: Uuid::random().map_err(RegionFailure::Random)?,
+            created_ns: image.created_ns(),
+        },
+    };
+    // It holds a lock.
+    drop(image);
+    let bar = Bar::new("copying between region and mirror", json);
+    let Provided { mut region, origin, .. } =
+        provide(&spec, &mut |done, total| bar.set(done, total))?;
+    drop(bar);
+    let (from, opened) = match origin {
+        Origin::New => ("nothing", None),
+        Origin::File(opened) => ("file", Some(opened)),
+        Origin::Mirror(opened) => ("mirror", Some(opened)),
+    };
+    let mut repaired = Vec::new();
+    if opened.is_some_and(|opened| opened.repaired.is_some()) {
+        repaired.push("superblock");
+    }
+    repaired.extend(region.repair());
+    region.close()?;
+    let region = Summary::of(&Image::open(&path)?);
+    let mut text = format!("{}: recovered from its {from}\n", region.path);
+    for what in &repaired {
+        text.push_str(&format!("  repaired: {what}\n"));
+    }
+    let was_clean = opened.is_some_and(|opened| opened.clean);
+    print(json, &Recovered { region, from, was_clean, repaired }, &text)
+}

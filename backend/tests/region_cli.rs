@@ -1,0 +1,288 @@
+//! `pasted region` as its user meets it: what it prints, how it ends, and that
+//! it leaves alone what it should.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use paste_abi::superblock::{COPY_OFFSETS, HOST_HEAD_LEN};
+use paste_pmem::{Expect, Region};
+use serde_json::Value;
+use tempfile::TempDir;
+
+struct Place {
+    dir: TempDir,
+}
+
+impl Place {
+    fn new() -> Place {
+        Place { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_pasted"))
+            .arg("region")
+            .args(args)
+            .current_dir(self.dir.path())
+            .output()
+            .unwrap()
+    }
+
+    /// Runs a command that succeeds and is silent on stderr; its stdout.
+    #[track_caller]
+    fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), errors.as_str()), (Some(0), ""), "{args:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[track_caller]
+    fn json(&self, args: &[&str]) -> Value {
+        serde_json::from_str(&self.ok(args)).unwrap()
+    }
+
+    /// Runs a command that fails with this code; stdout, and stderr with one line.
+    #[track_caller]
+    fn fails(&self, args: &[&str], code: i32) -> (String, String) {
+        let output = self.run(args);
+        let [out, errors] =
+            [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {out}{errors}");
+        assert_eq!(errors.lines().count(), 1, "{args:?}: {errors}");
+        assert!(errors.starts_with("pasted: "), "{errors}");
+        (out, errors)
+    }
+
+    fn create(&self, name: &str) {
+        self.ok(&["create", name, "--size", "4MiB"]);
+    }
+
+    fn open(&self, name: &str) -> Region {
+        let expect = Expect { guest: "web1", uuid: None, size: None, buffer_size: None };
+        Region::open(&self.path(name), &expect).unwrap().0
+    }
+
+    fn write(&self, name: &str, at: u64, bytes: &[u8]) {
+        let file = OpenOptions::new().write(true).open(self.path(name)).unwrap();
+        file.write_all_at(bytes, at).unwrap();
+    }
+
+    fn set_len(&self, name: &str, len: u64) {
+        OpenOptions::new().write(true).open(self.path(name)).unwrap().set_len(len).unwrap();
+    }
+}
+
+#[test]
+fn a_region_is_created_shown_and_sound() {
+    let place = Place::new();
+    let text = place.ok(&["create", "web1.region", "--size", "4MiB", "--mirror", "web1.mirror"]);
+    assert!(text.starts_with("web1.region\n  guest    web1\n"), "{text}");
+    assert!(text.contains("left     closed in good order"), "{text}");
+    assert!(text.ends_with("mirror   web1.mirror\n"), "{text}");
+    let region = place.json(&["info", "web1.region", "--json"]);
+    let mirror = place.json(&["info", "web1.mirror", "--json"]);
+    for key in ["guest", "uuid", "created_ns", "sequence", "size", "buffers", "claims", "log"] {
+        assert_eq!(region[key], mirror[key], "{key}");
+    }
+    assert_eq!(region["size"], 4 << 20);
+    assert_eq!(region["buffer_size"], 2048);
+    assert_eq!(region["left"], "clean");
+    assert_eq!(region["in_use"], false);
+    for name in ["web1.region", "web1.mirror"] {
+        let text = place.ok(&["check", name]);
+        assert_eq!(text, format!("{name}: sound, 0 buffers claimed, closed in good order\n"));
+    }
+    let checked = place.json(&["check", "web1.region", "--json"]);
+    assert_eq!(checked["faults"], Value::Array(Vec::new()));
+    let created = place.json(&[
+        "create",
+        "r",
+        "--guest",
+        "web-2",
+        "--size",
+        "6 MiB",
+        "--buffer-size",
+        "4096",
+        "--json",
+    ]);
+    assert_eq!(created["region"]["guest"], "web-2");
+    assert_eq!(created["region"]["buffer_size"], 4096);
+    assert_eq!(created["mirror"], Value::Null);
+}
+
+#[test]
+fn wrong_command_lines_end_with_2() {
+    let place = Place::new();
+    for (args, message) in [
+        (vec!["create", "r", "--size", "5MiB"], "use a multiple of 2MiB from 4MiB to 64GiB"),
+        (vec!["create", "r", "--size", "65GiB"], "use a multiple of 2MiB from 4MiB to 64GiB"),
+        (vec!["create", "r", "--size", "big"], "write a size such as 256MiB or 1GiB"),
+        (vec!["create", "r"], "--size <SIZE>"),
+        (
+            vec!["create", "r", "--size", "4MiB", "--buffer-size", "3000"],
+            "use a power of two from 2048 to 65536",
+        ),
+        (vec!["create", "Web 1", "--size", "4MiB"], "\"Web 1\" is no guest's name: give --guest"),
+        (vec!["create", "r", "--guest", "", "--size", "4MiB"], "give --guest"),
+        (vec!["info"], "<PATH>"),
+        (vec!["erase", "r"], "unrecognized subcommand"),
+    ] {
+        let output = place.run(&args);
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(errors.contains(message), "{args:?}: {errors}");
+    }
+    assert_eq!(fs::read_dir(place.dir.path()).unwrap().count(), 0, "something was made");
+}
+
+#[test]
+fn creating_touches_nothing_that_is_there() {
+    let place = Place::new();
+    fs::write(place.path("precious"), b"precious").unwrap();
+    let (_, errors) = place.fails(&["create", "precious", "--size", "4MiB"], 1);
+    assert!(errors.contains("precious: exists already"), "{errors}");
+    let args = ["create", "web1.region", "--size", "4MiB", "--mirror", "precious"];
+    let (_, errors) = place.fails(&args, 1);
+    assert!(errors.contains("precious: exists already"), "{errors}");
+    assert_eq!(fs::read(place.path("precious")).unwrap(), b"precious");
+    assert!(!place.path("web1.region").exists());
+    let args = ["create", "web1.region", "--size", "4MiB", "--mirror", "nowhere/web1.mirror"];
+    place.fails(&args, 1);
+    assert!(!place.path("web1.region").exists(), "made for nothing, and left");
+    let args = ["create", "web1.region", "--size", "4MiB", "--mirror", "web1.region"];
+    let (_, errors) = place.fails(&args, 2);
+    assert!(errors.contains("--mirror is the region's own file"), "{errors}");
+    assert!(!place.path("web1.region").exists());
+}
+
+#[test]
+fn what_is_no_region_is_told_by_every_command() {
+    let place = Place::new();
+    fs::write(place.path("text"), b"precious").unwrap();
+    File::create(place.path("zeros")).unwrap().set_len(8 << 20).unwrap();
+    place.create("cut.region");
+    place.set_len("cut.region", 4 << 20 | 4096);
+    for command in ["info", "check", "recover"] {
+        for (name, message) in [
+            ("absent", "absent: no such file"),
+            ("text", "text: has 8 bytes, 4194304 expected"),
+            ("zeros", "zeros: it is not a region"),
+            ("cut.region", "cut.region: has 4198400 bytes, 4194304 expected"),
+            (".", ".: not a regular file"),
+            ("/dev/null", "/dev/null: not a regular file"),
+        ] {
+            let (out, errors) = place.fails(&[command, name], 1);
+            assert!(errors.contains(message), "{command}: {errors}");
+            assert_eq!(out, "");
+        }
+    }
+    assert_eq!(fs::read(place.path("text")).unwrap(), b"precious");
+}
+
+#[test]
+fn a_region_in_use_is_shown_and_not_touched() {
+    let place = Place::new();
+    place.create("web1.region");
+    let region = place.open("web1.region");
+    let info = place.json(&["info", "web1.region", "--json"]);
+    assert_eq!((&info["in_use"], &info["left"]), (&Value::Bool(true), &"open".into()));
+    assert!(place.ok(&["info", "web1.region"]).contains("in use by another process"));
+    for command in ["check", "recover"] {
+        let (_, errors) = place.fails(&[command, "web1.region"], 1);
+        assert!(errors.contains("in use by another process"), "{errors}");
+    }
+    drop(region);
+    assert!(place.ok(&["info", "web1.region"]).contains("open: its process died"));
+    assert!(place.ok(&["check", "web1.region"]).contains("left open"));
+}
+
+#[test]
+fn every_damage_is_found_and_repaired() {
+    let place = Place::new();
+    place.create("web1.region");
+    let info = place.json(&["info", "web1.region", "--json"]);
+    let claims = info["claims"]["offset"].as_u64().unwrap();
+    let beyond = info["buffer_count"].as_u64().unwrap() / 8 + 1;
+    place.write("web1.region", COPY_OFFSETS[1] + 20, b"x");
+    place.write("web1.region", 4096 + 100, b"x");
+    place.write("web1.region", HOST_HEAD_LEN + claims + beyond, &[0x81]);
+    let before = fs::read(place.path("web1.region")).unwrap();
+    let (out, errors) = place.fails(&["check", "web1.region"], 1);
+    assert_eq!(
+        out,
+        "web1.region: copy 1 of the superblock is damaged; recovery repairs it\n\
+         web1.region: the block that shows it to guests as a DAX device is damaged; recovery \
+         repairs it\n\
+         web1.region: 2 claims are on buffers that do not exist; recovery clears them\n"
+    );
+    assert_eq!(errors, "pasted: web1.region: 3 faults found\n");
+    let (out, _) = place.fails(&["check", "web1.region", "--json"], 1);
+    let checked: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(checked["faults"].as_array().unwrap().len(), 3);
+    assert!(fs::read(place.path("web1.region")).unwrap() == before, "a check wrote");
+
+    let recovered = place.json(&["recover", "web1.region", "--json"]);
+    assert_eq!(recovered["from"], "file");
+    assert_eq!(recovered["was_clean"], true);
+    let repaired: Vec<&str> =
+        recovered["repaired"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    assert_eq!(repaired, ["superblock", "DAX block", "claim table"]);
+    place.ok(&["check", "web1.region"]);
+    let text = place.ok(&["recover", "web1.region"]);
+    assert_eq!(text, "web1.region: recovered from its file\n");
+}
+
+#[test]
+fn two_damaged_superblocks_are_beyond_repair_without_a_mirror() {
+    let place = Place::new();
+    place.ok(&["create", "web1.region", "--size", "4MiB", "--mirror", "web1.mirror"]);
+    for copy in COPY_OFFSETS {
+        place.write("web1.region", copy + 20, b"x");
+    }
+    for command in ["info", "check", "recover"] {
+        let (_, errors) = place.fails(&[command, "web1.region"], 1);
+        assert!(errors.contains("both copies of its superblock are damaged"), "{errors}");
+    }
+}
+
+#[test]
+fn a_lost_region_comes_back_from_its_mirror() {
+    let place = Place::new();
+    place.ok(&["create", "web1.region", "--size", "4MiB", "--mirror", "web1.mirror"]);
+    let uuid = place.json(&["info", "web1.region", "--json"])["uuid"].clone();
+    place.write("web1.mirror", HOST_HEAD_LEN + 100_000, b"durable");
+    fs::remove_file(place.path("web1.region")).unwrap();
+    place.fails(&["recover", "web1.region"], 1);
+    let args = ["recover", "web1.region", "--mirror", "web1.mirror", "--json"];
+    let recovered = place.json(&args);
+    assert_eq!(recovered["from"], "mirror");
+    assert_eq!(recovered["region"]["uuid"], uuid);
+    let mut bytes = [0; 7];
+    let file = File::open(place.path("web1.region")).unwrap();
+    file.read_exact_at(&mut bytes, HOST_HEAD_LEN + 100_000).unwrap();
+    assert_eq!(&bytes, b"durable");
+
+    // A mirror that belongs to another region is refused.
+    fs::remove_file(place.path("web1.region")).unwrap();
+    place.create("web1.region");
+    let (_, errors) = place.fails(&["recover", "web1.region", "--mirror", "web1.mirror"], 1);
+    assert!(errors.contains("web1.mirror: is region"), "{errors}");
+}
+
+#[test]
+fn a_file_that_may_not_be_written_can_be_checked() {
+    let place = Place::new();
+    place.create("web1.region");
+    let path = place.path("web1.region");
+    let mut permissions = fs::metadata(&path).unwrap().permissions();
+    permissions.set_readonly(true);
+    fs::set_permissions(&path, permissions).unwrap();
+    place.ok(&["check", "web1.region"]);
+    place.ok(&["info", "web1.region"]);
+}

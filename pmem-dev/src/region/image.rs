@@ -1,0 +1,216 @@
+//! A region's file, or a mirror's, as it lies there: read, and never written.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use paste_abi::superblock::STATE_CLEAN;
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use super::error::{RegionError, system};
+use super::file::map_guest_read_only;
+use super::mirror::Progress;
+use crate::claims::{self, Claims};
+use crate::devdax;
+use crate::domain::Domain;
+use crate::layout::{Geometry, SIZE_MIN};
+use crate::medium::{Medium, Ticket};
+use crate::superblock::{self, Found};
+use crate::sys::Mapping;
+use crate::uuid::Uuid;
+
+/// Bytes that are read at a time.
+const CHUNK: usize = 1 << 20;
+
+/// Something that is wrong with a region's file, and what can be done.
+#[derive(Debug, thiserror::Error)]
+pub enum Finding {
+    /// One copy of the superblock is damaged.
+    #[error("copy {0} of the superblock is damaged; recovery repairs it")]
+    Superblock(usize),
+    /// The block that a Linux guest looks for is damaged.
+    #[error("the block that shows it to guests as a DAX device is damaged; recovery repairs it")]
+    DaxBlock,
+    /// The storage does not give its bytes.
+    #[error("{len} bytes at {at:#x} cannot be read: {source}; restore the file from a backup")]
+    Unreadable {
+        /// Where in the file.
+        at: u64,
+        /// Bytes.
+        len: usize,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Claims on buffers that do not exist.
+    #[error("{0} claims are on buffers that do not exist; recovery clears them")]
+    StrayClaims(u32),
+}
+
+/// A region's file, open for reading.
+#[derive(Debug)]
+pub struct Image {
+    name: String,
+    file: File,
+    in_use: bool,
+    found: Found,
+    guest: Mapping,
+    domain: Domain,
+}
+
+impl Image {
+    /// Opens the file at `path`. Another process may be serving it: see
+    /// [`Image::in_use`].
+    ///
+    /// # Errors
+    /// [`RegionError`], also if the file is cut or no region at all.
+    pub fn open(path: &Path) -> Result<Image, RegionError> {
+        let name = path.display().to_string();
+        // Non-blocking, so that a FIFO is an error instead of a wait.
+        let file = File::options()
+            .read(true)
+            .custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32)
+            .open(path)
+            .map_err(|e| system(&name, "open", e))?;
+        let metadata = file.metadata().map_err(|e| system(&name, "examine", e))?;
+        if !metadata.file_type().is_file() {
+            return Err(RegionError::NotAFile { region: name });
+        }
+        // Kept as long as the file is open: nobody begins to serve it meanwhile.
+        let in_use = match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => false,
+            Err(Errno::WOULDBLOCK) => true,
+            Err(errno) => return Err(system(&name, "lock", errno.into())),
+        };
+        let have = metadata.len();
+        if have < SIZE_MIN {
+            return Err(RegionError::Size { region: name, have, want: SIZE_MIN });
+        }
+        let found = superblock::load_file(&file)
+            .map_err(|e| system(&name, "read", e))?
+            .map_err(|error| RegionError::Superblock { region: name.clone(), error })?;
+        let want = found.geometry.file_len();
+        if have != want {
+            return Err(RegionError::Size { region: name, have, want });
+        }
+        let guest = map_guest_read_only(&name, file.as_fd(), &found.geometry)?;
+        let domain = Domain::of(&file).map_err(|e| system(&name, "examine", e))?;
+        Ok(Image { name, file, in_use, found, guest, domain })
+    }
+
+    /// The file's name in messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether another process has it open as a region.
+    pub fn in_use(&self) -> bool {
+        self.in_use
+    }
+
+    /// Whether it was closed in good order.
+    pub fn is_clean(&self) -> bool {
+        self.found.block.state.get() == STATE_CLEAN
+    }
+
+    /// The guest that it belongs to.
+    pub fn guest(&self) -> &str {
+        superblock::guest(&self.found.block).unwrap_or_default()
+    }
+
+    /// Its identity.
+    pub fn uuid(&self) -> Uuid {
+        Uuid(self.found.block.uuid)
+    }
+
+    /// When it was created, ns since the Unix epoch.
+    pub fn created_ns(&self) -> u64 {
+        self.found.block.created_ns.get()
+    }
+
+    /// How often its superblock was written; 0 for a mirror that never was whole.
+    pub fn sequence(&self) -> u64 {
+        self.found.block.sequence.get()
+    }
+
+    /// Where the parts lie.
+    pub fn geometry(&self) -> &Geometry {
+        &self.found.geometry
+    }
+
+    /// What would make its bytes durable if it were served without a mirror.
+    pub fn domain(&self) -> Domain {
+        self.domain
+    }
+
+    /// Buffers that are claimed.
+    pub fn claimed(&self) -> u32 {
+        Claims::new(self.geometry()).iter(self).count() as u32
+    }
+
+    /// Looks at everything but what is in the log, and reads every byte.
+    /// `progress` hears of the bytes that are read.
+    pub fn check(&self, progress: Progress<'_>) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        if let Some(copy) = self.found.damaged {
+            findings.push(Finding::Superblock(copy));
+        }
+        let mut dax = [0; devdax::BLOCK_LEN];
+        let read = self.file.read_exact_at(&mut dax, devdax::BLOCK_OFFSET);
+        if read.is_err() || !devdax::is_sound(&dax) {
+            findings.push(Finding::DaxBlock);
+        }
+        let stray = claims::stray(&self.guest, self.geometry());
+        if stray > 0 {
+            findings.push(Finding::StrayClaims(stray));
+        }
+        let total = self.geometry().file_len();
+        let mut chunk = vec![0; CHUNK];
+        for at in (0..total).step_by(CHUNK) {
+            let len = CHUNK.min((total - at) as usize);
+            if let Err(source) = self.file.read_exact_at(&mut chunk[..len], at) {
+                findings.push(Finding::Unreadable { at, len, source });
+            }
+            progress(at + len as u64, total);
+        }
+        findings
+    }
+
+    /// Reads bytes of a buffer; `false` if they are not in the region.
+    #[must_use]
+    pub fn read_buffer(&self, buf: u32, offset: u16, out: &mut [u8]) -> bool {
+        let geometry = self.geometry();
+        let end = usize::from(offset) + out.len();
+        let inside = buf < geometry.buffer_count() && end <= geometry.buffer_size() as usize;
+        let start = geometry.buffers().offset + u64::from(buf) * u64::from(geometry.buffer_size());
+        inside && self.guest.read_at(start as usize + usize::from(offset), out)
+    }
+}
+
+/// What persistent structures are read through. It takes no stores: what
+/// verifies a structure makes none.
+impl Medium for Image {
+    fn len(&self) -> u64 {
+        self.guest.len() as u64
+    }
+
+    fn load(&self, at: u64, out: &mut [u8]) {
+        let read = usize::try_from(at).is_ok_and(|at| self.guest.read_at(at, out));
+        if !read {
+            out.fill(0);
+        }
+    }
+
+    fn store(&mut self, _: u64, _: &[u8]) {}
+
+    fn flush(&mut self, _: u64, _: u64) {}
+
+    fn seal(&mut self) -> Ticket {
+        Ticket(0)
+    }
+
+    fn reached(&self, _: Ticket) -> bool {
+        false
+    }
+}
