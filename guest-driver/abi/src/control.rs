@@ -5,6 +5,39 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::frame::RECORD_LEN;
 
+/// Feature: FLUSH, SEAL and FLUSHED, and DATA that waits for them. With it,
+/// [`Welcome::flush_domain`] counts.
+pub const FEATURE_FLUSH: u32 = 1 << 0;
+/// Feature: STORE, RESUME, RESUMED, and DATA that leaves its buffer with the
+/// guest.
+pub const FEATURE_STORE: u32 = 1 << 1;
+/// All features that this crate describes.
+pub const FEATURES: u32 = FEATURE_FLUSH | FEATURE_STORE;
+
+/// How stores to the region become durable, in [`Welcome::flush_domain`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum FlushDomain {
+    /// They do not.
+    None = 0,
+    /// Once written back from the CPU's caches, which the guest does itself.
+    CpuCache = 1,
+    /// Once the host has made them durable, which FLUSH asks for.
+    Host = 2,
+}
+
+impl FlushDomain {
+    /// The domain with this number.
+    pub const fn from_u32(value: u32) -> Option<FlushDomain> {
+        Some(match value {
+            0 => FlushDomain::None,
+            1 => FlushDomain::CpuCache,
+            2 => FlushDomain::Host,
+            _ => return None,
+        })
+    }
+}
+
 /// Guest to host: opens the channel, or opens it anew after either side's
 /// restart. Two records.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -16,7 +49,7 @@ pub struct Hello {
     pub version_max: u8,
     /// The largest PASTE frame that the guest takes, in bytes.
     pub frame_size_max: U16,
-    /// Features that the guest asks for; none are defined in version 1.
+    /// Features that the guest asks for: [`FEATURES`].
     pub features: U32,
     /// A number that differs at every start of the application; WELCOME repeats it.
     pub nonce: U64,
@@ -56,7 +89,7 @@ pub struct Welcome {
     pub granted: U32,
     /// Flows that the host holds at once.
     pub flows_max: U32,
-    /// How stores to the region become durable; 0: they do not.
+    /// A [`FlushDomain`]; 0 unless [`FEATURE_FLUSH`] is granted.
     pub flush_domain: U32,
     /// The stack port's address; IPv4 as an IPv4-mapped IPv6 address.
     pub address: [u8; 16],

@@ -52,12 +52,18 @@ pub enum Kind {
     /// Either way: nothing but the limit. Carries the next sequence number
     /// without using it.
     Credit = 7,
+    /// Guest to host: claimed buffers that the guest still holds from before,
+    /// eight indices a record.
+    Resume = 8,
+    /// Host to guest: the records of RESUME in order, without the buffers that
+    /// the guest does not get.
+    Resumed = 9,
 }
 
 impl Kind {
     /// Whether a frame of this kind uses up a sequence number (and so a credit).
     pub const fn is_sequenced(self) -> bool {
-        matches!(self, Kind::Slots | Kind::Return | Kind::Grant)
+        !matches!(self, Kind::Hello | Kind::Welcome | Kind::Bye | Kind::Credit)
     }
 
     const fn from_u8(value: u8) -> Option<Kind> {
@@ -69,6 +75,8 @@ impl Kind {
             5 => Kind::Return,
             6 => Kind::Grant,
             7 => Kind::Credit,
+            8 => Kind::Resume,
+            9 => Kind::Resumed,
             _ => return None,
         })
     }
@@ -224,8 +232,8 @@ pub const fn credit(next_seq: u32, limit: u32) -> u32 {
     if room > i32::MAX as u32 { 0 } else { room }
 }
 
-/// The buffer indices in one record of a RETURN or GRANT frame, without the
-/// [`crate::NO_BUFFER`] fillers.
+/// The buffer indices in one record of a RETURN, GRANT, RESUME or RESUMED frame,
+/// without the [`crate::NO_BUFFER`] fillers.
 pub fn indices(record: &[u8; RECORD_LEN]) -> impl Iterator<Item = u32> + '_ {
     let (words, _) = record.as_chunks::<4>();
     words.iter().map(|w| u32::from_le_bytes(*w)).filter(|&index| index != crate::NO_BUFFER)

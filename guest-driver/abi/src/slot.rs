@@ -66,7 +66,7 @@ pub enum Event {
     Reset = 4,
     /// The peer has acknowledged the slot with this `cookie`; `len` is a
     /// [`Reason`], not `Ok` where the flow ended first. With [`KEEP`], `buf_idx`
-    /// is the guest's again.
+    /// is the guest's again; with [`SHARE`], it has one send less under way.
     Acked = 5,
     /// The flow takes slots again after a refusal with [`Reason::FlowFull`].
     Writable = 6,
@@ -79,6 +79,9 @@ pub enum Event {
     /// Both sides have closed and everything is acknowledged. The name is dead
     /// from here on.
     Closed = 9,
+    /// The outcome of the SEAL with this `cookie`; `len` is a [`Reason`]. If it is
+    /// `Ok`, every range that was named before that SEAL is durable.
+    Flushed = 10,
 }
 
 /// What a slot asks of the host (low byte of `flags`).
@@ -102,6 +105,14 @@ pub enum Request {
     SetOpt = 6,
     /// Ask for `len` buffers to fill. Answered by GRANT frames, perhaps with fewer.
     Want = 7,
+    /// Names a range that the next SEAL makes durable; see [`Slot::flush`].
+    Flush = 8,
+    /// Makes the ranges named since the last SEAL durable. Answered by
+    /// [`Event::Flushed`] with the same `cookie`.
+    Seal = 9,
+    /// The guest keeps durable data in `buf_idx`: the buffer no longer counts
+    /// against the window of the flow that it came on.
+    Store = 10,
 }
 
 /// Options of a flow, for [`Request::SetOpt`].
@@ -161,6 +172,8 @@ pub enum Reason {
     Closed = 23,
     /// An address of a family, or a port number, that cannot be used.
     BadAddress = 24,
+    /// What was to be durable is not.
+    NotDurable = 25,
     /// A frame was missing: the sequence has a gap.
     SequenceGap = 32,
     /// More frames than the limit allowed.
@@ -192,6 +205,7 @@ impl Reason {
             22 => Reason::NoRoom,
             23 => Reason::Closed,
             24 => Reason::BadAddress,
+            25 => Reason::NotDurable,
             32 => Reason::SequenceGap,
             33 => Reason::OverCredit,
             34 => Reason::Version,
@@ -220,6 +234,7 @@ impl core::fmt::Display for Reason {
             Reason::NoRoom => "no flow, listener or buffer is left",
             Reason::Closed => "the flow is closed for sending",
             Reason::BadAddress => "the address or port cannot be used",
+            Reason::NotDurable => "what was to be durable could not be made so",
             Reason::SequenceGap => "a frame is missing from the sequence",
             Reason::OverCredit => "more frames than the limit allowed",
             Reason::Version => "no protocol version in common",
@@ -238,6 +253,16 @@ pub const NOTIFY: u8 = 0x02;
 /// Modifier (to the host, on DATA, and back on ACKED): the buffer becomes the
 /// guest's again, instead of the pool's, when acknowledged. Implies [`NOTIFY`].
 pub const KEEP: u8 = 0x04;
+/// Modifier (to the host, on DATA): wait for the last SEAL before this slot, and
+/// do not send if it failed.
+pub const DURABLE: u8 = 0x08;
+/// Modifier (to the host, on DATA, and back on ACKED): the buffer stays the
+/// guest's, who does not write to it, and may be sent many times at once.
+/// Implies [`NOTIFY`].
+pub const SHARE: u8 = 0x10;
+/// Modifier (to the host, on SEAL): the guest knows of the failure of all
+/// earlier SEALs that failed, and named again what it still needs.
+pub const AGAIN: u8 = 0x20;
 
 /// A slot, in host byte order.
 ///
@@ -253,7 +278,7 @@ pub struct Slot {
     pub offset: u16,
     /// [`Event`] or [`Request`], as its number.
     pub kind: u8,
-    /// [`CSUM_VALID`], [`NOTIFY`], [`KEEP`].
+    /// [`CSUM_VALID`], [`NOTIFY`], [`KEEP`], [`DURABLE`], [`SHARE`], [`AGAIN`].
     pub modifiers: u8,
     /// Internet checksum (RFC 1071) of the payload, complemented as on the wire.
     pub csum: u16,
@@ -347,6 +372,7 @@ impl Slot {
             7 => Event::Reply,
             8 => Event::Refused,
             9 => Event::Closed,
+            10 => Event::Flushed,
             _ => return None,
         })
     }
@@ -362,6 +388,9 @@ impl Slot {
             5 => Request::Connect,
             6 => Request::SetOpt,
             7 => Request::Want,
+            8 => Request::Flush,
+            9 => Request::Seal,
+            10 => Request::Store,
             _ => return None,
         })
     }
@@ -410,6 +439,23 @@ impl Slot {
         slot.offset = local_port;
         slot.set_address(remote.ip());
         slot
+    }
+
+    /// FLUSH: `cookie` is where the range starts in the guest's mapping, `time`
+    /// its length, both in bytes.
+    pub fn flush(start: u64, len: u64) -> Slot {
+        Slot { cookie: start, time: len, ..Slot::request(Request::Flush, Flow::default()) }
+    }
+
+    /// The range of a FLUSH slot: its start and its length.
+    pub const fn range(&self) -> (u64, u64) {
+        (self.cookie, self.time)
+    }
+
+    /// SEAL: `cookie` is the ticket that FLUSHED brings back.
+    pub fn seal(ticket: u64, again: bool) -> Slot {
+        let modifiers = if again { AGAIN } else { 0 };
+        Slot { cookie: ticket, modifiers, ..Slot::request(Request::Seal, Flow::default()) }
     }
 
     fn set_address(&mut self, ip: IpAddr) {

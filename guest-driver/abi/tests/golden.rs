@@ -8,9 +8,11 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use paste_abi::control::{Bye, Hello, Welcome};
+use paste_abi::control::{
+    Bye, FEATURE_FLUSH, FEATURE_STORE, FEATURES, FlushDomain, Hello, Welcome,
+};
 use paste_abi::frame::{HEADER_LEN, INDICES_PER_RECORD, RECORD_LEN, indices, write_indices};
-use paste_abi::slot::{CSUM_VALID, KEEP, NOTIFY, Opt};
+use paste_abi::slot::{AGAIN, CSUM_VALID, DURABLE, KEEP, NOTIFY, Opt, SHARE};
 use paste_abi::superblock::{Extent, LAYOUT_VERSION, MAGIC, STATE_OPEN, Superblock};
 use paste_abi::{
     CHANNELS_MAX, Event, Flow, Frame, FrameError, Header, Kind, Reason, Request, Slot,
@@ -158,6 +160,39 @@ fn response() -> Slot {
     }
 }
 
+/// The log record that the second example makes durable: 64 bytes at 0x2000 of the
+/// guest's mapping, and 18 bytes of payload in buffer 4711.
+fn put() -> [Slot; 5] {
+    let payload = 0x3e_2000 + 4711 * 2048 + 130;
+    [
+        Slot { buf_idx: 4711, ..Slot::request(Request::Store, Flow::default()) },
+        Slot::flush(payload, 18),
+        Slot::flush(0x2000, 64),
+        Slot::seal(1, false),
+        Slot { modifiers: DURABLE, cookie: 0, ..response() },
+    ]
+}
+
+/// A buffer that is stored, sent and not given away.
+fn shared() -> Slot {
+    Slot { buf_idx: 4711, len: 18, offset: 130, modifiers: SHARE, cookie: 11, ..response() }
+}
+
+/// The conversation of the document's second example, in order.
+fn durable_conversation() -> Vec<(&'static str, Vec<u8>)> {
+    let flushed = Slot { cookie: 1, ..Slot::event(Event::Flushed, Flow::default()) };
+    let acked =
+        Slot { buf_idx: 4711, modifiers: SHARE, cookie: 11, ..Slot::event(Event::Acked, FLOW) };
+    vec![
+        ("put", slots(from_guest(Kind::Slots, 5, 72), &put())),
+        ("flushed", slots(from_host(Kind::Slots, 8, 70), &[flushed])),
+        ("get", slots(from_guest(Kind::Slots, 6, 73), &[shared()])),
+        ("got", slots(from_host(Kind::Slots, 9, 71), &[acked])),
+        ("resume", frame(from_guest(Kind::Resume, 0, 64), &index_record(&[4711, 9]))),
+        ("resumed", frame(from_host(Kind::Resumed, 0, 65), &index_record(&[4711]))),
+    ]
+}
+
 /// The conversation of the document's example, in order.
 fn conversation() -> Vec<(&'static str, Vec<u8>)> {
     let reply = Slot { len: Reason::Ok as u16, cookie: 7, ..Slot::event(Event::Reply, LISTENER) };
@@ -288,13 +323,68 @@ const CONVERSATION: &[(&str, &str)] = &[
          24 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
          00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00",
     ),
+    (
+        "put",
+        "02 50 41 53 54 45 52 54 00 12 34 56 88 b5 01 04
+         00 00 05 00 05 00 00 00 48 00 00 00 00 00 00 00
+         67 12 00 00 00 00 00 00 0a 00 00 00 00 00 00 00
+         00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+         ff ff ff ff 00 00 00 00 08 00 00 00 00 00 00 00
+         82 58 d1 00 00 00 00 00 12 00 00 00 00 00 00 00
+         ff ff ff ff 00 00 00 00 08 00 00 00 00 00 00 00
+         00 20 00 00 00 00 00 00 40 00 00 00 00 00 00 00
+         ff ff ff ff 00 00 00 00 09 00 00 00 00 00 00 00
+         01 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+         64 00 00 00 00 02 80 00 00 08 00 00 05 00 30 00
+         00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00",
+    ),
+    (
+        "flushed",
+        "52 54 00 12 34 56 52 54 00 12 34 56 88 b5 01 04
+         00 00 01 00 08 00 00 00 46 00 00 00 00 00 00 00
+         ff ff ff ff 00 00 00 00 0a 00 00 00 00 00 00 00
+         01 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00",
+    ),
+    (
+        "get",
+        "02 50 41 53 54 45 52 54 00 12 34 56 88 b5 01 04
+         00 00 01 00 06 00 00 00 49 00 00 00 00 00 00 00
+         67 12 00 00 12 00 82 00 00 10 00 00 05 00 30 00
+         0b 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00",
+    ),
+    (
+        "got",
+        "52 54 00 12 34 56 52 54 00 12 34 56 88 b5 01 04
+         00 00 01 00 09 00 00 00 47 00 00 00 00 00 00 00
+         67 12 00 00 00 00 00 00 05 10 00 00 05 00 30 00
+         0b 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00",
+    ),
+    (
+        "resume",
+        "02 50 41 53 54 45 52 54 00 12 34 56 88 b5 01 08
+         00 00 01 00 00 00 00 00 40 00 00 00 00 00 00 00
+         67 12 00 00 09 00 00 00 ff ff ff ff ff ff ff ff
+         ff ff ff ff ff ff ff ff ff ff ff ff ff ff ff ff",
+    ),
+    (
+        "resumed",
+        "52 54 00 12 34 56 52 54 00 12 34 56 88 b5 01 09
+         00 00 01 00 00 00 00 00 41 00 00 00 00 00 00 00
+         67 12 00 00 ff ff ff ff ff ff ff ff ff ff ff ff
+         ff ff ff ff ff ff ff ff ff ff ff ff ff ff ff ff",
+    ),
 ];
+
+/// Both conversations.
+fn conversations() -> Vec<(&'static str, Vec<u8>)> {
+    [conversation(), durable_conversation()].concat()
+}
 
 #[test]
 fn the_conversation_is_written_as_it_is_recorded() {
     let recorded: BTreeMap<_, _> = CONVERSATION.iter().copied().collect();
-    assert_eq!(recorded.len(), conversation().len());
-    for (name, bytes) in conversation() {
+    assert_eq!(recorded.len(), conversations().len());
+    for (name, bytes) in conversations() {
         assert_eq!(hex(&bytes), hex(&unhex(recorded[name])), "{name}");
     }
 }
@@ -330,7 +420,7 @@ fn every_kind_of_frame_is_read_back() {
                     assert_eq!(record(&Slot::read(bytes)), *bytes, "{name}");
                 }
             }
-            Kind::Return | Kind::Grant => {
+            Kind::Return | Kind::Grant | Kind::Resume | Kind::Resumed => {
                 for bytes in frame.records() {
                     let list: Vec<u32> = indices(bytes).collect();
                     assert_eq!(index_record(&list), *bytes, "{name}");
@@ -341,7 +431,7 @@ fn every_kind_of_frame_is_read_back() {
     }
     kinds.sort_unstable();
     kinds.dedup();
-    assert_eq!(kinds, [1, 2, 3, 4, 5, 6, 7], "every kind is in the conversation");
+    assert_eq!(kinds, [1, 2, 3, 4, 5, 6, 7, 8, 9], "every kind is in the conversation");
 }
 
 /// Every constructor of slots, and every event and request, with its record.
@@ -412,6 +502,21 @@ const SLOTS: &[(&str, &str)] = &[
          00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00",
     ),
     (
+        "acked, shared",
+        "67 12 00 00 00 00 00 00 05 10 00 00 05 00 30 00
+         0b 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00",
+    ),
+    (
+        "flushed",
+        "ff ff ff ff 00 00 00 00 0a 00 00 00 00 00 00 00
+         01 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00",
+    ),
+    (
+        "not flushed",
+        "ff ff ff ff 19 00 00 00 0a 00 00 00 00 00 00 00
+         01 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00",
+    ),
+    (
         "data to the host",
         "64 00 00 00 00 02 80 00 00 02 00 00 05 00 30 00
          09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00",
@@ -456,6 +561,36 @@ const SLOTS: &[(&str, &str)] = &[
         "ff ff ff ff 40 00 00 00 07 00 00 00 00 00 00 00
          00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00",
     ),
+    (
+        "flush",
+        "ff ff ff ff 00 00 00 00 08 00 00 00 00 00 00 00
+         82 58 d1 00 00 00 00 00 12 00 00 00 00 00 00 00",
+    ),
+    (
+        "seal",
+        "ff ff ff ff 00 00 00 00 09 00 00 00 00 00 00 00
+         01 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00",
+    ),
+    (
+        "seal, again",
+        "ff ff ff ff 00 00 00 00 09 20 00 00 00 00 00 00
+         02 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00",
+    ),
+    (
+        "store",
+        "67 12 00 00 00 00 00 00 0a 00 00 00 00 00 00 00
+         00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00",
+    ),
+    (
+        "data to the host, durable",
+        "64 00 00 00 00 02 80 00 00 08 00 00 05 00 30 00
+         00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00",
+    ),
+    (
+        "data to the host, shared",
+        "67 12 00 00 12 00 82 00 00 10 00 00 05 00 30 00
+         0b 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00",
+    ),
 ];
 
 fn every_slot() -> Vec<(&'static str, Slot)> {
@@ -466,6 +601,8 @@ fn every_slot() -> Vec<(&'static str, Slot)> {
     let refused = Slot { kind: Event::Refused as u8, ..response() };
     let no_reply = cookie(7, Slot::event(Event::Reply, Flow::default()));
     let keep_alive = cookie(60, Slot::request(Request::SetOpt, FLOW));
+    let flushed = cookie(1, Slot::event(Event::Flushed, Flow::default()));
+    let [store, range, _, seal, durable] = put();
     vec![
         ("data to the guest", received()),
         ("accepted, IPv4", Slot::accepted(FLOW, LISTENER, peer(), 80)),
@@ -480,6 +617,9 @@ fn every_slot() -> Vec<(&'static str, Slot)> {
         ("reply, no listener", reason(Reason::PortInUse, no_reply)),
         ("refused", reason(Reason::FlowFull, refused)),
         ("closed", Slot::event(Event::Closed, FLOW)),
+        ("acked, shared", Slot { buf_idx: 4711, modifiers: SHARE, ..cookie(11, acked) }),
+        ("flushed", flushed),
+        ("not flushed", reason(Reason::NotDurable, flushed)),
         ("data to the host", response()),
         ("close", Slot::request(Request::Close, FLOW)),
         ("abort", Slot::request(Request::Abort, FLOW)),
@@ -489,6 +629,12 @@ fn every_slot() -> Vec<(&'static str, Slot)> {
         ("connect, IPv6", Slot::connect(v6, 1234, 1)),
         ("setopt", Slot { len: Opt::KeepAlive as u16, ..keep_alive }),
         ("want", Slot { len: 64, ..Slot::request(Request::Want, Flow::default()) }),
+        ("flush", range),
+        ("seal", seal),
+        ("seal, again", Slot::seal(2, true)),
+        ("store", store),
+        ("data to the host, durable", durable),
+        ("data to the host, shared", shared()),
     ]
 }
 
@@ -503,9 +649,9 @@ fn every_slot_is_written_and_read_as_recorded() {
     }
     // Events come first in the list, and none of either is missing.
     let kinds: Vec<u8> = every_slot().iter().map(|(_, slot)| slot.kind).collect();
-    let (events, requests) = kinds.split_at(13);
-    assert!((0..=9).all(|kind| events.contains(&kind)));
-    assert!((0..=7).all(|kind| requests.contains(&kind)));
+    let (events, requests) = kinds.split_at(16);
+    assert!((0..=10).all(|kind| events.contains(&kind)));
+    assert!((0..=10).all(|kind| requests.contains(&kind)));
 }
 
 #[test]
@@ -513,9 +659,9 @@ fn kinds_have_their_numbers_and_others_have_none() {
     let slot = |kind: u8| Slot { kind, ..Slot::default() };
     for kind in 0..=u8::MAX {
         let event = slot(kind).as_event().map(|event| event as u8);
-        assert_eq!(event, (kind <= 9).then_some(kind));
+        assert_eq!(event, (kind <= 10).then_some(kind));
         let request = slot(kind).as_request().map(|request| request as u8);
-        assert_eq!(request, (kind <= 7).then_some(kind));
+        assert_eq!(request, (kind <= 10).then_some(kind));
     }
     for number in 0..=u16::MAX {
         if let Some(reason) = Reason::from_u16(number) {
@@ -536,6 +682,17 @@ fn the_views_of_a_slot_show_what_went_in() {
         assert_eq!(Slot::connect(address, 0, 1).peer(), address);
     }
     assert_eq!((FLOW.index(), FLOW.generation()), (5, 3));
+    assert_eq!(Slot::flush(0x1234, u64::MAX).range(), (0x1234, u64::MAX));
+    assert_eq!(Slot::seal(7, true).modifiers, AGAIN);
+}
+
+#[test]
+fn features_and_domains_have_their_numbers() {
+    assert_eq!((FEATURE_FLUSH, FEATURE_STORE, FEATURES), (1, 2, 3));
+    for number in 0..8 {
+        let domain = FlushDomain::from_u32(number).map(|domain| domain as u32);
+        assert_eq!(domain, (number <= 2).then_some(number));
+    }
 }
 
 /// A region of 64 MiB.
@@ -607,7 +764,7 @@ fn each_way_of_not_being_a_frame_has_its_error() {
     assert_eq!(with(12, 0x08), FrameError::NotPaste);
     assert_eq!(with(14, 2), FrameError::Version(2));
     assert_eq!(with(15, 0), FrameError::Kind(0));
-    assert_eq!(with(15, 8), FrameError::Kind(8));
+    assert_eq!(with(15, 10), FrameError::Kind(10));
     assert_eq!(with(16, 16), FrameError::Channel(CHANNELS_MAX));
     assert_eq!(with(28, 1), FrameError::Reserved);
     assert_eq!(with(18, 2), FrameError::Count { announced: 2, present: 1 });
@@ -625,6 +782,8 @@ fn any_header() -> impl Strategy<Value = Header> {
         Kind::Return,
         Kind::Grant,
         Kind::Credit,
+        Kind::Resume,
+        Kind::Resumed,
     ]);
     let addresses = any::<([u8; 6], [u8; 6])>();
     (addresses, kind, 0..CHANNELS_MAX, any::<u32>(), any::<u32>()).prop_map(
@@ -705,7 +864,7 @@ fn document_blocks() -> BTreeMap<&'static str, Vec<u8>> {
 #[test]
 fn the_document_shows_the_same_bytes() {
     let blocks = document_blocks();
-    let want: BTreeMap<_, _> = conversation().into_iter().collect();
+    let want: BTreeMap<_, _> = conversations().into_iter().collect();
     assert!(blocks.keys().eq(want.keys()), "the document has {:?}", blocks.keys());
     for (name, bytes) in want {
         assert_eq!(hex(&blocks[name]), hex(&bytes), "{name}");
