@@ -149,7 +149,7 @@ impl Stack {
     /// whether the memory has a buffer as the stack's.
     pub fn audit(&self, owned: impl Fn(u32) -> bool) -> Result<(), Violation> {
         let lists = self.audit_lists()?;
-        let mut queued = vec![false; self.bufs.count() as usize];
+        let mut queued = vec![false; self.bufs.total() as usize];
         let delivered = self.count_delivered();
         let mut totals = Totals::default();
         for index in 0..self.config.flows_max {
@@ -165,6 +165,7 @@ impl Stack {
             totals.add(&self.flows[index]);
         }
         self.audit_buffers(&queued, owned)?;
+        self.audit_aliases(&queued)?;
         self.audit_totals(&totals)?;
         self.audit_neighbours()
     }
@@ -355,6 +356,30 @@ impl Stack {
             }
             if owned(buf) == matches!(meta.place, Place::Elsewhere | Place::Delivered) {
                 return Err(Violation::Owner { buf, place: format!("{:?}", meta.place) });
+            }
+        }
+        Ok(())
+    }
+
+    /// Every alias in use is in a queue and pins its buffer; the others are free.
+    fn audit_aliases(&self, queued: &[bool]) -> Result<(), Violation> {
+        let mut pins = vec![0; self.bufs.count() as usize];
+        for alias in self.bufs.count()..self.bufs.total() {
+            let meta = self.bufs.get(alias);
+            let used = matches!(meta.place, Place::Sending | Place::Done);
+            if used != queued[alias as usize] || meta.pins != 0 {
+                let place = format!("{:?}", meta.place);
+                return Err(Violation::Stray { buf: alias, place, pins: meta.pins });
+            }
+            if used {
+                pins[self.bufs.real(alias) as usize] += 1;
+            }
+        }
+        for (buf, &least) in pins.iter().enumerate() {
+            let meta = self.bufs.get(buf as u32);
+            if meta.pins < least {
+                let place = format!("{:?}", meta.place);
+                return Err(Violation::Stray { buf: buf as u32, place, pins: meta.pins });
             }
         }
         Ok(())

@@ -2,6 +2,11 @@
 //! for, and what of it is payload. One record for each buffer of the region,
 //! allocated once, linked into the queues of flows.
 //!
+//! A buffer that stays the guest's while it is sent has further records, one for
+//! each such send under way: *aliases*, whose indices follow those of the buffers.
+//! Queues and scoreboards know no difference. An alias is a pin of its buffer, so
+//! that one which the guest gives up goes to the pool when its last send has ended.
+//!
 //! ```text
 //!            input                 poll_slots               send
 //!   caller ---------> readable -----------------> guest -----------> sending
@@ -49,6 +54,8 @@ pub(crate) enum Told {
     Acked,
     /// The same, and the buffer is the guest's again.
     Kept,
+    /// The same, and the buffer was the guest's all the time.
+    Shared,
 }
 
 /// The record of one buffer: one cache line.
@@ -67,7 +74,7 @@ pub(crate) struct BufMeta {
     pub len: u16,
     /// Checksum of the payload, when `csum_valid`.
     pub csum: u16,
-    /// Frames carrying the buffer that the port has not sent yet.
+    /// Frames carrying the buffer that the port has not sent yet, and its aliases.
     pub pins: u16,
     pub place: Place,
     pub csum_valid: bool,
@@ -144,14 +151,19 @@ impl Queue {
     }
 }
 
-/// The records of all buffers.
+/// The records of all buffers and aliases.
 #[derive(Debug)]
 pub(crate) struct Bufs {
     metas: Box<[BufMeta]>,
+    count: u32,
+    /// The buffer of each alias.
+    reals: Box<[u32]>,
+    /// The first alias that is free; the others follow by `next`.
+    free: u32,
 }
 
 impl Bufs {
-    pub(crate) fn new(count: u32) -> Bufs {
+    pub(crate) fn new(count: u32, aliases: u32) -> Bufs {
         let meta = BufMeta {
             next: NIL,
             flow: 0,
@@ -175,12 +187,60 @@ impl Bufs {
             resent: 0,
             later: NIL,
         };
-        Bufs { metas: vec![meta; count as usize].into_boxed_slice() }
+        let total = count.saturating_add(aliases);
+        let mut metas = vec![meta; total as usize].into_boxed_slice();
+        for alias in count..total.saturating_sub(1) {
+            metas[alias as usize].next = alias + 1;
+        }
+        Bufs {
+            metas,
+            count,
+            reals: vec![NIL; (total - count) as usize].into_boxed_slice(),
+            free: if total > count { count } else { NIL },
+        }
     }
 
+    /// Buffers; indices from here on are aliases.
     #[inline]
     pub(crate) fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Buffers and aliases.
+    #[inline]
+    pub(crate) fn total(&self) -> u32 {
         self.metas.len() as u32
+    }
+
+    /// The buffer whose bytes are meant.
+    #[inline]
+    pub(crate) fn real(&self, buf: u32) -> u32 {
+        if buf < self.count { buf } else { self.reals[(buf - self.count) as usize] }
+    }
+
+    /// One more record for a send of `buf`, which is pinned by it. `None` if no
+    /// more can be under way.
+    pub(crate) fn alias(&mut self, buf: u32) -> Option<u32> {
+        let alias = self.free;
+        if alias == NIL || self.get(buf).pins == u16::MAX {
+            return None;
+        }
+        self.free = self.get(alias).next;
+        self.reals[(alias - self.count) as usize] = buf;
+        self.get_mut(buf).pins += 1;
+        Some(alias)
+    }
+
+    /// The alias is needed no more. Gives its buffer, whose pin is now the
+    /// caller's to take off.
+    pub(crate) fn end_alias(&mut self, alias: u32) -> u32 {
+        let buf = self.real(alias);
+        let next = self.free;
+        let meta = self.get_mut(alias);
+        meta.place = Place::Elsewhere;
+        meta.next = next;
+        self.free = alias;
+        buf
     }
 
     #[inline]

@@ -69,6 +69,8 @@ pub struct Config {
     pub recv_window_max: u32,
     /// Buffers that may wait in one flow's send queue.
     pub send_queue_max: u16,
+    /// Sends of buffers that stay the guest's, under way at once.
+    pub shared_sends_max: u32,
     /// Blocks of out-of-order payload held for one flow, each of any number of
     /// segments without a hole between them.
     pub held_blocks_max: u8,
@@ -220,6 +222,7 @@ impl Config {
             headroom: 128,
             recv_window_max: 1 << 20,
             send_queue_max: 1024,
+            shared_sends_max: 1024,
             held_blocks_max: 64,
             tx_csum_offload: false,
             header_in_buffer: false,

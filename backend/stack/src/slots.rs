@@ -6,7 +6,7 @@
 
 use core::net::SocketAddr;
 
-use paste_abi::slot::{CSUM_VALID, KEEP, Opt};
+use paste_abi::slot::{CSUM_VALID, KEEP, Opt, SHARE};
 use paste_abi::{CHANNELS_MAX, Event, Flow, NO_BUFFER, Reason, Slot};
 
 use crate::bufs::{NIL, Place, Told};
@@ -123,17 +123,23 @@ impl Stack {
         let mut slot = Slot::event(Event::Acked, name);
         slot.cookie = meta.word;
         slot.len = meta.reason as u16;
-        if meta.told == Told::Kept {
-            slot.buf_idx = buf;
-            slot.modifiers = KEEP;
-        } else {
-            mem.give(buf);
+        match meta.told {
+            Told::Kept => {
+                slot.buf_idx = buf;
+                slot.modifiers = KEEP;
+            }
+            Told::Shared => {
+                slot.buf_idx = self.bufs.end_alias(buf);
+                slot.modifiers = SHARE;
+                self.unpin(mem, slot.buf_idx);
+            }
+            Told::Acked | Told::Nothing => mem.give(buf),
         }
         Some(slot)
     }
 
-    /// Queues payload. On `Ok` the buffer is the stack's. After
-    /// [`Reason::FlowFull`], WRITABLE tells when there is room again.
+    /// Queues payload. On `Ok` the buffer is the stack's, unless it is shared.
+    /// After [`Reason::FlowFull`], WRITABLE tells when there is room again.
     pub fn send<M: Memory>(
         &mut self,
         mem: &mut M,
@@ -159,23 +165,32 @@ impl Stack {
             state.set_want_writable(true);
             return Err(Reason::FlowFull);
         }
-        match self.bufs.get(tx.buf).place {
-            Place::Delivered => self.release(now, tx.buf),
-            Place::Elsewhere => {}
-            _ => return Err(Reason::ForeignBuffer),
+        let meta = self.bufs.get(tx.buf);
+        if !matches!(meta.place, Place::Delivered | Place::Elsewhere) {
+            return Err(Reason::ForeignBuffer);
         }
+        let buf = if tx.share {
+            self.bufs.alias(tx.buf).ok_or(Reason::NoRoom)?
+        } else if meta.pins > 0 {
+            // Shared sends of it are under way.
+            return Err(Reason::BadRequest);
+        } else {
+            self.release(now, tx.buf);
+            tx.buf
+        };
         let flow_state = &mut self.flows[index];
-        let meta = self.bufs.get_mut(tx.buf);
+        let meta = self.bufs.get_mut(buf);
         meta.place = Place::Sending;
         meta.flow = flow.0;
         meta.seq = flow_state.snd_end.0;
         meta.offset = tx.offset;
         meta.len = tx.len;
         meta.word = tx.cookie;
-        meta.told = match (tx.keep, tx.notify) {
-            (true, _) => Told::Kept,
-            (false, true) => Told::Acked,
-            (false, false) => Told::Nothing,
+        meta.told = match (tx.share, tx.keep, tx.notify) {
+            (true, ..) => Told::Shared,
+            (false, true, _) => Told::Kept,
+            (false, false, true) => Told::Acked,
+            (false, false, false) => Told::Nothing,
         };
         meta.pins = 0;
         meta.unit = 0;
@@ -183,11 +198,11 @@ impl Stack {
         meta.lost = 0;
         meta.resent = 0;
         meta.back = NIL;
-        self.bufs.push(&mut flow_state.tx, tx.buf);
+        self.bufs.push(&mut flow_state.tx, buf);
         flow_state.snd_end += u32::from(tx.len);
         flow_state.tx_len += 1;
         if flow_state.tx_cursor == NIL {
-            flow_state.tx_cursor = tx.buf;
+            flow_state.tx_cursor = buf;
         }
         self.kick(index);
         Ok(())

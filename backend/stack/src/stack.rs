@@ -57,6 +57,10 @@ pub struct Tx {
     /// Give the buffer back to the guest then (implies `notify`). The stack
     /// writes nothing into a kept buffer.
     pub keep: bool,
+    /// The buffer stays the guest's, and can be sent many times at once. ACKED
+    /// tells of every such send, also if its flow ends first. The stack writes
+    /// nothing into a shared buffer.
+    pub share: bool,
 }
 
 /// Flows of one channel.
@@ -144,11 +148,12 @@ impl Stack {
         let neighbours = Neighbours::new(config.neighbours_max);
         // The smallest shift that lets the largest window be expressed.
         let rcv_scale = (0..14).find(|s| config.recv_window_max >> s <= 0xffff).unwrap_or(14);
+        let bufs = Bufs::new(buffer_count, config.shared_sends_max);
         Stack {
             counters: Counters::default(),
             flows: Flows::new(config.flows_max),
-            bufs: Bufs::new(buffer_count),
-            repairs: Repairs::new(config.flows_max.min(buffer_count)),
+            repairs: Repairs::new(config.flows_max.min(bufs.total())),
+            bufs,
             table: Table::new(config.flows_max),
             wheel: Wheel::new(config.flows_max + neighbours.count() + 1),
             neighbours,
@@ -491,6 +496,10 @@ impl Stack {
     /// with it.
     #[inline]
     pub(crate) fn give_or_pin<M: Memory>(&mut self, mem: &mut M, buf: u32) {
+        if buf >= self.bufs.count() {
+            let buf = self.bufs.end_alias(buf);
+            return self.unpin(mem, buf);
+        }
         let meta = self.bufs.get_mut(buf);
         if meta.pins > 0 {
             meta.place = Place::Pinned;
@@ -500,7 +509,7 @@ impl Stack {
         }
     }
 
-    /// One frame less carries the buffer.
+    /// One frame less carries the buffer, or one alias.
     #[inline]
     pub(crate) fn unpin<M: Memory>(&mut self, mem: &mut M, buf: u32) {
         let meta = self.bufs.get_mut(buf);
@@ -542,7 +551,7 @@ impl Stack {
         flow.sacked_bytes = 0;
         flow.lost_bytes = 0;
         while let Some(buf) = self.bufs.pop(&mut queue) {
-            if self.bufs.get(buf).told == Told::Kept {
+            if matches!(self.bufs.get(buf).told, Told::Kept | Told::Shared) {
                 self.finish(index, buf, reason);
             } else {
                 self.give_or_pin(mem, buf);

@@ -274,7 +274,7 @@ impl Stack {
     fn cut(&self, index: u32, why: Why, buf: u32, seq: Seq, len: u32) -> Option<Plan> {
         let flow = &self.flows[index];
         let meta = self.bufs.get(buf);
-        if meta.pins == u16::MAX {
+        if self.bufs.get(self.bufs.real(buf)).pins == u16::MAX {
             // Far more frames than any port holds; wait for them to go.
             return None;
         }

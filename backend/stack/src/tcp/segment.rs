@@ -96,6 +96,8 @@ impl Stack {
         let Some(frame) = out.push(Origin::Stack) else {
             return;
         };
+        // An alias is the stack's own affair.
+        let lying = plan.payload.map(|p| Payload { buf: self.bufs.real(p.buf), ..p });
         // The header may lie in front of the payload if that is headroom and
         // not payload of an earlier segment, nobody else may read the buffer,
         // and the port is not just reading it.
@@ -104,7 +106,7 @@ impl Stack {
                 let meta = self.bufs.get(p.buf);
                 p.offset == meta.offset
                     && usize::from(p.offset) >= header_len
-                    && meta.told != Told::Kept
+                    && !matches!(meta.told, Told::Kept | Told::Shared)
                     && meta.pins == 0
             });
         frame.csum = self
@@ -123,14 +125,13 @@ impl Stack {
         let field = if self.config.tx_csum_offload {
             pseudo
         } else {
-            let payload =
-                plan.payload.map_or(0, |p| mem.sum(p.buf, usize::from(p.offset), payload_len));
+            let payload = lying.map_or(0, |p| mem.sum(p.buf, usize::from(p.offset), payload_len));
             !checksum::add(checksum::add(pseudo, checksum::sum(segment)), payload)
         };
         segment[tcp::CSUM_OFFSET..tcp::CSUM_OFFSET + 2].copy_from_slice(&field.to_be_bytes());
 
-        frame.payload = plan.payload;
-        if let Some(payload) = plan.payload {
+        frame.payload = lying;
+        if let Some(payload) = lying {
             self.bufs.get_mut(payload.buf).pins += 1;
             if in_buffer {
                 let offset = payload.offset - header_len as u16;

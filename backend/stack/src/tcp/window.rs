@@ -10,6 +10,7 @@
 //! as flows come and the pool runs low; and it begins with little, so that flows
 //! that do nothing keep little from others.
 
+use crate::bufs::Place;
 use crate::clock::Deadline;
 use crate::stack::Stack;
 use crate::tcp::seq::Seq;
@@ -115,20 +116,38 @@ impl Stack {
         }
     }
 
-    /// The guest gave up a buffer that carried received payload: its flow's
-    /// window opens again. Harmless for any other buffer.
+    /// The guest gave up a buffer that carried received payload, or keeps it for
+    /// good: its flow's window opens again. Harmless for any other buffer of the
+    /// guest's.
+    ///
+    /// True if shared sends of it are under way: it must not go to the pool, but
+    /// become the stack's, by [`Stack::retire`].
     #[inline]
-    pub fn release(&mut self, now: u64, buf: u32) {
+    pub fn release(&mut self, now: u64, buf: u32) -> bool {
         self.clock(now);
         if buf >= self.bufs.count() {
-            return;
+            return false;
         }
-        let Some(index) = self.uncharge_delivered(buf) else {
-            return;
-        };
-        if !self.flows[index].state.may_receive() {
-            return;
+        if let Some(index) = self.uncharge_delivered(buf)
+            && self.flows[index].state.may_receive()
+        {
+            self.tell_of_window(index);
         }
+        self.bufs.get(buf).pins > 0
+    }
+
+    /// The stack has become the owner of a buffer that [`Stack::release`] said so
+    /// of; it gives it to the pool when the last of its sends has ended.
+    pub fn retire(&mut self, buf: u32) {
+        if buf < self.bufs.count() {
+            let meta = self.bufs.get_mut(buf);
+            debug_assert!(meta.place == Place::Elsewhere && meta.pins > 0);
+            meta.place = Place::Pinned;
+        }
+    }
+
+    /// Acknowledges now if a window that has opened is news.
+    fn tell_of_window(&mut self, index: u32) {
         // RFC 9293 section 3.8.6.2.2: tell the peer when it may be waiting, and
         // otherwise let the next segment carry the news.
         let mss = u32::from(self.mss);

@@ -18,4 +18,5 @@ mod opening;
 mod path;
 mod recovery;
 mod sack;
+mod shared;
 mod small;
