@@ -113,7 +113,8 @@ impl Service {
                 let _ = channel.request_listen(self.port, 128);
                 None
             }
-            Event::Reply { .. } | Event::Connected { .. } | Event::Writable { .. } => None,
+            // Of what is not asked for.
+            _ => None,
         }
     }
 }

@@ -201,6 +201,8 @@ impl Service {
                 let _ = channel.request_listen(self.port, 128);
             }
             Event::Reply { .. } | Event::Connected { .. } | Event::Writable { .. } => {}
+            // Of what is not asked for.
+            Event::Flushed { .. } | Event::Resumed { .. } => {}
         }
     }
 

@@ -57,6 +57,20 @@ pub enum ListenError {
     Busy(#[from] Busy),
 }
 
+/// Why stored buffers could not be resumed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ResumeError {
+    /// The host does not let buffers be stored ([`crate::Geometry::stores`]).
+    #[error("the host does not let buffers be stored")]
+    Unsupported,
+    /// The channel is not open, or was lost meanwhile.
+    #[error("the channel is not open")]
+    Lost,
+    /// No answer in time, or more events in the meantime than can be kept.
+    #[error("the host did not answer in time")]
+    TimedOut,
+}
+
 /// Why a buffer was not sent; the buffer is still the application's.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot send: {cause}")]
@@ -80,4 +94,10 @@ pub enum SendCause {
     /// The name is of another channel, or of an opening that was lost.
     #[error("the buffer belongs to another channel or to one that was lost")]
     Stale,
+    /// The buffer is not one that the application has stored.
+    #[error("the buffer is not stored")]
+    NotStored,
+    /// The host does not let buffers be stored ([`crate::Geometry::stores`]).
+    #[error("the host does not let buffers be stored")]
+    Unsupported,
 }

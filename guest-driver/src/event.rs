@@ -3,13 +3,15 @@
 use std::net::SocketAddr;
 
 use paste_abi::{Flow, Reason};
+use paste_pmem::Ticket;
 
 use crate::buffer::Buffer;
 
 /// One thing that happened. Events of a flow come in order.
 ///
 /// A flow's name is dead after [`Event::Reset`] or [`Event::Closed`], and all
-/// names and buffers are dead after [`Event::Lost`].
+/// names and buffers are dead after [`Event::Lost`]: of stored buffers, the host
+/// gives those back that are named with [`crate::Channel::resume`].
 #[derive(Debug)]
 #[must_use = "an event may carry a buffer, which must be sent or given back"]
 pub enum Event {
@@ -65,7 +67,8 @@ pub enum Event {
         /// The flow.
         flow: Flow,
     },
-    /// The peer has acknowledged what was sent with this cookie.
+    /// The peer has acknowledged what was sent with this cookie. Sends of stored
+    /// buffers are always told of, also when their flow ends.
     Acked {
         /// The flow.
         flow: Flow,
@@ -73,6 +76,21 @@ pub enum Event {
         cookie: u64,
         /// The buffer, if it was sent to be kept.
         buffer: Option<Buffer>,
+    },
+    /// The host has answered an epoch of [`crate::RegionMedium`], or of
+    /// [`crate::Channel::flush`]: everything that was flushed before the ticket
+    /// is durable, or why not. What failed is said again with the next epoch.
+    Flushed {
+        /// The end of the epoch.
+        ticket: Ticket,
+        /// Why it failed.
+        result: Result<(), Reason>,
+    },
+    /// The host has answered all of what [`crate::Channel::request_resume`]
+    /// named: all buffers but these are stored.
+    Resumed {
+        /// Those that are not the application's.
+        refused: Vec<u32>,
     },
     /// The flow takes data again after a refusal with [`Reason::FlowFull`].
     Writable {

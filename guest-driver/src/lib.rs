@@ -55,6 +55,7 @@
 //! | --- | --- |
 //! | `conversation` | the protocol; neither transport, memory nor time |
 //! | `ledger` | which buffers are the application's |
+//! | `medium` | the region as persistent structures store in it, and what of it waits to be durable |
 //! | `memory` | the mapping of the region; the one place that lends its bytes |
 //! | `transport` | how frames reach the host |
 //! | `sys` | the operating system |
@@ -71,6 +72,7 @@ mod event;
 #[cfg(feature = "http")]
 pub mod http;
 mod ledger;
+mod medium;
 mod memory;
 mod sys;
 mod transport;
@@ -78,8 +80,10 @@ mod transport;
 pub use buffer::Buffer;
 pub use channel::{Batch, Channel, Endpoint, Options, SendOptions, Stats};
 pub use conversation::Geometry;
-pub use error::{Busy, ListenError, OpenError, PollError, SendCause, SendError};
+pub use error::{Busy, ListenError, OpenError, PollError, ResumeError, SendCause, SendError};
 pub use event::{Event, LostCause};
+pub use medium::RegionMedium;
+pub use paste_abi::control::FlushDomain;
 pub use paste_abi::slot::Opt;
 pub use paste_abi::{Flow, Reason};
 pub use transport::{Polling, Timeout, TransportError};

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::buffer::Buffer;
 use crate::conversation::Geometry;
@@ -24,11 +25,15 @@ use crate::sys::Mapping;
 ///   `&Buffer` and `&mut Buffer` stand for shared and exclusive access.
 /// - A name of another opening is refused here by its epoch, so a buffer that
 ///   went back to the host with a lost channel shows no bytes.
+/// - A stored buffer has no [`Buffer`], and its bytes are lent to be read only.
+///   What the application stores through [`crate::RegionMedium`], anywhere in the
+///   region, it stores through an exclusive borrow of the channel, so no
+///   reference lives then.
 /// - A reference borrows the memory as well, which is inside the channel; it
 ///   ends before anything is received, sent or unmapped.
 #[derive(Debug)]
 pub(crate) struct Memory {
-    mapping: Mapping,
+    mapping: Arc<Mapping>,
     epoch: u32,
     buffers_offset: usize,
     buffer_size: usize,
@@ -38,7 +43,7 @@ pub(crate) struct Memory {
 impl Memory {
     /// Shows the buffers of one opening; `None` if they do not all lie in what
     /// is mapped.
-    pub(crate) fn new(mapping: Mapping, geometry: &Geometry, epoch: u32) -> Option<Memory> {
+    pub(crate) fn new(mapping: Arc<Mapping>, geometry: &Geometry, epoch: u32) -> Option<Memory> {
         let buffers_offset = usize::try_from(geometry.buffers_offset).ok()?;
         let buffer_size = geometry.buffer_size as usize;
         let len = buffer_size.checked_mul(geometry.buffer_count as usize)?;
@@ -56,12 +61,27 @@ impl Memory {
     /// Where a range of a buffer is in the mapping, if the name is good and the
     /// range lies in the buffer.
     fn locate(&self, buffer: &Buffer, range: &Range<usize>) -> Option<usize> {
-        let good = buffer.epoch == self.epoch
-            && buffer.index < self.buffer_count
-            && range.start <= range.end
-            && range.end <= self.buffer_size;
+        (buffer.epoch == self.epoch).then(|| self.place(buffer.index, range))?
+    }
+
+    /// Where a range of the buffer with this index is in the mapping.
+    fn place(&self, index: u32, range: &Range<usize>) -> Option<usize> {
+        let good =
+            index < self.buffer_count && range.start <= range.end && range.end <= self.buffer_size;
         // Cannot overflow: `new` has checked the end of the last buffer.
-        good.then(|| self.buffers_offset + buffer.index as usize * self.buffer_size + range.start)
+        good.then(|| self.buffers_offset + index as usize * self.buffer_size + range.start)
+    }
+
+    /// Bytes of a buffer that the application has stored; none if they are not in
+    /// a buffer.
+    pub(crate) fn stored(&self, index: u32, range: Range<usize>) -> &[u8] {
+        let len = range.len();
+        let Some(at) = self.place(index, &range) else {
+            return &[];
+        };
+        // SAFETY: `place` has put `at..at + len` inside a buffer, and `new` all
+        // buffers inside the mapping. Nobody writes: see the type.
+        unsafe { std::slice::from_raw_parts(self.mapping.as_ptr().add(at), len) }
     }
 
     /// The bytes of the buffer's range; none if the name is not good.
@@ -111,12 +131,14 @@ mod tests {
             flows_max: 16,
             address: std::net::Ipv4Addr::LOCALHOST.into(),
             mtu: 1500,
+            flush_domain: paste_abi::control::FlushDomain::None,
+            stores: false,
         }
     }
 
-    fn mapping(len: usize) -> Mapping {
+    fn mapping(len: usize) -> Arc<Mapping> {
         let fd = sys::shared_memory(len).unwrap();
-        Mapping::from_fd(fd.as_fd(), 0, len, true).unwrap()
+        Arc::new(Mapping::from_fd(fd.as_fd(), 0, len, true).unwrap())
     }
 
     fn buffer(index: u32, epoch: u32, offset: u16, len: u16) -> Buffer {

@@ -5,11 +5,13 @@
 //! built, when to wait, when to ask for buffers, and how a lost channel is
 //! opened anew.
 
+mod durable;
 mod options;
 mod requests;
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -19,6 +21,7 @@ use paste_abi::frame::{FRAME_SIZE_MIN, HEADER_LEN, RECORD_LEN};
 use crate::conversation::{Arrival, Broken, Conversation, Geometry, Setup};
 use crate::error::{OpenError, PollError};
 use crate::event::{Event, LostCause};
+use crate::medium::RegionMedium;
 use crate::memory::Memory;
 use crate::sys;
 use crate::transport::vhost_user::VhostUser;
@@ -63,6 +66,7 @@ pub struct Channel {
     transport: Box<dyn Transport>,
     conversation: Conversation,
     memory: Option<Memory>,
+    medium: RegionMedium,
     geometry: Option<Geometry>,
     options: Options,
     link: Link,
@@ -123,6 +127,7 @@ impl Channel {
             transport,
             conversation,
             memory: None,
+            medium: RegionMedium::new(),
             geometry: None,
             options,
             link: Link::Up { hello_due: Duration::ZERO, wait: HELLO_WAIT_FIRST },
@@ -216,7 +221,8 @@ impl Channel {
             Some(due) => timeout.at_most(due),
             None => timeout,
         };
-        let mut batch = Batch { frames_out: self.flush()?, frames_in: 0 };
+        self.say_flushes();
+        let mut batch = Batch { frames_out: self.push_frames()?, frames_in: 0 };
         if !matches!(self.link, Link::Up { .. }) {
             // `tend` has bounded the time-out by the next attempt.
             if let Timeout::After(limit) = timeout {
@@ -307,7 +313,7 @@ impl Channel {
     }
 
     /// Builds frames from what is queued, as far as credit and room go.
-    fn flush(&mut self) -> Result<usize, TransportError> {
+    fn push_frames(&mut self) -> Result<usize, TransportError> {
         let mut frames = 0;
         while self.conversation.has_output() {
             let conversation = &mut self.conversation;
@@ -335,7 +341,10 @@ impl Channel {
                 self.unread.start = next;
                 self.stats.slots_in += 1;
                 match record.map(|record| self.conversation.event(record)) {
-                    Some(Ok(event)) => return Some(event),
+                    Some(Ok(event)) => match self.settle(&event) {
+                        Ok(()) => return Some(event),
+                        Err(broken) => self.break_off(broken),
+                    },
                     Some(Err(broken)) => self.break_off(broken),
                     None => {}
                 }
@@ -384,6 +393,12 @@ impl Channel {
                 }
                 self.ever_open = true;
             }
+            Arrival::Resumed => {
+                let ledger = self.conversation.ledger();
+                if ledger.is_resumed() {
+                    self.pending = Some(Event::Resumed { refused: ledger.take_refused() });
+                }
+            }
             Arrival::Closed(reason) => self.lost(LostCause::Host(reason)),
             // Asked again with the next HELLO: the host may have to settle
             // the last opening first.
@@ -394,12 +409,13 @@ impl Channel {
     /// Maps the region of an opening that has just begun.
     fn map(&mut self, geometry: Geometry) -> Result<(), TransportError> {
         self.memory = None;
-        let mapping = self.transport.map_region(geometry.region_size)?;
-        self.memory = Memory::new(mapping, &geometry, self.epoch);
+        let mapping = Arc::new(self.transport.map_region(geometry.region_size)?);
+        self.memory = Memory::new(Arc::clone(&mapping), &geometry, self.epoch);
         self.geometry = Some(geometry);
         if self.memory.is_none() {
             return Err(TransportError::Protocol("the buffers do not lie in the region"));
         }
+        self.medium.open(mapping, geometry.flush_domain)?;
         Ok(())
     }
 
@@ -432,6 +448,7 @@ impl Channel {
     fn lost(&mut self, cause: LostCause) {
         self.conversation.forget();
         self.memory = None;
+        self.medium.lose();
         self.unread = 0..0;
         if self.ever_open {
             // An opening that never came about is no loss to the application.
@@ -457,7 +474,8 @@ impl Channel {
     /// dropped ends as well; the host then learns it from the device.
     pub fn shutdown(mut self) -> Result<(), TransportError> {
         if self.conversation.is_open() {
-            self.flush()?;
+            self.say_flushes();
+            self.push_frames()?;
             self.say_bye(Broken { reason: Reason::Shutdown, expected: 0, got: 0 })?;
             self.transport.drain(DRAIN_TIME)?;
         }
@@ -483,5 +501,7 @@ impl From<TransportError> for Failure {
     }
 }
 
+#[cfg(test)]
+mod durable_tests;
 #[cfg(test)]
 mod tests;

@@ -67,6 +67,12 @@ pub struct SendOptions {
     pub notify: bool,
     /// Give the buffer back with [`Event::Acked`], instead of to the pool.
     pub keep: bool,
+    /// Send only when everything that was sealed before is durable
+    /// ([`crate::RegionMedium`], [`Channel::flush`]); if it cannot be made so,
+    /// [`Event::Refused`] says [`crate::Reason::NotDurable`]. Later sends on the
+    /// same flow wait behind it. Where the host does not flush, the range goes at
+    /// once.
+    pub durable: bool,
 }
 
 /// What a poll has moved.
@@ -99,6 +105,8 @@ pub struct Stats {
     pub bytes_copied: u64,
     /// Buffers that the application holds now.
     pub held: u32,
+    /// Buffers that the application has stored now.
+    pub stored: u32,
     /// Empty buffers in reserve now.
     pub granted: u32,
     /// Times that the channel was lost.

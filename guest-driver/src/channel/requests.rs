@@ -16,12 +16,13 @@ use crate::transport::Timeout;
 
 impl Channel {
     /// Queues a slot, after moving older ones into frames if that makes room.
-    fn queue(&mut self, slot: &Slot) -> Result<(), Busy> {
+    pub(super) fn queue(&mut self, slot: &Slot) -> Result<(), Busy> {
         if self.conversation.push(slot) {
             return Ok(());
         }
         // A transport that fails here fails again in the next poll, which says so.
-        let moved = self.conversation.is_open() && self.flush().is_ok_and(|frames| frames > 0);
+        let moved =
+            self.conversation.is_open() && self.push_frames().is_ok_and(|frames| frames > 0);
         if moved && self.conversation.push(slot) { Ok(()) } else { Err(Busy) }
     }
 
@@ -101,13 +102,16 @@ impl Channel {
         if buffer.is_empty() || buffer.offset < self.conversation.headroom() {
             return Err(SendError { cause: SendCause::Range, buffer });
         }
+        let Ok(durable) = self.durable(options) else {
+            return Err(SendError { cause: Busy.into(), buffer });
+        };
         let notify = if options.notify { NOTIFY } else { 0 };
         let keep = if options.keep { KEEP | NOTIFY } else { 0 };
         let slot = Slot {
             buf_idx: buffer.index,
             len: buffer.len,
             offset: buffer.offset,
-            modifiers: notify | keep,
+            modifiers: notify | keep | durable,
             cookie: options.cookie,
             ..Slot::request(Request::Data, flow)
         };
@@ -184,6 +188,7 @@ impl Channel {
             kicks: transport.kicks,
             waits: transport.waits,
             held: ledger.held(),
+            stored: ledger.stored(),
             granted: ledger.granted() as u32,
             ..self.stats
         }

@@ -35,7 +35,9 @@ fn payload_is_read_and_sent_where_it_lies() {
     assert_eq!(channel.stats().held, 1);
     let index = data.index();
     channel.bytes_mut(&mut data, 130..131)[0] = b'J';
-    channel.send(FLOW, data, SendOptions { cookie: 7, notify: true, keep: false }).unwrap();
+    channel
+        .send(FLOW, data, SendOptions { cookie: 7, notify: true, ..SendOptions::default() })
+        .unwrap();
     assert!(host.lock().requests.is_empty(), "nothing is published before a poll");
     poll(&mut channel);
     let mut host = host.lock();

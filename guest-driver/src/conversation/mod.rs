@@ -9,12 +9,15 @@
 
 mod slots;
 
-use paste_abi::control::{Bye, Hello, Welcome};
+use paste_abi::control::{
+    Bye, FEATURE_FLUSH, FEATURE_STORE, FEATURES, FlushDomain, Hello, Welcome,
+};
 use paste_abi::frame::{
     HEADER_LEN, INDICES_PER_RECORD, RECORD_LEN, credit, indices, records_in, write_indices,
 };
-use paste_abi::slot::{CSUM_VALID, KEEP};
+use paste_abi::slot::{CSUM_VALID, KEEP, SHARE};
 use paste_abi::{Event as SlotEvent, Flow, Frame, Header, Kind, Reason, Slot, VERSION};
+use paste_pmem::Ticket;
 use zerocopy::IntoBytes;
 
 use crate::buffer::Buffer;
@@ -54,6 +57,10 @@ pub struct Geometry {
     pub address: std::net::IpAddr,
     /// Largest IP packet of the port, in bytes.
     pub mtu: u16,
+    /// How what is stored in the region becomes durable.
+    pub flush_domain: FlushDomain,
+    /// Whether the host lets buffers be stored.
+    pub stores: bool,
 }
 
 /// How a conversation is set up; fixed for its life.
@@ -101,6 +108,8 @@ pub(crate) enum Arrival {
     Slots(usize),
     /// Buffers were granted.
     Granted,
+    /// The host has said which buffers are still the application's.
+    Resumed,
     /// The host closed the channel.
     Closed(Reason),
 }
@@ -160,6 +169,11 @@ impl Conversation {
         &mut self.ledger
     }
 
+    /// Whether the application has stored the buffer.
+    pub(crate) fn is_stored(&self, index: u32) -> bool {
+        self.ledger.is_stored(index)
+    }
+
     /// The smallest offset from which a buffer may be sent.
     pub(crate) fn headroom(&self) -> u16 {
         self.headroom
@@ -194,7 +208,7 @@ impl Conversation {
             version_min: VERSION,
             version_max: VERSION,
             frame_size_max: self.setup.frame_size.into(),
-            features: 0.into(),
+            features: FEATURES.into(),
             nonce: nonce.into(),
             buffers_wanted: self.setup.buffers_wanted.into(),
             reserved: [0; 12],
@@ -246,7 +260,9 @@ impl Conversation {
     pub(crate) fn has_output(&self) -> bool {
         self.is_open()
             && ((self.has_credit()
-                && (self.queue.len() > 0 || !self.ledger.returning().is_empty()))
+                && (self.queue.len() > 0
+                    || !self.ledger.returning().is_empty()
+                    || self.ledger.has_to_ask()))
                 || self.owes_credit())
     }
 
@@ -256,8 +272,8 @@ impl Conversation {
         granted <= self.setup.window / 2
     }
 
-    /// Writes the next frame that is due: slots, then buffers to return, then
-    /// bare credit. Returns its length; 0 if none is due, or the host has given
+    /// Writes the next frame that is due: buffers to resume, slots, buffers to
+    /// return, then bare credit. Returns its length; 0 if none is due, or the host has given
     /// no credit.
     pub(crate) fn build(&mut self, out: &mut [u8]) -> usize {
         if !self.is_open() {
@@ -271,7 +287,18 @@ impl Conversation {
         let limit = self.limit();
         let (head, body) = out[..size].split_at_mut(HEADER_LEN);
         let records = body.as_chunks_mut::<RECORD_LEN>().0;
-        let (kind, count) = if self.has_credit() && self.queue.len() > 0 {
+        let (kind, count) = if self.has_credit() && self.ledger.has_to_ask() {
+            let mut used = 0;
+            for record in records {
+                let (indices, count) = self.ledger.asking();
+                if count == 0 {
+                    break;
+                }
+                write_indices(&indices[..count], record);
+                used += 1;
+            }
+            (Kind::Resume, used)
+        } else if self.has_credit() && self.queue.len() > 0 {
             (Kind::Slots, self.queue.pop_into(records))
         } else if self.has_credit() && !self.ledger.returning().is_empty() {
             let returning = self.ledger.returning();
@@ -376,6 +403,12 @@ impl Conversation {
     /// The geometry, if it makes sense.
     fn judge(&self, welcome: &Welcome) -> Option<Geometry> {
         let address = std::net::Ipv6Addr::from(welcome.address).to_canonical();
+        let features = welcome.features.get();
+        // Without the feature, the field says nothing.
+        let flush_domain = match features & FEATURE_FLUSH {
+            0 => FlushDomain::None,
+            _ => FlushDomain::from_u32(welcome.flush_domain.get())?,
+        };
         let geometry = Geometry {
             region_uuid: welcome.region_uuid,
             region_size: welcome.region_size.get(),
@@ -387,6 +420,8 @@ impl Conversation {
             flows_max: welcome.flows_max.get(),
             address,
             mtu: welcome.mtu.get(),
+            flush_domain,
+            stores: features & FEATURE_STORE != 0,
         };
         let buffers = u64::from(geometry.buffer_size) * u64::from(geometry.buffer_count);
         let end = geometry.buffers_offset.checked_add(buffers)?;
@@ -426,6 +461,14 @@ impl Conversation {
                 }
                 Ok(Arrival::Granted)
             }
+            Kind::Resumed => {
+                for record in frame.records() {
+                    if self.ledger.resumed(indices(record)).is_err() {
+                        return Err(self.broken(Reason::ForeignBuffer, header.seq));
+                    }
+                }
+                Ok(Arrival::Resumed)
+            }
             Kind::Bye => {
                 self.forget();
                 let bye = Bye::read(frame.body);
@@ -434,7 +477,9 @@ impl Conversation {
             }
             // A second answer to a HELLO that was repeated.
             Kind::Credit | Kind::Welcome => Ok(Arrival::Nothing),
-            Kind::Hello | Kind::Return => Err(self.broken(Reason::BadFrame, header.seq)),
+            Kind::Hello | Kind::Return | Kind::Resume => {
+                Err(self.broken(Reason::BadFrame, header.seq))
+            }
         }
     }
 
@@ -472,13 +517,23 @@ impl Conversation {
             }
             SlotEvent::Closed => Event::Closed { flow },
             SlotEvent::Acked => {
-                let buffer = if slot.modifiers & KEEP != 0 {
+                let buffer = if slot.modifiers & SHARE != 0 {
+                    self.ledger.share_ended(slot.buf_idx).map_err(|_| foreign)?;
+                    None
+                } else if slot.modifiers & KEEP != 0 {
                     let back = self.ledger.came_back(slot.buf_idx);
                     Some(back.map_err(|_| foreign)?)
                 } else {
                     None
                 };
                 Event::Acked { flow, cookie: slot.cookie, buffer }
+            }
+            SlotEvent::Flushed => {
+                let result = match reason() {
+                    Some(Reason::Ok) => Ok(()),
+                    other => Err(other.unwrap_or(Reason::NotDurable)),
+                };
+                Event::Flushed { ticket: Ticket(slot.cookie), result }
             }
             SlotEvent::Writable => Event::Writable { flow },
             SlotEvent::Reply => {
@@ -499,6 +554,10 @@ impl Conversation {
     /// have it back. Requests without a buffer use the field for other things,
     /// so a name that we did not send is not the host's error.
     fn refused(&mut self, slot: &Slot) -> Option<Buffer> {
+        if slot.modifiers & SHARE != 0 {
+            let _ = self.ledger.share_ended(slot.buf_idx);
+            return None;
+        }
         if slot.len == Reason::ForeignBuffer as u16 {
             return None;
         }

@@ -445,7 +445,8 @@ impl Conn {
         }
         let notify = self.since_ack + 1 >= SLOTS_PER_ACK;
         let cookie = u64::from(self.since_ack + 1);
-        match channel.send(self.flow, out, SendOptions { cookie, notify, keep: false }) {
+        match channel.send(self.flow, out, SendOptions { cookie, notify, ..SendOptions::default() })
+        {
             Ok(()) => {
                 self.since_ack = if notify { 0 } else { self.since_ack + 1 };
                 self.unacked += 1;

@@ -214,7 +214,11 @@ impl Server {
                 self.starved.clear();
                 self.shared.reset(0);
             }
-            Event::Connected { .. } | Event::Writable { .. } | Event::Reply { .. } => {}
+            Event::Connected { .. }
+            | Event::Writable { .. }
+            | Event::Reply { .. }
+            | Event::Flushed { .. }
+            | Event::Resumed { .. } => {}
         }
     }
 

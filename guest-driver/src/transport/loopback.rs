@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use paste_abi::control::{Bye, Hello, Welcome};
+use paste_abi::control::{Bye, FlushDomain, Hello, Welcome};
 use paste_abi::frame::{HEADER_LEN, RECORD_LEN, indices, write_indices};
 use paste_abi::{Event, Flow, Frame, Header, Kind, Reason, Request, Slot};
 use zerocopy::IntoBytes;
@@ -40,6 +40,10 @@ pub(crate) struct Host {
     pub(crate) welcoming: bool,
     /// Whether every operation of the transport fails.
     pub(crate) broken: bool,
+    /// How the host says that stores become durable.
+    pub(crate) domain: FlushDomain,
+    /// Buffers that are claimed, and given to who resumes them.
+    pub(crate) claimed: Vec<u32>,
     pub(crate) hellos: u32,
     pub(crate) byes: Vec<Reason>,
     pub(crate) seq: u32,
@@ -72,6 +76,8 @@ pub(crate) fn pair() -> (Box<Loopback>, Handle) {
         generous: true,
         welcoming: true,
         broken: false,
+        domain: FlushDomain::None,
+        claimed: Vec::new(),
         hellos: 0,
         byes: Vec::new(),
         seq: 0,
@@ -212,8 +218,19 @@ impl Host {
                 let bye = Bye::read(frame.body).unwrap();
                 self.byes.push(Reason::from_u16(bye.reason.get()).unwrap());
             }
+            Kind::Resume => {
+                let claimed = &self.claimed;
+                let mut body = Vec::new();
+                for record in frame.records() {
+                    let kept = indices(record).filter(|index| claimed.contains(index));
+                    let mut answer = [0; RECORD_LEN];
+                    write_indices(&kept.collect::<Vec<_>>(), &mut answer);
+                    body.extend(answer);
+                }
+                self.frame(Kind::Resumed, &body);
+            }
             Kind::Credit => {}
-            Kind::Welcome | Kind::Grant => panic!("not a guest's frame"),
+            Kind::Welcome | Kind::Grant | Kind::Resumed => panic!("not a guest's frame"),
         }
         if self.generous && header.kind.is_sequenced() {
             self.frame(Kind::Credit, &[]);
@@ -224,12 +241,12 @@ impl Host {
         self.seq = 0;
         self.expected = 0;
         self.requests.clear();
-        self.pool = (0..BUFFERS).collect();
+        self.pool = (0..BUFFERS).filter(|index| !self.claimed.contains(index)).collect();
         let address = std::net::Ipv4Addr::new(192, 0, 2, 1).to_ipv6_mapped().octets();
         let welcome = Welcome {
             status: (status as u16).into(),
             version: 1.into(),
-            features: 0.into(),
+            features: hello.features,
             region_uuid: [9; 16],
             region_size: (u64::from(BUFFERS) * BUFFER_SIZE as u64).into(),
             buffers_offset: 0.into(),
@@ -239,7 +256,7 @@ impl Host {
             frame_size_max: hello.frame_size_max,
             granted: hello.buffers_wanted,
             flows_max: 8.into(),
-            flush_domain: 0.into(),
+            flush_domain: (self.domain as u32).into(),
             address,
             mtu: 1500.into(),
             mac: MAC,

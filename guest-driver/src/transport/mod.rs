@@ -67,6 +67,9 @@ pub enum TransportError {
         #[source]
         error: paste_pmem::MapError,
     },
+    /// This processor cannot make stores durable as the region asks for.
+    #[error(transparent)]
+    Domain(#[from] paste_pmem::DomainError),
     /// A system call failed.
     #[error("{what}: {error}")]
     System {
