@@ -12,6 +12,7 @@
 //! | [`port`] | a NIC, and frames as buffers; no flow, no guest |
 //! | [`engine`] | TCP over a port, or in its place; no ring, no frame of a channel |
 //! | [`channel`] | what a guest's application may ask for; no ring, no NIC |
+//! | [`durability`] | how a guest's stores become durable, beside its worker |
 //! | [`vhost`] | the vhost-user session and its rings; not what they carry |
 //! | [`worker`] | the turn, and when to sleep; the parts only by their traits |
 //! | [`wiring`] | who is connected to whom |
@@ -23,6 +24,7 @@ pub mod cli;
 pub mod config;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod durability;
 pub mod engine;
 pub mod logging;
 pub mod metrics;

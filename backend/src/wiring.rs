@@ -12,25 +12,31 @@ use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use paste_abi::control::FlushDomain;
 use paste_pmem::{
-    Backing, Geometry, GeometryError, HugePages, Identity, Opened, Origin, Provided, Region,
-    RegionError, Spec, Uuid,
+    Backing, Domain, Geometry, GeometryError, HugePages, Identity, Opened, Origin, Provided,
+    Region, RegionError, Spec, Uuid,
 };
 use paste_stack::Stack;
 use paste_stack::config::Network;
 
 use crate::channel::{Channels, Terms};
 use crate::config::{Config, Guest, Poll, RegionSpec, SocketMode};
+use crate::durability::Durability;
 use crate::engine::{RegionMemory, UserEngine};
 use crate::metrics::{GuestSnapshot, Snapshot};
 use crate::port::{OpenContext, OpenError, Wires};
 use crate::sys::clock::realtime_ns;
+use crate::sys::wake;
 use crate::vhost::{Device, DeviceOptions, Endpoint, EndpointError, RegionFd};
 use crate::worker::{Parts, Stop, Worker};
 
 /// The smallest offset in a buffer that a guest may send from: room for the
 /// longest header, so that it can be written in front of the payload.
 const HEADROOM: u16 = paste_stack::frame::HEAD_MAX as u16;
+/// Sends of stored buffers under way at once, at most; or as many as there are
+/// buffers.
+const SHARED_SENDS_MAX: u32 = 65_536;
 /// Descriptors in a ring, at most.
 const QUEUE_SIZE_MAX: u16 = 1024;
 /// Time between attempts to reach a front end that listens.
@@ -232,7 +238,6 @@ fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Ready, 
         .map_err(|source| Error::Port { guest: name(), source })?;
     let caps = port.caps();
     let region_error = |source: RegionError| Error::Region { guest: name(), source: source.into() };
-    let flusher = region.flusher().map_err(region_error)?;
     let pool = region.pool();
     let endpoint = match fd {
         Some(fd) => Endpoint::adopt(fd),
@@ -260,6 +265,7 @@ fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Ready, 
     });
     let mut stack = stack_config(guest);
     stack.headroom = HEADROOM;
+    stack.shared_sends_max = pool.buffers().count().min(SHARED_SENDS_MAX);
     stack.tx_csum_offload = caps.tx_csum;
     stack.header_in_buffer = !guest.spoof_check || !caps.gather;
     let mut secret = [0; 16];
@@ -278,6 +284,15 @@ fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Ready, 
         mtu: guest.mtu,
         mac,
     };
+    let (waker, wakeups) = wake::pair().map_err(system("a pipe cannot be made"))?;
+    let durability = match region.flusher().map_err(region_error)? {
+        Some(flusher) => Durability::by_host(&guest.name, Box::new(flusher), waker.clone())
+            .map_err(system("a thread cannot be started"))?,
+        None => Durability::without_host(match region.domain() {
+            Domain::CpuCache(_) => FlushDomain::CpuCache,
+            Domain::None | Domain::Mirror => FlushDomain::None,
+        }),
+    };
     let buffer_size = pool.buffers().size();
     let parts = Parts {
         name: name(),
@@ -285,14 +300,13 @@ fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Ready, 
         device,
         engine: Box::new(UserEngine::new(stack, port, mac, buffer_size)),
         memory: RegionMemory::new(pool),
-        flusher,
-        channels: Channels::new(terms),
+        channels: Channels::new(terms, durability),
         poll_ns: match guest.poll {
             Poll::Always => u64::MAX,
             Poll::For(time) => time.as_nanos() as u64,
         },
     };
-    let (worker, stop) = Worker::new(parts).map_err(system("a pipe cannot be made"))?;
+    let (worker, stop) = Worker::new(parts, waker, wakeups);
     tracing::info!(guest = %guest.name, socket = %guest.socket.path.display(),
         address = %guest.address(), port = %guest.port, domain = ?region.domain(),
         "guest opened");

@@ -287,6 +287,12 @@ impl Pool {
         }
     }
 
+    /// Whether a guest has had the buffer, and claims it now.
+    #[inline]
+    pub fn is_claimed(&self, buf: u32) -> bool {
+        (buf as usize) < self.entries.len() && self.rest(buf) == CLAIMED
+    }
+
     /// Where a buffer goes that nobody needs any more: to the pool, unless a
     /// guest has claimed it.
     #[inline]

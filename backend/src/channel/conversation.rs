@@ -3,9 +3,11 @@
 
 use std::collections::VecDeque;
 
-use paste_abi::control::Welcome;
+use paste_abi::control::{FEATURE_FLUSH, FEATURE_STORE, Welcome};
 use paste_abi::frame::{self, RECORD_LEN};
 use paste_abi::{Reason, Slot};
+
+use super::sealing::Sealing;
 
 /// The host's side of one conversation.
 pub struct Conversation {
@@ -28,11 +30,18 @@ pub struct Conversation {
     /// send: the limit sees to that.
     replies: VecDeque<Slot>,
     replies_max: usize,
+    /// Epochs and what waits for them, where FLUSH was granted.
+    pub sealing: Option<Box<Sealing>>,
+    /// Whether STORE was granted.
+    pub stores: bool,
+    /// Answers to RESUME, record by record.
+    resumed: VecDeque<[u8; RECORD_LEN]>,
 }
 
 impl Conversation {
     /// A conversation in which the guest may have `window` frames under way,
-    /// and has itself room for frames up to `limit`.
+    /// and has itself room for frames up to `limit`. `welcome` says what was
+    /// granted.
     pub fn new(
         frame_size: usize,
         window: u32,
@@ -40,6 +49,8 @@ impl Conversation {
         wanted: u32,
         welcome: Welcome,
     ) -> Conversation {
+        let features = welcome.features.get();
+        let flows_max = welcome.flows_max.get();
         let replies_max = window as usize * frame::records_in(frame_size);
         Conversation {
             frame_size,
@@ -52,6 +63,9 @@ impl Conversation {
             limit,
             replies: VecDeque::with_capacity(REPLIES_AT_OPEN),
             replies_max,
+            sealing: (features & FEATURE_FLUSH != 0).then(|| Box::new(Sealing::new(flows_max))),
+            stores: features & FEATURE_STORE != 0,
+            resumed: VecDeque::new(),
         }
     }
 
@@ -95,7 +109,9 @@ impl Conversation {
     /// The limit now: as many frames as there is room for their replies.
     fn limit_now(&self) -> u32 {
         let per_frame = frame::records_in(self.frame_size);
-        let room = (self.replies_max - self.replies.len().min(self.replies_max)) / per_frame;
+        let due = self.sealing.as_ref().map_or(0, |sealing| sealing.replies_due());
+        let replies = self.replies.len() + self.resumed.len() + due;
+        let room = (self.replies_max - replies.min(self.replies_max)) / per_frame;
         let limit = self.expected.wrapping_add(self.window.min(room as u32));
         // What was told once stays told.
         if frame::credit(self.told, limit) > 0 { limit } else { self.told }
@@ -117,6 +133,20 @@ impl Conversation {
     pub fn reply(&mut self, slot: Slot) {
         debug_assert!(self.replies.len() < self.replies_max, "more replies than the limit allows");
         self.replies.push_back(slot);
+    }
+
+    /// Queues the answer to a record of RESUME.
+    pub fn resume(&mut self, record: [u8; RECORD_LEN]) {
+        self.resumed.push_back(record);
+    }
+
+    /// Moves answers to RESUME into records; returns how many.
+    pub fn take_resumed(&mut self, records: &mut [[u8; RECORD_LEN]]) -> usize {
+        let count = self.resumed.len().min(records.len());
+        for (answer, record) in self.resumed.drain(..count).zip(records) {
+            *record = answer;
+        }
+        count
     }
 
     /// Moves replies into records; returns how many.

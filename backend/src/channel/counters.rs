@@ -43,6 +43,18 @@ pub struct ChannelCounters {
     pub flow_full: u64,
     /// Requests refused for any other reason.
     pub refused: u64,
+    /// Requests refused: what they waited for could not be made durable.
+    pub not_durable: u64,
+    /// Requests that waited for stores to be durable.
+    pub held: u64,
+    /// Epochs answered.
+    pub flushed: u64,
+    /// Buffers that the guest keeps its data in, as it said.
+    pub stored: u64,
+    /// Buffers that a guest got back.
+    pub resumed: u64,
+    /// Buffers that one asked for and did not get back.
+    pub resume_refused: u64,
 }
 
 impl ChannelCounters {
@@ -68,6 +80,12 @@ impl ChannelCounters {
             stale_flow,
             flow_full,
             refused,
+            not_durable,
+            held,
+            flushed,
+            stored,
+            resumed,
+            resume_refused,
         } = *self;
         visit("frames_in", frames_in);
         visit("frames_out", frames_out);
@@ -88,5 +106,11 @@ impl ChannelCounters {
         visit("stale_flow", stale_flow);
         visit("flow_full", flow_full);
         visit("refused", refused);
+        visit("not_durable", not_durable);
+        visit("held", held);
+        visit("flushed", flushed);
+        visit("stored", stored);
+        visit("resumed", resumed);
+        visit("resume_refused", resume_refused);
     }
 }

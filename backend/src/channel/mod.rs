@@ -14,17 +14,20 @@
 mod conversation;
 mod counters;
 mod requests;
+mod sealing;
 #[cfg(test)]
 mod tests;
 
-use paste_abi::control::{Bye, Hello, Welcome};
+use paste_abi::control::{Bye, FEATURE_FLUSH, FEATURES, Hello, Welcome};
 use paste_abi::frame::{
     self, FRAME_SIZE_MIN, Frame, HEADER_LEN, Header, INDICES_PER_RECORD, Kind, RECORD_LEN,
 };
+use paste_abi::slot::SHARE;
 use paste_abi::{CHANNELS_MAX, Event, NO_BUFFER, Reason, Slot, VERSION};
-use paste_pmem::{Owner, Reclaimed};
+use paste_pmem::Owner;
 use zerocopy::{FromZeros, IntoBytes};
 
+use crate::durability::Durability;
 use crate::engine::{Now, RegionMemory, StackPort};
 use conversation::Conversation;
 pub use counters::ChannelCounters;
@@ -99,11 +102,12 @@ pub struct Channels {
     slots: Box<[Slot]>,
     counters: ChannelCounters,
     log: LogGate,
+    durability: Durability,
 }
 
 impl Channels {
     /// No channel is open yet.
-    pub fn new(terms: Terms) -> Channels {
+    pub fn new(terms: Terms, durability: Durability) -> Channels {
         Channels {
             terms,
             places: Default::default(),
@@ -111,7 +115,13 @@ impl Channels {
             slots: vec![Slot::default(); frame::records_in(FRAME_SIZE)].into_boxed_slice(),
             counters: ChannelCounters::default(),
             log: LogGate::default(),
+            durability,
         }
+    }
+
+    /// How stores become durable, and what of that was counted.
+    pub fn durability(&self) -> &Durability {
+        &self.durability
     }
 
     /// What has happened so far.
@@ -156,8 +166,8 @@ impl Channels {
                     open.take_limit(frame.header.limit);
                 }
             }
-            Kind::Slots | Kind::Return => self.sequenced(now, mem, engine, &frame),
-            Kind::Welcome | Kind::Grant => {
+            Kind::Slots | Kind::Return | Kind::Resume => self.sequenced(now, mem, engine, &frame),
+            Kind::Welcome | Kind::Grant | Kind::Resumed => {
                 self.counters.malformed += 1;
                 self.refuse(now, mem, engine, number, Reason::BadFrame, 0, 0);
             }
@@ -228,6 +238,11 @@ impl Channels {
         w.frame_size_max.set(frame_size as u16);
         w.granted.set(granted);
         w.flows_max.set(t.flows_max);
+        let features = hello.features.get() & FEATURES;
+        w.features.set(features);
+        if features & FEATURE_FLUSH != 0 {
+            w.flush_domain.set(self.durability.domain() as u32);
+        }
         w.address = t.address;
         w.mtu.set(t.mtu);
         w.mac = t.mac;
@@ -245,16 +260,19 @@ impl Channels {
         number: u16,
         why: &str,
     ) {
-        if self.places[usize::from(number)].open.take().is_none() {
+        let Some(mut open) = self.places[usize::from(number)].open.take() else {
             return;
-        }
+        };
+        requests::take_back_held(mem, &mut open, number);
         engine.close_channel(now, mem, number);
-        let pool = mem.pool_mut();
+        let claimed = mem.pool().count_of(Owner::Claimed);
+        let held = mem.pool().count_of(Owner::Guest(number));
         // The stack must forget a buffer's flow before another frame fills it.
-        for buf in pool.held(number) {
-            engine.release(now, buf);
+        while let Some(buf) = mem.pool().held(number).next() {
+            requests::give_up(now, mem, engine, buf, number);
         }
-        let Reclaimed { freed, kept } = pool.reclaim(number);
+        let kept = mem.pool().count_of(Owner::Claimed) - claimed;
+        let freed = held - kept;
         self.counters.closed += 1;
         if self.log.allows(now) {
             tracing::info!(channel = number, freed, kept, why, "channel closed");
@@ -321,10 +339,25 @@ impl Channels {
         if let Err((reason, expected)) = open.take_sequence(seq) {
             return self.refuse(now, mem, engine, number, reason, expected, seq);
         }
+        if kind == Kind::Resume && !open.stores {
+            self.counters.malformed += 1;
+            return self.refuse(now, mem, engine, number, Reason::BadFrame, 0, 0);
+        }
         open.take_limit(limit);
-        let mut door =
-            requests::Door { now, number, terms: &self.terms, open, counters: &mut self.counters };
+        let mut door = requests::Door {
+            now,
+            number,
+            terms: &self.terms,
+            open,
+            counters: &mut self.counters,
+            durability: &mut self.durability,
+        };
         match kind {
+            Kind::Resume => {
+                for record in frame.records() {
+                    door.take_resume(mem, record);
+                }
+            }
             Kind::Return => {
                 for record in frame.records() {
                     door.take_return(mem, engine, record);
@@ -336,6 +369,41 @@ impl Channels {
                 }
             }
         }
+    }
+
+    /// Answers the epochs that have become durable, or could not be made so, and
+    /// lets go what waited for them; then has the next ones made durable. Called
+    /// once a turn, after all requests. Returns how many epochs were answered.
+    pub fn settle(
+        &mut self,
+        now: Now,
+        mem: &mut RegionMemory,
+        engine: &mut dyn StackPort,
+    ) -> usize {
+        let done = self.durability.completed();
+        let mut answered = 0;
+        for (number, place) in (0..).zip(&mut self.places) {
+            let Some(open) = place.open.as_deref_mut() else { continue };
+            while let Some(flushed) = open.sealing.as_mut().and_then(|s| s.answer(done)) {
+                answered += 1;
+                open.reply(flushed);
+                let durable = open.sealing.as_ref().is_some_and(|s| s.is_durable());
+                while let Some(slot) = open.sealing.as_mut().and_then(|s| s.release()) {
+                    let mut door = requests::Door {
+                        now,
+                        number,
+                        terms: &self.terms,
+                        open,
+                        counters: &mut self.counters,
+                        durability: &mut self.durability,
+                    };
+                    door.take_held(mem, engine, &slot, durable);
+                }
+            }
+        }
+        self.counters.flushed += answered as u64;
+        self.durability.begin();
+        answered
     }
 
     /// Builds the next frame for the guest into `out`, of at least
@@ -394,6 +462,12 @@ impl Channels {
                 write_header(out, &header);
                 return Some(HEADER_LEN + count * RECORD_LEN);
             }
+            let count = open.take_resumed(body.as_chunks_mut::<RECORD_LEN>().0);
+            if count > 0 {
+                let header = header(Kind::Resumed, count, open.next_seq(), open.tell_limit());
+                write_header(out, &header);
+                return Some(HEADER_LEN + count * RECORD_LEN);
+            }
             let count = fill_grant(open, mem, channel, body, &mut self.counters);
             if count > 0 {
                 let header = header(Kind::Grant, count, open.next_seq(), open.tell_limit());
@@ -433,7 +507,7 @@ fn fill_slots(
                 counters.data_out += 1;
                 true
             }
-            Some(Event::Acked) => slot.buf_idx != NO_BUFFER,
+            Some(Event::Acked) => slot.buf_idx != NO_BUFFER && slot.modifiers & SHARE == 0,
             _ => false,
         };
         if carries_buffer {
@@ -462,11 +536,12 @@ fn fill_grant(
         return 0;
     }
     let pool = mem.pool_mut();
-    // A guest may hold half of the region, and the last eighth of the pool is
-    // for what arrives.
-    let share = (pool.buffers().count() / 2)
-        .saturating_sub(pool.count_of(Owner::Guest(channel)))
-        .min(pool.free().saturating_sub(pool.buffers().count() / 8));
+    // A guest may hold half of the region, unless it keeps its data there; and
+    // the last eighth of the pool is for what arrives.
+    let half = pool.buffers().count() / 2;
+    let held = pool.count_of(Owner::Guest(channel));
+    let own = if open.stores { half } else { half.saturating_sub(held) };
+    let share = own.min(pool.free().saturating_sub(pool.buffers().count() / 8));
     let mut left = open.wanted.min(share);
     let (records, _) = body.as_chunks_mut::<RECORD_LEN>();
     let mut count = 0;

@@ -4,12 +4,14 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
+use paste_abi::control::FlushDomain;
 use paste_abi::slot::{KEEP, Opt};
 use paste_abi::{Flow, Request};
 use paste_pmem::Pool;
 use paste_stack::{Tx, TxCsum};
 
 use super::*;
+use crate::durability::Durability;
 use crate::engine::PlainSink;
 use crate::port::{Caps, PortError};
 
@@ -21,6 +23,8 @@ struct Fake {
     deliver: VecDeque<Slot>,
     sent: Vec<u32>,
     released: Vec<u32>,
+    /// Buffers that shared sends are under way of.
+    sending: Vec<u32>,
 }
 
 impl Fake {
@@ -70,7 +74,9 @@ impl StackPort for Fake {
     ) -> Result<(), Reason> {
         self.asked.push(format!("send {} {tx:?}", flow.0));
         self.outcome()?;
-        self.sent.push(tx.buf);
+        if !tx.share {
+            self.sent.push(tx.buf);
+        }
         Ok(())
     }
     fn close(&mut self, _: Now, _: &mut RegionMemory, _: u16, flow: Flow) -> Result<(), Reason> {
@@ -92,8 +98,12 @@ impl StackPort for Fake {
         self.asked.push(format!("option {option:?} {value}"));
         self.outcome()
     }
-    fn release(&mut self, _: Now, buf: u32) {
+    fn release(&mut self, _: Now, buf: u32) -> bool {
         self.released.push(buf);
+        self.sending.contains(&buf)
+    }
+    fn retire(&mut self, buf: u32) {
+        self.asked.push(format!("retire {buf}"));
     }
     fn close_channel(&mut self, _: Now, mem: &mut RegionMemory, channel: u16) {
         self.asked.push(format!("close_channel {channel}"));
@@ -146,16 +156,19 @@ impl Bench {
     fn new() -> Bench {
         let buffers = crate::testing::buffers(BUFFERS_TOTAL);
         Bench {
-            channels: Channels::new(Terms {
-                region_uuid: [5; 16],
-                region_len: 1 << 20,
-                buffers_offset: 4096,
-                headroom: 128,
-                flows_max: 100,
-                address: [0; 16],
-                mtu: 1500,
-                mac: [2, 0, 0, 0, 0, 1],
-            }),
+            channels: Channels::new(
+                Terms {
+                    region_uuid: [5; 16],
+                    region_len: 1 << 20,
+                    buffers_offset: 4096,
+                    headroom: 128,
+                    flows_max: 100,
+                    address: [0; 16],
+                    mtu: 1500,
+                    mac: [2, 0, 0, 0, 0, 1],
+                },
+                Durability::without_host(FlushDomain::None),
+            ),
             mem: RegionMemory::new(Pool::new(buffers)),
             engine: Fake::default(),
             seq: 0,

@@ -65,7 +65,8 @@ pub trait StackPort: Send {
         cookie: u32,
     ) -> Result<Flow, Reason>;
 
-    /// Queues payload. The buffer is the stack's already; on an error it still is.
+    /// Queues payload. The buffer is the stack's already, and on an error it
+    /// still is, unless it is shared: then it is the guest's all the time.
     fn send(
         &mut self,
         now: Now,
@@ -103,9 +104,15 @@ pub trait StackPort: Send {
         value: u64,
     ) -> Result<(), Reason>;
 
-    /// The guest gave up a buffer: if it carried received payload, its flow's
-    /// window opens again.
-    fn release(&mut self, now: Now, buf: u32);
+    /// The guest gave up a buffer, or keeps it for good: if it carried received
+    /// payload, its flow's window opens again. True if sends of it are under way:
+    /// given up, it becomes the stack's, by [`StackPort::retire`], and not the
+    /// pool's.
+    fn release(&mut self, now: Now, buf: u32) -> bool;
+
+    /// The stack has become the owner of a buffer that [`StackPort::release`]
+    /// said so of. It gives it to the pool when the sends have ended.
+    fn retire(&mut self, buf: u32);
 
     /// Ends a channel: its listeners go and its flows are reset.
     fn close_channel(&mut self, now: Now, mem: &mut RegionMemory, channel: u16);

@@ -198,8 +198,12 @@ impl StackPort for UserEngine {
         self.stack.set_option(now.monotonic_ns, channel, flow, option, value)
     }
 
-    fn release(&mut self, now: Now, buf: u32) {
-        self.stack.release(now.monotonic_ns, buf);
+    fn release(&mut self, now: Now, buf: u32) -> bool {
+        self.stack.release(now.monotonic_ns, buf)
+    }
+
+    fn retire(&mut self, buf: u32) {
+        self.stack.retire(buf);
     }
 
     fn close_channel(&mut self, now: Now, mem: &mut RegionMemory, channel: u16) {

@@ -2,8 +2,8 @@
 //! batches.
 //!
 //! A turn takes frames from the NIC, feeds the stack port, takes requests from
-//! the guest's ring, runs timers, publishes slots with at most one signal, and
-//! transmits. When nothing has happened for the polling time it sleeps until a
+//! the guest's ring, runs timers, lets go what waited for stores to be durable,
+//! publishes slots with at most one signal, and transmits. When nothing has happened for the polling time it sleeps until a
 //! kick, the NIC, a timer, a control message or a wake-up. Control messages are
 //! handled between turns, on the same thread: there is nothing to lock.
 //!
@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use paste_abi::frame;
 use paste_abi::net_hdr::{NET_HDR_LEN, NetHdr};
-use paste_pmem::{Flusher, Owner};
+use paste_pmem::Owner;
 use zerocopy::FromBytes;
 
 use crate::channel::{Channels, FRAME_SIZE};
@@ -29,7 +29,7 @@ use crate::metrics::GuestSnapshot;
 use crate::port::PortError;
 use crate::sys::clock::{monotonic_ns, realtime_ns};
 use crate::sys::wake::{Waker, Wakeups};
-use crate::sys::{EventLoop, Token, wake};
+use crate::sys::{EventLoop, Token};
 use crate::vhost::{self, Device, Endpoint, RingError, SessionError, judge_tx_header};
 pub use counters::WorkerCounters;
 use plain::RingSink;
@@ -80,8 +80,6 @@ pub struct Parts {
     pub engine: Box<dyn StackPort>,
     /// The region's buffers and their owners.
     pub memory: RegionMemory,
-    /// Makes the region's bytes durable, where that is the host's business.
-    pub flusher: Option<Flusher>,
     /// The applications' conversations.
     pub channels: Channels,
     /// How long to poll before sleeping, ns.
@@ -102,9 +100,9 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A worker and the handle that stops it.
-    pub fn new(parts: Parts) -> std::io::Result<(Worker, Stop)> {
-        let (waker, wakeups) = wake::pair()?;
+    /// A worker and the handle that stops it. It is woken by `wakeups`, the other
+    /// end of `waker`, as its parts may have been told.
+    pub fn new(parts: Parts, waker: Waker, wakeups: Wakeups) -> (Worker, Stop) {
         let stop = Arc::new(AtomicBool::new(false));
         let worker = Worker {
             parts,
@@ -116,7 +114,7 @@ impl Worker {
             port_retry_at: None,
             counters: WorkerCounters::default(),
         };
-        Ok((worker, Stop { flag: stop, waker }))
+        (worker, Stop { flag: stop, waker })
     }
 
     /// Serves the guest until it is asked to stop, and returns what was counted.
@@ -248,6 +246,8 @@ impl Worker {
             }
         };
         self.parts.engine.advance(now, &mut self.parts.memory);
+        let Parts { engine, memory, channels, .. } = &mut self.parts;
+        let settled = channels.settle(now, memory, engine.as_mut());
         let published = match self.publish() {
             Ok(published) => published,
             Err(error) => {
@@ -262,7 +262,7 @@ impl Worker {
                 0
             }
         };
-        received + taken + published + sent > 0
+        received + taken + settled + published + sent > 0
     }
 
     fn receive(&mut self, now: Now) -> usize {
@@ -422,15 +422,15 @@ impl Worker {
 
     /// What was counted so far.
     fn snapshot(&self) -> GuestSnapshot {
-        let Parts { name, engine, channels, device, memory, flusher, .. } = &self.parts;
+        let Parts { name, engine, channels, device, memory, .. } = &self.parts;
         let mut snapshot = GuestSnapshot::new(name);
         engine.each_counter(&mut |name, value| snapshot.put(name, value));
         channels.counters().each(|name, value| snapshot.put(&format!("channel.{name}"), value));
+        channels
+            .durability()
+            .each_counter(|name, value| snapshot.put(&format!("flush.{name}"), value));
         device.counters().each(|name, value| snapshot.put(&format!("device.{name}"), value));
         self.counters.each(|name, value| snapshot.put(&format!("worker.{name}"), value));
-        if let Some(flusher) = flusher {
-            flusher.counters().each(|name, value| snapshot.put(&format!("flush.{name}"), value));
-        }
         let pool = memory.pool();
         snapshot.put("pool.buffers", u64::from(pool.buffers().count()));
         snapshot.put("pool.free", u64::from(pool.free()));
