@@ -492,6 +492,7 @@ impl Client {
             cookie: u64::from(number),
             notify: true,
             keep: true,
+            share: false,
         };
         let now = Now { monotonic_ns: at, real_ns: 0 };
         self.engine

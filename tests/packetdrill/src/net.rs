@@ -216,6 +216,7 @@ impl Net {
             cookie,
             notify: true,
             keep: false,
+            share: false,
         };
         let sent = self.stack.send(&mut self.region, now, 0, flow, &tx);
         if sent.is_err() {

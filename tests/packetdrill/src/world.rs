@@ -173,7 +173,10 @@ impl World {
                 self.by_flow.remove(&slot.flow);
             }
             // The next pump tries again; the others answer requests in frames.
-            Some(Event::Writable | Event::Accepted | Event::Reply | Event::Refused) | None => {}
+            Some(
+                Event::Writable | Event::Accepted | Event::Reply | Event::Refused | Event::Flushed,
+            )
+            | None => {}
         }
     }
 

@@ -359,7 +359,9 @@ impl Guests {
                 assert!(endpoint.awaited.is_empty(), "CLOSED before everything was acknowledged");
                 self.ended(now, index, End::Closed, world, hooks);
             }
-            Event::Accepted | Event::Reply | Event::Refused => panic!("{event:?} of the stack's"),
+            Event::Accepted | Event::Reply | Event::Refused | Event::Flushed => {
+                panic!("{event:?} of the stack's")
+            }
         }
     }
 
@@ -671,7 +673,7 @@ impl Guests {
             }
             self.cookie += 1;
             let (offset, len) = (offset as u16, len as u16);
-            let tx = Tx { buf, offset, len, cookie: self.cookie, notify, keep };
+            let tx = Tx { buf, offset, len, cookie: self.cookie, notify, keep, share: false };
             host.memory.pass(Owner::Guest, Owner::Stack, buf);
             match host.stack.send(&mut host.memory, clock, endpoint.channel, endpoint.flow, &tx) {
                 Ok(()) => {
