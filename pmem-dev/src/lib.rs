@@ -6,8 +6,8 @@
 //! keeps its superblock, [`Buffers`] reads and writes the buffers, and
 //! [`Pool`] knows who owns each of them. [`Mapping`] is the one way in which
 //! any part of the project maps memory that somebody else can write or cut.
-//! [`wal`] is the log of what its buffers hold. It stores through [`Medium`] and
-//! nothing else.
+//! [`wal`] is the log of what its buffers hold, and [`index`] a sorted map of it.
+//! They store through [`Medium`] and nothing else.
 //!
 //! The crate knows nothing of frames, sockets, rings or TCP. Two of its
 //! neighbours' habits shape it: memory shared with a guest changes under every
@@ -24,6 +24,7 @@ pub mod crash;
 mod devdax;
 mod domain;
 mod flusher;
+pub mod index;
 mod layout;
 mod medium;
 mod pool;

@@ -6,6 +6,7 @@
 //! PASTE_CRASH_SEEDS=0..1000 cargo test -p paste-pmem --test crash -- --ignored --nocapture
 //! ```
 
+mod index;
 mod wal;
 
 use paste_pmem::crash::{Cases, Explorer, Recorder, Trace};
