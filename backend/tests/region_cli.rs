@@ -5,9 +5,11 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::sync::Arc;
 
 use paste_abi::superblock::{COPY_OFFSETS, HOST_HEAD_LEN};
-use paste_pmem::{Expect, Region};
+use paste_pmem::wal::{Entry, Piece, Place as LogPlace, Wal};
+use paste_pmem::{Claims, Expect, Medium, Region, RegionMedium, checksum};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -96,7 +98,10 @@ fn a_region_is_created_shown_and_sound() {
     assert_eq!(region["in_use"], false);
     for name in ["web1.region", "web1.mirror"] {
         let text = place.ok(&["check", name]);
-        assert_eq!(text, format!("{name}: sound, 0 buffers claimed, closed in good order\n"));
+        assert_eq!(
+            text,
+            format!("{name}: sound, 0 buffers claimed, 0 records, closed in good order\n")
+        );
     }
     let checked = place.json(&["check", "web1.region", "--json"]);
     assert_eq!(checked["faults"], Value::Array(Vec::new()));
@@ -285,4 +290,139 @@ fn a_file_that_may_not_be_written_can_be_checked() {
     fs::set_permissions(&path, permissions).unwrap();
     place.ok(&["check", "web1.region"]);
     place.ok(&["info", "web1.region"]);
+}
+
+/// An application that stores each value in a buffer of its own, and the host that
+/// makes durable what it is told.
+struct Store {
+    region: Region,
+    medium: RegionMedium,
+    wal: Wal,
+}
+
+impl Store {
+    fn new(region: Region) -> Store {
+        let mut medium = RegionMedium::new(Arc::clone(region.mapping()), region.domain());
+        let place = LogPlace::from(region.geometry());
+        let wal = Wal::create(&mut medium, place, 0x6b1f_93d2_0c57_aa01).unwrap();
+        let mut store = Store { region, medium, wal };
+        while !store.wal.is_ready(&store.medium) {
+            store.commit();
+        }
+        store
+    }
+
+    fn put(&mut self, buf: u32, key: &[u8], value: &[u8]) {
+        let start = self.region.geometry().buffers().offset;
+        let at = start + u64::from(buf) * 2048 + 130;
+        self.medium.store(at, value);
+        Claims::new(self.region.geometry()).set(&mut self.medium, buf).unwrap();
+        let len = value.len() as u16;
+        let piece = Piece { buf, offset: 130, len, csum: checksum::of(value) };
+        let entry = Entry { kind: 1, time: 77, pieces: &[piece], ends: &[], tag: key };
+        self.wal.append(&mut self.medium, &entry).unwrap();
+        self.commit();
+    }
+
+    fn commit(&mut self) {
+        let ticket = self.wal.commit(&mut self.medium);
+        if let Some(mut flusher) = self.region.flusher().unwrap() {
+            while let Some(range) = self.medium.pop() {
+                flusher.add(range).unwrap();
+            }
+            flusher.commit(0).unwrap();
+            self.medium.flushed(self.medium.sealed());
+        }
+        assert!(self.medium.reached(ticket));
+    }
+}
+
+#[test]
+fn what_an_application_was_promised_outlives_everything_and_is_shown() {
+    let place = Place::new();
+    let memory = "/dev/shm";
+    let dir = tempfile::tempdir_in(memory).unwrap();
+    let region = dir.path().join("web1.region");
+    let region = region.to_str().unwrap();
+    place.ok(&["create", region, "--size", "4MiB", "--mirror", "web1.mirror"]);
+    // Served with its mirror, and the power is lost.
+    let spec = paste_pmem::Spec {
+        backing: paste_pmem::Backing::File(region.into()),
+        mirror: Some(place.path("web1.mirror")),
+        geometry: paste_pmem::Geometry::new(4 << 20, 2048).unwrap(),
+        identity: paste_pmem::Identity {
+            guest: "web1",
+            uuid: paste_pmem::Uuid([0; 16]),
+            created_ns: 0,
+        },
+    };
+    let served = paste_pmem::provide(&spec, &mut |_, _| {}).unwrap().region;
+    let mut store = Store::new(served);
+    store.put(7, b"greeting", b"hello");
+    store.put(8, b"bytes", &[0xff, 0x00]);
+    // Claimed, and the application died before there was a record.
+    Claims::new(store.region.geometry()).set(&mut store.medium, 9).unwrap();
+    store.commit();
+    drop(store);
+    drop(dir);
+
+    let args = ["recover", "web1.region", "--mirror", "web1.mirror", "--json"];
+    let checked = place.ok(&["check", "web1.mirror"]);
+    assert_eq!(
+        checked,
+        "web1.mirror: sound, 3 buffers claimed, 2 records, left open\n  claims without a \
+         record: 1; recovery releases them\n"
+    );
+    let recovered = place.json(&args);
+    assert_eq!(recovered["from"], "mirror");
+    assert_eq!(recovered["was_clean"], false);
+    assert_eq!(recovered["released"], 1);
+    assert_eq!(recovered["lost"], Value::Array(Vec::new()));
+    let records = &recovered["region"]["records"];
+    assert_eq!((&records["records"], &records["payload"]), (&2.into(), &7.into()));
+    assert_eq!(records["leaked"], 0);
+    assert_eq!(recovered["region"]["claimed"], 2);
+    assert!(place.ok(&["info", "web1.region"]).contains("records  sound, 2 records from 1 to 3"));
+
+    let lines = place.ok(&["export", "web1.region"]);
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2);
+    assert_eq!((&lines[0]["tag"], &lines[0]["payload"]), (&"greeting".into(), &"hello".into()));
+    assert_eq!(lines[0]["pieces"][0]["buf"], 7);
+    assert_eq!(lines[1]["payload_hex"], "ff00");
+    place.ok(&["export", "web1.region", "--output", "web1.jsonl"]);
+    assert_eq!(fs::read_to_string(place.path("web1.jsonl")).unwrap().lines().count(), 2);
+    let (_, errors) = place.fails(&["export", "web1.region", "--output", "web1.jsonl"], 1);
+    assert!(errors.contains("web1.jsonl: cannot be created: File exists"), "{errors}");
+}
+
+#[test]
+fn lost_payload_is_reported_and_never_given_out() {
+    let place = Place::new();
+    place.create("web1.region");
+    let mut store = Store::new(place.open("web1.region"));
+    store.put(7, b"greeting", b"hello");
+    // A later record proves that the one before was promised.
+    store.put(8, b"other", b"value");
+    let at = HOST_HEAD_LEN + store.region.geometry().buffers().offset + 7 * 2048 + 130;
+    drop(store);
+    place.write("web1.region", at, b"j");
+
+    let (out, errors) = place.fails(&["check", "web1.region"], 1);
+    assert_eq!(
+        out,
+        "web1.region: payload of record 1 is damaged: bytes 130+5 of buffer 7 have another \
+         checksum\n"
+    );
+    assert_eq!(errors, "pasted: web1.region: 1 fault found\n");
+    let output = place.run(&["export", "web1.region"]);
+    assert_eq!(output.status.code(), Some(1));
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let first: Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
+    assert_eq!((&first["damaged"], &first["payload"]), (&true.into(), &Value::Null));
+    assert!(!lines.contains("jello"), "{lines}");
+    let (out, _) = place.fails(&["recover", "web1.region"], 1);
+    assert!(out.contains("lost: payload of record 1 is damaged"), "{out}");
+    // What is lost is kept: another program may read more of it.
+    assert_eq!(place.json(&["info", "web1.region", "--json"])["claimed"], 2);
 }

@@ -22,18 +22,25 @@ pub(super) fn run(args: &PathArgs) -> Result<(), RegionFailure> {
     let found = image.check(&mut |done, total| bar.set(done, total));
     drop(bar);
     let region = Summary::of(&image);
-    let faults: Vec<String> = found.iter().map(ToString::to_string).collect();
+    let mut faults: Vec<String> = found.iter().map(ToString::to_string).collect();
+    faults.extend(region.records.faults.iter().cloned());
     let mut text = String::new();
     for fault in &faults {
         text.push_str(&format!("{}: {fault}\n", region.path));
     }
     if faults.is_empty() {
         text = format!(
-            "{}: sound, {} buffers claimed, {}\n",
+            "{}: sound, {} buffers claimed, {} records, {}\n",
             region.path,
             region.claimed,
+            region.records.records,
             if image.is_clean() { "closed in good order" } else { "left open" },
         );
+        if let Some(leaked) = region.records.leaked.filter(|&leaked| leaked > 0) {
+            text.push_str(&format!(
+                "  claims without a record: {leaked}; recovery releases them\n"
+            ));
+        }
     }
     let (path, count) = (region.path.clone(), faults.len());
     print(args.json, &Checked { region, faults }, &text)?;

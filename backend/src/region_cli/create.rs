@@ -42,7 +42,7 @@ pub(super) fn run(args: CreateArgs) -> Result<(), RegionFailure> {
             return Err(RegionError::Exists { region: path.display().to_string() }.into());
         }
     }
-    let bar = Bar::new("writing the mirror", json);
+    let bar = Bar::new("writing", json);
     let Provided { region, .. } = provide(&spec, &mut |done, total| bar.set(done, total))?;
     drop(bar);
     region.close()?;

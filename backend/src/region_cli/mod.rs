@@ -5,14 +5,17 @@
 //! | `create` | a new region, and its mirror | it could not be made |
 //! | `info` | nothing | it cannot be read |
 //! | `check` | nothing | something is wrong with it |
-//! | `recover` | repairs what a crash or a damage left | it could not be repaired |
+//! | `recover` | repairs what a crash or a damage left | something is lost |
+//! | `export` | the records, to another file | something is lost |
 //!
 //! Results go to stdout, as text or as one JSON object, progress and errors to
 //! stderr.
 
 mod check;
 mod create;
+mod export;
 mod info;
+mod log;
 mod recover;
 mod show;
 
@@ -34,7 +37,8 @@ Examples:
   pasted region create /dev/shm/web1.region --size 1GiB --mirror /var/lib/pasted/web1.mirror
   pasted region info /dev/shm/web1.region --json
   pasted region check /var/lib/pasted/web1.mirror
-  pasted region recover /dev/shm/web1.region --mirror /var/lib/pasted/web1.mirror";
+  pasted region recover /dev/shm/web1.region --mirror /var/lib/pasted/web1.mirror
+  pasted region export /var/lib/pasted/web1.mirror --output web1.jsonl";
 
 /// Arguments of `pasted region`.
 #[derive(Debug, Args)]
@@ -54,6 +58,9 @@ enum Command {
     Check(PathArgs),
     /// Repair a region: from its mirror where that is newer, and in itself
     Recover(RecoverArgs),
+    /// Write out what the log of a region or a mirror holds, one JSON object per
+    /// record
+    Export(ExportArgs),
 }
 
 #[derive(Debug, Args)]
@@ -98,6 +105,15 @@ struct RecoverArgs {
     json: bool,
 }
 
+#[derive(Debug, Args)]
+struct ExportArgs {
+    /// The file of the region or of the mirror
+    path: PathBuf,
+    /// The file to write, which must not exist; without it, stdout
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
 /// Why a command ended without success.
 #[derive(Debug, thiserror::Error)]
 pub enum RegionFailure {
@@ -124,6 +140,14 @@ pub enum RegionFailure {
         /// How many.
         count: usize,
     },
+    /// A file to write to.
+    #[error("pasted: {path}: cannot be created: {source}")]
+    File {
+        /// The file.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The result could not be printed.
     #[error("pasted: the result cannot be written: {0}")]
     Output(std::io::Error),
@@ -147,6 +171,7 @@ pub fn run(args: RegionArgs) -> Result<(), RegionFailure> {
         Command::Info(args) => info::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Recover(args) => recover::run(args),
+        Command::Export(args) => export::run(&args),
     }
 }
 

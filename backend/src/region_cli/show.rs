@@ -4,6 +4,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use paste_pmem::{Domain, Image, Part};
 use serde::Serialize;
 
+use super::log::Log;
 use crate::config::show_size;
 
 /// A progress bar on stderr, if that is a terminal and wanted.
@@ -65,6 +66,7 @@ pub(super) struct Summary {
     pub(super) buffer_size: u32,
     pub(super) buffer_count: u32,
     pub(super) claimed: u32,
+    pub(super) records: Log,
     pub(super) claims: Place,
     pub(super) log: Place,
     pub(super) index: Place,
@@ -92,6 +94,7 @@ impl Summary {
             buffer_size: geometry.buffer_size(),
             buffer_count: geometry.buffer_count(),
             claimed: image.claimed(),
+            records: Log::read(image, geometry, |_, _| ()),
             claims: geometry.claims().into(),
             log: geometry.log().into(),
             index: geometry.index().into(),
@@ -116,7 +119,7 @@ impl Summary {
         format!(
             "{}\n  guest    {}\n  identity {}\n  created  {}\n  left     {left}\n  \
              durable  {durable}\n  size     {}\n  buffers  {} of {} bytes at {:#x}, {} claimed\n  \
-             claims   {}\n  log      {}\n  index    {}\n  rings    {}\n",
+             records  {}\n  claims   {}\n  log      {}\n  index    {}\n  rings    {}\n",
             self.path,
             self.guest,
             self.uuid,
@@ -126,6 +129,7 @@ impl Summary {
             self.buffer_size,
             self.buffers.offset,
             self.claimed,
+            self.records.text(),
             place(&self.claims),
             place(&self.log),
             place(&self.index),

@@ -23,6 +23,7 @@ use paste_abi::superblock::{STATE_CLEAN, STATE_OPEN, Superblock};
 use super::error::RegionError;
 use super::mirror::{Mirror, OldMirror, Progress};
 use super::{Backing, Expect, Identity, Opened, Region};
+use crate::domain::Domain;
 use crate::layout::Geometry;
 use crate::sys;
 use crate::uuid::Uuid;
@@ -101,7 +102,13 @@ pub fn provide(spec: &Spec<'_>, progress: Progress<'_>) -> Result<Provided, Regi
     let (mut region, origin) = match &spec.mirror {
         None => match file {
             Some((region, opened)) => (region, Origin::File(opened)),
-            None => (create(spec, &spec.identity, spec.geometry, &mut made)?, Origin::New),
+            None => {
+                let region = create(spec, &spec.identity, spec.geometry, &mut made)?;
+                if region.domain() != Domain::None {
+                    region.settle(progress)?;
+                }
+                (region, Origin::New)
+            }
         },
         Some(path) => {
             // With the file's identity, if there is one.

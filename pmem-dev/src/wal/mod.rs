@@ -82,7 +82,7 @@ mod scan;
 
 use std::collections::VecDeque;
 
-pub use scan::{Report, verify};
+pub use scan::{Report, inspect, verify};
 
 use crate::layout::{Geometry, Part};
 use crate::medium::{Medium, Ticket};

@@ -315,10 +315,10 @@ impl Survey {
         place: &Place,
         verdict: &Verdict,
         claimed: impl Fn(u32) -> bool,
-        mut visit: impl FnMut(Record<'_>, u64),
+        mut visit: impl FnMut(Record<'_>, &[Piece]),
     ) {
         let dropped: HashSet<u64> = verdict.dropped.iter().copied().collect();
-        let mut damaged = Vec::new();
+        let (mut damaged, mut pieces) = (Vec::new(), Vec::new());
         let mut walk = Walk::new(self.ring, self.header, self.header.head, self.end.at);
         while let Some(head) = walk.next(medium) {
             let sequence = head.position.sequence;
@@ -326,13 +326,13 @@ impl Survey {
                 continue;
             }
             damaged.clear();
-            let mut payload = 0;
+            pieces.clear();
             let record = walk.record(&head);
             for (index, piece) in record.pieces().enumerate() {
                 if verdict.ended.contains(sequence, index) {
                     continue;
                 }
-                payload += u64::from(piece.len);
+                pieces.push(piece);
                 if !claimed(piece.buf) {
                     self.loss.add(Damage::Claim { sequence, buf: piece.buf });
                 } else if !place.holds(medium, &piece) {
@@ -342,7 +342,7 @@ impl Survey {
                 }
                 damaged.push(index as u16);
             }
-            visit(Record { damaged: &damaged, ..record }, payload);
+            visit(Record { damaged: &damaged, ..record }, &pieces);
         }
     }
 }
@@ -391,10 +391,27 @@ pub fn verify(
     place: &Place,
     claimed: impl Fn(u32) -> bool,
 ) -> Result<Report, WalError> {
+    inspect(medium, place, claimed, |_, _| ())
+}
+
+/// As [`verify`], and hands out the records that hold, oldest first, each with those
+/// of its pieces that count yet, damaged ones included.
+///
+/// # Errors
+/// [`WalError`] where there is no log to read.
+pub fn inspect(
+    medium: &(impl Medium + ?Sized),
+    place: &Place,
+    claimed: impl Fn(u32) -> bool,
+    mut visit: impl FnMut(Record<'_>, &[Piece]),
+) -> Result<Report, WalError> {
     let mut survey = survey(medium, place)?;
     let verdict = survey.judge(medium, place, &claimed);
     let mut payload = 0;
-    survey.visit(medium, place, &verdict, claimed, |_, bytes| payload += bytes);
+    survey.visit(medium, place, &verdict, claimed, |record, pieces| {
+        payload += pieces.iter().map(|piece| u64::from(piece.len)).sum::<u64>();
+        visit(record, pieces);
+    });
     Ok(Report {
         records: survey.records,
         sequence: survey.header.head.sequence..survey.end.sequence,
