@@ -61,6 +61,7 @@
 //! | `sys` | the operating system |
 //! | `channel` | all of the above, for the application |
 //! | [`http`] | HTTP/1.1 on a channel |
+//! | [`kv`] | a durable key-value store, spoken to in RESP |
 
 #![deny(unsafe_code)]
 
@@ -71,6 +72,8 @@ mod error;
 mod event;
 #[cfg(feature = "http")]
 pub mod http;
+#[cfg(feature = "kv")]
+pub mod kv;
 mod ledger;
 mod medium;
 mod memory;
