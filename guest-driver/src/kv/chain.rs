@@ -93,31 +93,6 @@ impl Chain {
         memory.bytes(extent).first().copied()
     }
 
-    /// The `count` bytes from `place` on: in place where they lie in one piece,
-    /// else copied to `scratch`.
-    pub(super) fn slice<'a>(
-        &self,
-        memory: &'a impl Bytes,
-        mut place: Place,
-        count: usize,
-        scratch: &'a mut Vec<u8>,
-    ) -> &'a [u8] {
-        match self.rest(&mut place) {
-            Some(extent) if usize::from(extent.len) >= count => memory.bytes(extent.first(count)),
-            _ => {
-                scratch.clear();
-                let mut left = count;
-                while left > 0
-                    && let Some(extent) = self.next(&mut place, left)
-                {
-                    scratch.extend_from_slice(memory.bytes(extent));
-                    left -= usize::from(extent.len);
-                }
-                scratch
-            }
-        }
-    }
-
     /// Removes the first piece if `place` lies behind all of its bytes.
     pub(super) fn drop_before(&mut self, place: Place) -> Option<Extent> {
         let piece = *self.pieces.front()?;

@@ -1,11 +1,14 @@
 //! kv
 mod chain;
+mod client;
+mod commands;
 mod entry;
 mod extent;
 #[cfg(test)]
 mod fake;
 mod index;
 mod region;
+mod reply;
 mod request;
 mod store;
 

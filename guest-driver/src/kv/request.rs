@@ -274,18 +274,27 @@ impl Argument {
         }
     }
 
-    /// The argument's bytes, in place if they lie in one piece, else in
-    /// `scratch`.
-    pub(super) fn bytes<'a>(
+    /// Appends the argument's bytes to `out`.
+    pub(super) fn copy(
         self,
-        inline: &'a [u8],
+        inline: &[u8],
         chain: &Chain,
-        memory: &'a impl Bytes,
-        scratch: &'a mut Vec<u8>,
-    ) -> &'a [u8] {
+        memory: &impl Bytes,
+        out: &mut Vec<u8>,
+    ) {
         match self {
-            Argument::Bulk { body, len, .. } => chain.slice(memory, body, len as usize, scratch),
-            Argument::Inline { start, len } => &inline[start as usize..][..len as usize],
+            Argument::Bulk { mut body, len, .. } => {
+                let mut left = len as usize;
+                while left > 0
+                    && let Some(extent) = chain.next(&mut body, left)
+                {
+                    out.extend_from_slice(memory.bytes(extent));
+                    left -= usize::from(extent.len);
+                }
+            }
+            Argument::Inline { start, len } => {
+                out.extend_from_slice(&inline[start as usize..][..len as usize]);
+            }
         }
     }
 

@@ -41,9 +41,8 @@ fn parse<'a>(
                 Err(error) => return (found, Some(error)),
             }
             let request = parser.arguments().iter().map(|argument| {
-                let mut scratch = Vec::new();
-                let bytes =
-                    argument.bytes(parser.inline(), &chain, &memory, &mut scratch).to_vec();
+                let mut bytes = Vec::new();
+                argument.copy(parser.inline(), &chain, &memory, &mut bytes);
                 assert_eq!(bytes.len(), argument.len());
                 let mut raw = Vec::new();
                 argument.raw(&chain, &mut raw);

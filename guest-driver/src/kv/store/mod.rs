@@ -561,6 +561,22 @@ impl Store {
         Ok(!ended)
     }
 
+    /// Makes sure that keys of these lengths can all be deleted in this batch.
+    pub(super) fn admit_deletions(
+        &mut self,
+        region: &mut impl Region,
+        keys: impl Iterator<Item = usize>,
+    ) -> Result<(), Refused> {
+        let entries = keys.map(|key| (HEAD + key).next_multiple_of(ALIGN)).sum::<usize>() + HEAD;
+        self.admit_bytes(region, entries, 0, 0, true)
+    }
+
+    /// Ends a request whose entries all said that there is more.
+    pub(super) fn end_request(&mut self, region: &mut impl Region) -> Result<(), Refused> {
+        // Of no record does it say that it never happened.
+        self.append(region, &fixed(Kind::Void, 0), &[], &[]).map(drop)
+    }
+
     fn remove(
         &mut self,
         region: &mut impl Region,
