@@ -86,7 +86,12 @@ impl Memory {
 
     /// The bytes of the buffer's range; none if the name is not good.
     pub(crate) fn bytes<'a>(&'a self, buffer: &'a Buffer) -> &'a [u8] {
-        let range = buffer.offset()..buffer.offset() + buffer.len();
+        self.range_bytes(buffer, buffer.offset()..buffer.offset() + buffer.len())
+    }
+
+    /// The bytes of any range of the buffer; none if the name or the range is not
+    /// good.
+    pub(crate) fn range_bytes<'a>(&'a self, buffer: &'a Buffer, range: Range<usize>) -> &'a [u8] {
         let len = range.len();
         let Some(at) = self.locate(buffer, &range) else {
             return &[];

@@ -46,7 +46,13 @@ impl Arguments {
     }
 
     /// Opens the channel that the arguments ask for.
+    #[allow(dead_code, reason = "each example takes one of the two")]
     pub fn open(&self, name: &str) -> Result<Channel, Box<dyn Error>> {
+        self.open_with(name, Options::default())
+    }
+
+    /// Likewise, with these options where the arguments say nothing.
+    pub fn open_with(&self, name: &str, options: Options) -> Result<Channel, Box<dyn Error>> {
         let socket: String = self.get("socket")?.ok_or("--socket PATH is missing")?;
         let options = Options {
             name: name.to_owned(),
@@ -55,7 +61,7 @@ impl Arguments {
                 poll_time: Duration::from_micros(self.get("poll-us")?.unwrap_or(0)),
                 yield_now: self.0.contains_key("yield"),
             },
-            ..Options::default()
+            ..options
         };
         Ok(Channel::open(&Endpoint::vhost_user(socket), options)?)
     }

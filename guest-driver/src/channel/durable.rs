@@ -25,6 +25,12 @@ impl Channel {
         self.medium.is_open().then_some(&mut self.medium)
     }
 
+    /// The region, to read; it shows zeros while the channel is not open.
+    #[cfg(feature = "kv")]
+    pub(crate) fn region(&self) -> &RegionMedium {
+        &self.medium
+    }
+
     /// Asks for ranges of the region, in bytes from the start of its mapping, to
     /// be made durable, and ends the epoch. [`Event::Flushed`] with the ticket
     /// tells when the host has done so; where it has nothing to do, there is no

@@ -143,6 +143,12 @@ impl Channel {
         self.memory.as_ref().map_or(&[], |memory| memory.bytes(buffer))
     }
 
+    /// The bytes of any range of the buffer, in bytes from its start; none if the
+    /// buffer's name is stale or the range not in the buffer.
+    pub fn range_bytes<'a>(&'a self, buffer: &'a Buffer, range: Range<usize>) -> &'a [u8] {
+        self.memory.as_ref().map_or(&[], |memory| memory.range_bytes(buffer, range))
+    }
+
     /// A range of the whole buffer, in bytes from its start, to write to. None
     /// if the buffer's name is stale or the range not in the buffer. What is to
     /// be sent is then told with [`Buffer::set_range`].
@@ -195,7 +201,7 @@ impl Channel {
     }
 
     /// Counts payload that a part of this crate had to copy.
-    #[cfg(feature = "http")]
+    #[cfg(any(feature = "http", feature = "kv"))]
     pub(crate) fn count_copied(&mut self, bytes: usize) {
         self.stats.bytes_copied += bytes as u64;
     }

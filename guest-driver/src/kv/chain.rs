@@ -96,8 +96,8 @@ impl Chain {
     /// Removes the first piece if `place` lies behind all of its bytes.
     pub(super) fn drop_before(&mut self, place: Place) -> Option<Extent> {
         let piece = *self.pieces.front()?;
-        let behind = place.piece > self.first
-            || (place.piece == self.first && place.within >= piece.len);
+        let behind =
+            place.piece > self.first || (place.piece == self.first && place.within >= piece.len);
         behind.then(|| self.pop()).flatten()
     }
 

@@ -9,7 +9,7 @@ use super::chain::Chain;
 use super::commands::{self, About, Arguments, Context, Failure, Scratch, Session};
 use super::extent::{Bytes, Extent};
 use super::region::Region;
-use super::reply::Output;
+use super::reply::{Next, Output};
 use super::request::{Parser, Progress};
 use super::store::Store;
 use crate::buffer::Buffer;
@@ -48,7 +48,7 @@ pub(super) enum Pause {
 pub(super) struct Client {
     pub(super) flow: Flow,
     pub(super) session: Session,
-    pub(super) chain: Chain,
+    chain: Chain,
     parser: Parser,
     /// A request is found, and not done yet.
     found: bool,
@@ -60,6 +60,10 @@ pub(super) struct Client {
     /// Slots since one was sent that says when it is acknowledged.
     pub(super) since_ack: u16,
     pub(super) end: End,
+    /// It sends no more: closed when all is answered.
+    pub(super) fin: bool,
+    /// Why it did not go on when it was run last.
+    pub(super) pause: Pause,
     /// It waits in the server's list.
     pub(super) queued: bool,
 }
@@ -88,13 +92,30 @@ impl Client {
             unacked: 0,
             since_ack: 0,
             end: End::Open,
+            fin: false,
+            pause: Pause::Idle,
             queued: false,
         }
     }
 
     /// Whether what it has sent ends in the middle of a request.
-    pub(super) fn is_mid_request(&self) -> bool {
+    fn is_mid_request(&self) -> bool {
         !self.parser.is_idle()
+    }
+
+    /// Buffers that what it has sent lies in.
+    pub(super) fn pieces(&self) -> usize {
+        self.chain.pieces()
+    }
+
+    /// The last piece of a request that is not whole.
+    pub(super) fn open_piece(&self) -> Option<Extent> {
+        self.chain.last().filter(|_| self.is_mid_request())
+    }
+
+    /// Bytes were written behind the last piece, in its buffer.
+    pub(super) fn grew(&mut self, count: u16) {
+        self.chain.grow_last(count);
     }
 
     /// Bytes have arrived, in a buffer that the store counts a name of.
@@ -103,7 +124,22 @@ impl Client {
     }
 
     /// Does what was asked, as far as it can.
-    pub(super) fn run<R: Region + Bytes + 'static>(
+    pub(super) fn run<R: Region + Bytes>(
+        &mut self,
+        region: &mut R,
+        store: &mut Store,
+        shared: &mut Shared,
+    ) {
+        self.pause = self.go_on(region, store, shared);
+        if self.end != End::Open {
+            // Nothing is asked any more.
+            while let Some(extent) = self.chain.pop() {
+                store.unhold(region, extent.buffer);
+            }
+        }
+    }
+
+    fn go_on<R: Region + Bytes>(
         &mut self,
         region: &mut R,
         store: &mut Store,
@@ -154,11 +190,13 @@ impl Client {
             self.parser.done();
             self.drop_used(region, store);
         }
-        // Nothing is asked any more.
-        while let Some(extent) = self.chain.pop() {
-            store.unhold(region, extent.buffer);
-        }
         Pause::Idle
+    }
+
+    /// Too many buffers hold requests that are not whole.
+    pub(super) fn overflow(&mut self) {
+        self.output.error("OOM too many requests are under way: no room for this one");
+        self.end = End::Closing;
     }
 
     /// Gives up what lies before the next request. What belongs to one that is not
@@ -179,11 +217,11 @@ impl Client {
         }
         while let Some(next) = self.output.next() {
             match next {
-                super::reply::Next::Bytes(bytes) => {
+                Next::Bytes(bytes) => {
                     let len = bytes.len();
                     self.output.took_bytes(len);
                 }
-                super::reply::Next::Range(extent) => {
+                Next::Range(extent) => {
                     self.output.took_range();
                     store.unhold(region, extent.buffer);
                 }

@@ -2,13 +2,13 @@
 
 /// A range of a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub struct Extent {
+pub(super) struct Extent {
     /// Index of the buffer in the region.
-    pub buffer: u32,
+    pub(super) buffer: u32,
     /// Where the range starts in the buffer, in bytes.
-    pub offset: u16,
+    pub(super) offset: u16,
     /// Bytes of the range.
-    pub len: u16,
+    pub(super) len: u16,
 }
 
 impl Extent {

@@ -269,7 +269,7 @@ impl Recovering for Fake {
         self.now.claims[buffer as usize]
     }
 
-    fn records(&self) -> Vec<(u64, Run)> {
+    fn records(&mut self) -> Vec<(u64, Run)> {
         self.now.log.iter().map(|(number, run)| (*number, *run)).collect()
     }
 }

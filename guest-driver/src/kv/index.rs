@@ -50,13 +50,7 @@ pub(super) struct Index {
 
 impl Index {
     pub(super) fn new() -> Index {
-        Index {
-            chains: vec![NONE; CHAINS_MIN],
-            nodes: Vec::new(),
-            free: NONE,
-            len: 0,
-            mortal: 0,
-        }
+        Index { chains: vec![NONE; CHAINS_MIN], nodes: Vec::new(), free: NONE, len: 0, mortal: 0 }
     }
 
     /// Keys in the table.

@@ -6,11 +6,11 @@ use super::extent::Extent;
 
 /// A record of the log: a run of entries in one page, and its CRC32C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Run {
+pub(super) struct Run {
     /// Where the run lies.
-    pub extent: Extent,
+    pub(super) extent: Extent,
     /// The checksum of its bytes.
-    pub checksum: u32,
+    pub(super) checksum: u32,
 }
 
 /// Buffers, claims and the log of a region.
@@ -18,7 +18,7 @@ pub struct Run {
 /// Everything that is written, claimed, logged or flushed belongs to the present
 /// epoch, which [`Region::seal`] ends; nothing of it is durable before that ticket
 /// is reached ([`paste_pmem::Medium`] has the rules).
-pub trait Region {
+pub(super) trait Region {
     /// Bytes of a buffer.
     fn buffer_size(&self) -> u32;
     /// Buffers of the region.
@@ -72,9 +72,9 @@ pub trait Region {
 }
 
 /// What recovery asks besides.
-pub trait Recovering: Region {
+pub(super) trait Recovering: Region {
     /// Whether the buffer is claimed, and so held for the store.
     fn is_claimed(&self, buffer: u32) -> bool;
     /// The records of the log in their order, with their numbers.
-    fn records(&self) -> Vec<(u64, Run)>;
+    fn records(&mut self) -> Vec<(u64, Run)>;
 }

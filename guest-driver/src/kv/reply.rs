@@ -55,15 +55,22 @@ impl Output {
         }
     }
 
+    /// So many bytes of the range of [`Next::Range`] are taken. Answers whether that
+    /// was the rest of it.
+    pub(super) fn took_part(&mut self, count: usize) -> bool {
+        let Some((_, extent)) = self.ranges.front_mut() else { return false };
+        *extent = extent.skip(count);
+        let all = extent.len == 0;
+        if all {
+            self.took_range();
+        }
+        all
+    }
+
     fn forget_bytes(&mut self) {
         self.taken = 0;
         self.bytes.clear();
         self.bytes.shrink_to(KEPT);
-    }
-
-    /// Whether there is nothing to send.
-    pub(super) fn is_empty(&self) -> bool {
-        self.next().is_none()
     }
 
     /// Bytes that wait to be copied, and ranges.
@@ -193,7 +200,7 @@ mod tests {
             text(&mut out),
             "+OK\r\n-ERR a  b\r\n<7>:-9223372036854775808\r\n:0\r\n<8><9>$0\r\n\r\n$-1\r\n*2\r\n"
         );
-        assert!(out.is_empty() && out.waiting() == (0, 0));
+        assert_eq!((out.next(), out.waiting()), (None, (0, 0)));
         out.resp3 = true;
         out.nil();
         out.map(1);

@@ -228,11 +228,7 @@ impl Parser {
     }
 
     /// Reads an inline command, if its line is whole.
-    fn inline_line(
-        &mut self,
-        chain: &Chain,
-        memory: &impl Bytes,
-    ) -> Result<bool, ProtocolError> {
+    fn inline_line(&mut self, chain: &Chain, memory: &impl Bytes) -> Result<bool, ProtocolError> {
         let mut place = self.at;
         let mut line = Vec::new();
         let ended = loop {
@@ -275,13 +271,7 @@ impl Argument {
     }
 
     /// Appends the argument's bytes to `out`.
-    pub(super) fn copy(
-        self,
-        inline: &[u8],
-        chain: &Chain,
-        memory: &impl Bytes,
-        out: &mut Vec<u8>,
-    ) {
+    pub(super) fn copy(self, inline: &[u8], chain: &Chain, memory: &impl Bytes, out: &mut Vec<u8>) {
         match self {
             Argument::Bulk { mut body, len, .. } => {
                 let mut left = len as usize;

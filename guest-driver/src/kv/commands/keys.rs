@@ -102,9 +102,9 @@ pub(super) fn pexpire<R: Region + Bytes>(cx: &mut Context<'_, R>) -> Done {
 
 fn expire_in<R: Region + Bytes>(cx: &mut Context<'_, R>, name: &str, unit: i64) -> Done {
     let ends = cx.integer(2)?.checked_mul(unit);
-    let ends = ends.and_then(|ends| ends.checked_add(cx.now_ms as i64)).ok_or_else(|| {
-        Failure::error(format!("ERR invalid expire time in '{name}' command"))
-    })?;
+    let ends = ends
+        .and_then(|ends| ends.checked_add(cx.now_ms as i64))
+        .ok_or_else(|| Failure::error(format!("ERR invalid expire time in '{name}' command")))?;
     if cx.arguments.len() > 4 {
         return Err(SYNTAX);
     }

@@ -135,7 +135,9 @@ impl<R: Region + Bytes> Context<'_, R> {
     /// Copies the key out, for the calls that follow.
     fn key(&mut self, number: usize) -> Done {
         if self.arguments.len_of(number) > KEY_MAX {
-            return Err(Failure::error(format!("ERR keys of more than {KEY_MAX} bytes have no room")));
+            return Err(Failure::error(format!(
+                "ERR keys of more than {KEY_MAX} bytes have no room"
+            )));
         }
         self.arguments.copy(self.region, number, &mut self.scratch.key);
         Ok(())
@@ -173,7 +175,7 @@ impl<R: Region + Bytes> Context<'_, R> {
 }
 
 /// A command.
-struct Command<R: 'static> {
+struct Command {
     name: &'static str,
     /// Arguments, the name included; negative: at least so many.
     arity: i8,
@@ -181,7 +183,6 @@ struct Command<R: 'static> {
     flags: &'static [&'static str],
     /// First key, last key (negative: from the end), step.
     keys: [i8; 3],
-    run: fn(&mut Context<'_, R>) -> Done,
 }
 
 const READ: &[&str] = &["readonly", "fast"];
@@ -194,17 +195,20 @@ const NO_KEY: [i8; 3] = [0, 0, 0];
 
 macro_rules! commands {
     ($($name:literal $arity:literal $flags:ident $keys:expr => $run:path;)*) => {
-        impl<R: Region + Bytes + 'static> Table<R> {
-            /// Sorted by name.
-            const COMMANDS: &'static [Command<R>] = &[$(Command {
-                name: $name, arity: $arity, flags: $flags, keys: $keys, run: $run,
-            }),*];
+        /// Sorted by name.
+        const COMMANDS: &[Command] = &[$(Command {
+            name: $name, arity: $arity, flags: $flags, keys: $keys,
+        }),*];
+
+        /// Does what a command of the table does.
+        fn dispatch<R: Region + Bytes>(name: &str, context: &mut Context<'_, R>) -> Done {
+            match name {
+                $($name => $run(context),)*
+                _ => Ok(()),
+            }
         }
     };
 }
-
-/// The table of commands.
-struct Table<R>(std::marker::PhantomData<R>);
 
 commands! {
     "append" 3 WRITE ONE => strings::append;
@@ -244,20 +248,25 @@ commands! {
 
 /// Does what the request asks, and answers. The failure is told already, if it is
 /// one to tell.
-pub(super) fn run<R: Region + Bytes + 'static>(context: &mut Context<'_, R>) -> Done {
+pub(super) fn run<R: Region + Bytes>(context: &mut Context<'_, R>) -> Done {
     let word = context.word(0);
     let found = std::str::from_utf8(word)
         .ok()
-        .and_then(|name| Table::<R>::COMMANDS.binary_search_by(|c| c.name.cmp(name)).ok());
-    let done = match found.map(|at| &Table::<R>::COMMANDS[at]) {
+        .and_then(|name| COMMANDS.binary_search_by(|command| command.name.cmp(name)).ok());
+    let done = match found.map(|at| &COMMANDS[at]) {
         None => Err(unknown(context)),
         Some(command) => {
             let given = context.arguments.len();
             let wanted = usize::from(command.arity.unsigned_abs());
-            if given == wanted || (command.arity < 0 && given > wanted) {
-                (command.run)(context)
-            } else {
+            let writes = command.flags.contains(&"write");
+            if given != wanted && (command.arity > 0 || given < wanted) {
                 Err(wrong_arity(command.name))
+            } else if writes && context.about.failed {
+                Err(Failure::error(
+                    "MISCONF Errors writing to the log: it could not be made durable",
+                ))
+            } else {
+                dispatch(command.name, context)
             }
         }
     };

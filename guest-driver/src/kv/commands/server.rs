@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Context, Done, Failure, SYNTAX, Table, glob, wrong_arity};
+use super::{COMMANDS, Context, Done, Failure, SYNTAX, glob, wrong_arity};
 use crate::kv::extent::Bytes;
 use crate::kv::region::Region;
 use crate::kv::request::{self, BULK_MAX};
@@ -27,8 +27,8 @@ pub(in crate::kv) struct About {
     pub(in crate::kv) buffer_size: u64,
     /// How writes become durable.
     pub(in crate::kv) flush_domain: &'static str,
-    /// Whether the last epoch that was answered is durable.
-    pub(in crate::kv) durable: bool,
+    /// Whether the last epoch that was answered could not be made durable.
+    pub(in crate::kv) failed: bool,
 }
 
 pub(super) fn ping<R: Region + Bytes>(cx: &mut Context<'_, R>) -> Done {
@@ -183,19 +183,18 @@ pub(super) fn config<R: Region + Bytes>(cx: &mut Context<'_, R>) -> Done {
     Ok(())
 }
 
-pub(super) fn command<R: Region + Bytes + 'static>(cx: &mut Context<'_, R>) -> Done {
-    let commands = Table::<R>::COMMANDS;
+pub(super) fn command<R: Region + Bytes>(cx: &mut Context<'_, R>) -> Done {
     if cx.arguments.len() > 1 {
         match cx.word(1) {
-            b"count" => cx.out.integer(commands.len() as i64),
+            b"count" => cx.out.integer(COMMANDS.len() as i64),
             // Help for the interactive mode of redis-cli, which does without.
             b"docs" => cx.out.map(0),
             other => return Err(unknown_subcommand(other, "COMMAND")),
         }
         return Ok(());
     }
-    cx.out.array(commands.len());
-    for command in commands {
+    cx.out.array(COMMANDS.len());
+    for command in COMMANDS {
         cx.out.array(6);
         cx.out.bulk(command.name.as_bytes());
         cx.out.integer(command.arity.into());
@@ -216,7 +215,7 @@ pub(super) fn info<R: Region + Bytes>(cx: &mut Context<'_, R>) -> Done {
     let (used, limit) = cx.store.buffers();
     let stats = cx.store.stats();
     let keys = cx.store.len();
-    let durable = if cx.about.durable { "ok" } else { "err" };
+    let status = if cx.about.failed { "err" } else { "ok" };
     let sections = [
         (
             "Server",
@@ -238,7 +237,7 @@ pub(super) fn info<R: Region + Bytes>(cx: &mut Context<'_, R>) -> Done {
         (
             "Persistence",
             format!(
-                "loading:0\r\naof_enabled:1\r\naof_last_write_status:{durable}\r\n\
+                "loading:0\r\naof_enabled:1\r\naof_last_write_status:{status}\r\n\
                  flush_domain:{}\r\nlog_records:{}\r\nepochs:{}\r\ncopied_bytes:{}\r\n\
                  moved_bytes:{}\r\n",
                 cx.about.flush_domain, stats.records, stats.epochs, stats.copied, stats.moved

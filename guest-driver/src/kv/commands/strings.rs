@@ -84,16 +84,19 @@ pub(super) fn set<R: Region + Bytes>(cx: &mut Context<'_, R>) -> Done {
             };
             let base = if absolute { 0 } else { cx.now_ms as i64 };
             let ends = ends.and_then(|ends| ends.checked_add(base));
-            let ends = ends.ok_or(Failure::Error(Cow::Borrowed(
-                "ERR invalid expire time in 'set' command",
-            )))?;
+            let ends = ends
+                .ok_or(Failure::Error(Cow::Borrowed("ERR invalid expire time in 'set' command")))?;
             expiry = Some(Expiry::At(ends as u64));
         }
         at += 1;
     }
     let found = cx.find(1)?;
     if must_be.is_some_and(|must_be| must_be != found.is_some()) {
-        if get { cx.answer_value(found) } else { cx.out.nil() }
+        if get {
+            cx.answer_value(found)
+        } else {
+            cx.out.nil()
+        }
         return Ok(());
     }
     cx.store.admit(cx.region, std::iter::once((cx.arguments.len_of(1), cx.arguments.len_of(2))))?;
@@ -170,7 +173,8 @@ fn raw(arguments: Arguments<'_>, number: usize, out: &mut Vec<Extent>) {
 pub(super) fn append<R: Region + Bytes>(cx: &mut Context<'_, R>) -> Done {
     let found = cx.find(1)?;
     let Some(found) = found else {
-        cx.store.admit(cx.region, std::iter::once((cx.arguments.len_of(1), cx.arguments.len_of(2))))?;
+        cx.store
+            .admit(cx.region, std::iter::once((cx.arguments.len_of(1), cx.arguments.len_of(2))))?;
         set_argument(cx, 2, 0, false)?;
         cx.out.integer(cx.arguments.len_of(2) as i64);
         return Ok(());
@@ -178,9 +182,7 @@ pub(super) fn append<R: Region + Bytes>(cx: &mut Context<'_, R>) -> Done {
     let (old, added) = (found.len(), cx.arguments.len_of(2));
     let len = old + added;
     if len > BULK_MAX {
-        return Err(Failure::error(
-            "ERR string exceeds maximum allowed size (proto-max-bulk-len)",
-        ));
+        return Err(Failure::error("ERR string exceeds maximum allowed size (proto-max-bulk-len)"));
     }
     cx.store.admit(cx.region, std::iter::once((cx.scratch.key.len(), len)))?;
     let (ends, scratch) = (found.expires_ms(), &mut *cx.scratch);

@@ -11,9 +11,9 @@ struct Memory(Vec<Vec<u8>>);
 impl Bytes for Memory {
     fn bytes(&self, extent: Extent) -> &[u8] {
         let buffer = self.0.get(extent.buffer as usize).map_or(&[][..], |buffer| buffer);
-        buffer.get(usize::from(extent.offset)..).map_or(&[], |rest| {
-            &rest[..rest.len().min(extent.len.into())]
-        })
+        buffer
+            .get(usize::from(extent.offset)..)
+            .map_or(&[], |rest| &rest[..rest.len().min(extent.len.into())])
     }
 }
 

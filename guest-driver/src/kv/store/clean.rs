@@ -55,8 +55,7 @@ impl Store {
             region.truncate(drop_before);
         }
         let first = region.first();
-        while let Some(Logged { extent, .. }) =
-            self.dropped.pop_front_if(|run| run.number < first)
+        while let Some(Logged { extent, .. }) = self.dropped.pop_front_if(|run| run.number < first)
         {
             if extent.len > 0 && self.holds.drop_durably(region, extent.buffer) {
                 self.pages.count -= 1;

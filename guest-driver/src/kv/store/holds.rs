@@ -55,11 +55,6 @@ impl Holds {
         self.nameless() + self.unclaimed.len() + self.leaving.len() > 0
     }
 
-    /// Names of a buffer.
-    pub(super) fn names(&self, buffer: u32) -> u32 {
-        self.names.get(buffer as usize).copied().unwrap_or(0)
-    }
-
     /// The buffer has one more name.
     pub(super) fn hold(&mut self, buffer: u32) {
         self.names[buffer as usize] += 1;

@@ -29,6 +29,7 @@ mod clean;
 mod holds;
 mod pages;
 mod recover;
+mod write;
 
 use std::collections::VecDeque;
 use std::hash::Hasher;
@@ -36,22 +37,15 @@ use std::hash::Hasher;
 use paste_pmem::Ticket;
 use siphasher::sip::SipHasher13;
 
-use super::entry::{ALIGN, HEAD, Head, Kind};
+use super::entry::{HEAD, Head, Kind};
 use super::extent::Extent;
-use super::index::{Index, Item, Spot};
+use super::index::{Index, Spot};
 use super::region::Region;
-use super::request::BULK_MAX;
 use holds::Holds;
 pub(in crate::kv) use pages::KEY_MAX;
 use pages::Pages;
-pub use recover::{Recovered, RecoverError};
-
-/// Values from here on are not packed, however large the buffers.
-const PACKED_MAX: usize = 16 * 1024;
-/// Records that only deleting and cleaning may use.
-const RECORDS_RESERVED: u64 = 16;
-/// Buffers that only deleting and cleaning may use.
-const BUFFERS_RESERVED: u32 = 16;
+pub use recover::{RecoverError, Recovered};
+pub(in crate::kv) use write::Part;
 
 /// Why a change was not made. Nothing has changed then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,15 +54,6 @@ pub(super) enum Refused {
     Full,
     /// No empty buffer is at hand now.
     Starved,
-}
-
-/// A part of a new value.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Part<'a> {
-    /// Bytes that are nowhere in the region.
-    Bytes(&'a [u8]),
-    /// Bytes that lie in a buffer with a name.
-    Range(Extent),
 }
 
 /// A key that was found.
@@ -107,7 +92,7 @@ struct Logged {
 
 /// The store. It is told the region and the time with each call.
 #[derive(Debug)]
-pub struct Store {
+pub(super) struct Store {
     secret: [u64; 2],
     index: Index,
     holds: Holds,
@@ -118,8 +103,7 @@ pub struct Store {
     log: VecDeque<Logged>,
     /// How many of them hold nothing good any more.
     cleaned: usize,
-    /// Epochs on their way: the number after their last record, and how many of
-    /// the oldest runs hold nothing good once they are durable.
+    /// Epochs on their way.
     epochs: VecDeque<Epoch>,
     /// Runs whose records are being given up.
     dropped: VecDeque<Logged>,
@@ -139,29 +123,31 @@ pub struct Store {
 #[derive(Clone, Copy, Debug)]
 struct Epoch {
     ticket: Ticket,
+    /// The number after its last record.
     next_record: u64,
+    /// Runs of records before this one hold nothing good once it is durable.
     cleaned_before: u64,
 }
 
 /// What the store has counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
+pub(super) struct Stats {
     /// Bytes that were copied into pages and scrap buffers.
-    pub copied: u64,
+    pub(super) copied: u64,
     /// Bytes of entries that were written again to give their pages back.
-    pub moved: u64,
+    pub(super) moved: u64,
     /// Records appended to the log.
-    pub records: u64,
+    pub(super) records: u64,
     /// Epochs ended.
-    pub epochs: u64,
+    pub(super) epochs: u64,
     /// Keys that ended by themselves.
-    pub expired: u64,
+    pub(super) expired: u64,
 }
 
 impl Store {
     /// An empty store in a region whose log is empty, which takes at most `limit`
     /// buffers. `secret` keys the table's hash.
-    pub fn new(region: &impl Region, limit: u32, secret: [u64; 2]) -> Store {
+    pub(super) fn new(region: &impl Region, limit: u32, secret: [u64; 2]) -> Store {
         let count = region.buffer_count();
         Store {
             secret,
@@ -186,27 +172,22 @@ impl Store {
     // --- reading -----------------------------------------------------------
 
     /// Keys, those included that have ended and were not swept up yet.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.index.len()
     }
 
-    /// Whether there is no key.
-    pub fn is_empty(&self) -> bool {
-        self.index.len() == 0
-    }
-
     /// Keys that end some time.
-    pub fn mortal(&self) -> usize {
+    pub(super) fn mortal(&self) -> usize {
         self.index.mortal()
     }
 
     /// Buffers that stored data has, and that it may have.
-    pub fn buffers(&self) -> (u32, u32) {
+    pub(super) fn buffers(&self) -> (u32, u32) {
         (self.holds.claims().saturating_sub(self.holds.nameless() as u32), self.limit)
     }
 
     /// What the store has counted.
-    pub fn stats(&self) -> Stats {
+    pub(super) fn stats(&self) -> Stats {
         self.stats
     }
 
@@ -311,363 +292,12 @@ impl Store {
         self.holds.drop(region, buffer);
     }
 
-    // --- writing -------------------------------------------------------------
-
-    /// Whether a value of so many bytes is packed.
-    pub(super) fn packs(&self, len: usize) -> bool {
-        len < self.small()
-    }
-
-    /// What is less than this is copied.
-    fn small(&self) -> usize {
-        (self.pages.page_len() / 2).min(PACKED_MAX)
-    }
-
-    /// Bytes of an entry with this key and a packed value of this length, or with
-    /// extents.
-    fn entry_len(&self, key: usize, value: usize) -> usize {
-        let body = if self.packs(value) { value } else { self.small() };
-        (HEAD + key + body).next_multiple_of(ALIGN)
-    }
-
-    /// Makes sure that values of these lengths (of key and value) can all be set
-    /// in this batch: a request is done whole or not at all.
-    pub(super) fn admit(
-        &mut self,
-        region: &mut impl Region,
-        values: impl Iterator<Item = (usize, usize)>,
-    ) -> Result<(), Refused> {
-        let (mut entries, mut scraps, mut pinned) = (0, 0, 0);
-        for (key, value) in values {
-            entries += self.entry_len(key, value);
-            if !self.packs(value) {
-                // At worst all of it is copied, and a list of pieces of `small`.
-                let list = (value.div_ceil(self.small()) + 2) * Extent::STORED;
-                scraps += value + list + 32;
-                pinned += 2 * value.div_ceil(self.pages.page_len()) + 1;
-            }
-        }
-        self.admit_bytes(region, entries, scraps, pinned, false)
-    }
-
-    fn admit_bytes(
-        &mut self,
-        region: &mut impl Region,
-        entries: usize,
-        scraps: usize,
-        pinned: usize,
-        reserved: bool,
-    ) -> Result<(), Refused> {
-        let page = self.pages.page_len();
-        let pages = 2 * entries.div_ceil(page) + 1;
-        let (used, limit) = self.buffers();
-        let (limit, records) = match reserved {
-            true => (limit + BUFFERS_RESERVED, RECORDS_RESERVED / 2),
-            false => (limit, RECORDS_RESERVED),
-        };
-        let room = region.log_room().saturating_sub(records);
-        let more = (pages + pinned) as u32;
-        // What a reserve is for may always use the page that is there.
-        if (used + more > limit && !reserved)
-            || used > limit
-            || room < (self.pages.pending_runs() + pages) as u64
-        {
-            return Err(Refused::Full);
-        }
-        if self.pages.prepare(region, entries, scraps) { Ok(()) } else { Err(Refused::Starved) }
-    }
-
-    /// Gives a key a value that packs. It must have been admitted.
-    pub(super) fn set_packed(
-        &mut self,
-        region: &mut impl Region,
-        key: &[u8],
-        value: &[u8],
-        expires_ms: u64,
-        more: bool,
-    ) -> Result<(), Refused> {
-        let head = Head {
-            kind: Kind::Packed,
-            more,
-            key_len: key.len() as u16,
-            value_len: value.len() as u32,
-            expires_ms,
-            checksum: 0,
-            body_len: value.len() as u16,
-        };
-        self.put(region, &head, key, value)
-    }
-
-    /// Gives a key a value of `len` bytes that does not pack. The parts are the
-    /// whole bulk string. It must have been admitted.
-    pub(super) fn set_bulk(
-        &mut self,
-        region: &mut impl Region,
-        key: &[u8],
-        len: usize,
-        parts: &[Part<'_>],
-        expires_ms: u64,
-        more: bool,
-    ) -> Result<(), Refused> {
-        debug_assert!(len <= BULK_MAX);
-        let mut extents = std::mem::take(&mut self.extents);
-        extents.clear();
-        let done = self.place(region, parts, &mut extents);
-        let (kind, checksum) = match done {
-            Ok(sum) => sum,
-            Err(refused) => {
-                for extent in extents.drain(..) {
-                    self.holds.drop(region, extent.buffer);
-                }
-                self.extents = extents;
-                return Err(refused);
-            }
-        };
-        let mut body = std::mem::take(&mut self.scratch);
-        body.clear();
-        body.extend(extents.iter().flat_map(|extent| extent.to_bytes()));
-        self.extents = extents;
-        let head = Head {
-            kind,
-            more,
-            key_len: key.len() as u16,
-            value_len: len as u32,
-            expires_ms,
-            checksum,
-            body_len: body.len() as u16,
-        };
-        let done = self.put(region, &head, key, &body);
-        self.scratch = body;
-        done
-    }
-
-    /// Finds places for the parts of a value: where they are, or in a scrap
-    /// buffer. The extents are held, and flushed.
-    fn place(
-        &mut self,
-        region: &mut impl Region,
-        parts: &[Part<'_>],
-        extents: &mut Vec<Extent>,
-    ) -> Result<(Kind, u32), Refused> {
-        let small = self.small();
-        let mut copy = std::mem::take(&mut self.scratch);
-        let mut placed = Ok(());
-        for part in parts {
-            let bytes = match *part {
-                Part::Bytes(bytes) => bytes,
-                Part::Range(extent) if usize::from(extent.len) >= small => {
-                    self.holds.hold(extent.buffer);
-                    self.holds.claim(region, extent.buffer);
-                    region.flush(extent);
-                    extents.push(extent);
-                    continue;
-                }
-                Part::Range(extent) => {
-                    copy.resize(extent.len.into(), 0);
-                    region.read(extent.buffer, extent.offset, &mut copy);
-                    &copy
-                }
-            };
-            self.stats.copied += bytes.len() as u64;
-            if self.pages.scrap(region, &mut self.holds, bytes, extents).is_none() {
-                placed = Err(Refused::Starved);
-                break;
-            }
-        }
-        self.scratch = copy;
-        placed?;
-        let payload = extents.iter().fold(0, |sum, extent| region.checksum(*extent, sum));
-        if extents.len() * Extent::STORED <= small / 2 {
-            return Ok((Kind::Extents, payload));
-        }
-        // The lists come first in the entry; they name the rest.
-        let list: Vec<u8> = extents.iter().flat_map(|extent| extent.to_bytes()).collect();
-        let mut lists = Vec::new();
-        if self.pages.scrap_list(region, &mut self.holds, &list, &mut lists).is_none() {
-            for extent in lists {
-                self.holds.drop(region, extent.buffer);
-            }
-            return Err(Refused::Starved);
-        }
-        *extents = lists;
-        Ok((Kind::Lists, payload))
-    }
-
-    /// Appends the entry and makes it the key's.
-    fn put(
-        &mut self,
-        region: &mut impl Region,
-        head: &Head,
-        key: &[u8],
-        body: &[u8],
-    ) -> Result<(), Refused> {
-        let hash = self.hash(key);
-        let old = self.lookup(region, hash, key);
-        let spot = self.append(region, head, key, body)?;
-        self.live += head.entry_len();
-        self.stats.copied += body.len() as u64;
-        match old {
-            Some(old) => {
-                self.index.update(old.number, spot, head.expires_ms);
-                self.supersede(region, &old);
-            }
-            None => self.index.insert(Item { hash, expires_ms: head.expires_ms, spot }),
-        }
-        Ok(())
-    }
-
-    fn append(
-        &mut self,
-        region: &mut impl Region,
-        head: &Head,
-        key: &[u8],
-        body: &[u8],
-    ) -> Result<Spot, Refused> {
-        let spot = self.pages.append(region, &mut self.holds, head, key, body);
-        let spot = spot.ok_or(Refused::Starved)?;
-        self.dirty = true;
-        self.appended += head.entry_len();
-        Ok(spot)
-    }
-
-    /// An entry is not good any more: what it names loses a name.
-    fn supersede(&mut self, region: &mut impl Region, old: &Found) {
-        self.live -= old.head.entry_len();
-        if old.head.kind == Kind::Packed {
-            return;
-        }
-        let mut extents = std::mem::take(&mut self.extents);
-        extents.clear();
-        self.named(region, old.spot, &old.head, |extent, _| extents.push(extent));
-        for extent in extents.drain(..) {
-            self.holds.drop(region, extent.buffer);
-        }
-        self.extents = extents;
-    }
-
-    /// Deletes a key. A key that has ended is deleted and not found.
-    pub(super) fn delete(
-        &mut self,
-        region: &mut impl Region,
-        now_ms: u64,
-        key: &[u8],
-        more: bool,
-    ) -> Result<bool, Refused> {
-        let Some(found) = self.lookup(region, self.hash(key), key) else {
-            return Ok(false);
-        };
-        let ended = found.head.expires_ms != 0 && found.head.expires_ms <= now_ms;
-        self.remove(region, &found, key, more)?;
-        Ok(!ended)
-    }
-
-    /// Makes sure that keys of these lengths can all be deleted in this batch.
-    pub(super) fn admit_deletions(
-        &mut self,
-        region: &mut impl Region,
-        keys: impl Iterator<Item = usize>,
-    ) -> Result<(), Refused> {
-        let entries = keys.map(|key| (HEAD + key).next_multiple_of(ALIGN)).sum::<usize>() + HEAD;
-        self.admit_bytes(region, entries, 0, 0, true)
-    }
-
-    /// Ends a request whose entries all said that there is more.
-    pub(super) fn end_request(&mut self, region: &mut impl Region) -> Result<(), Refused> {
-        // Of no record does it say that it never happened.
-        self.append(region, &fixed(Kind::Void, 0), &[], &[]).map(drop)
-    }
-
-    fn remove(
-        &mut self,
-        region: &mut impl Region,
-        found: &Found,
-        key: &[u8],
-        more: bool,
-    ) -> Result<(), Refused> {
-        let head = Head { more, ..fixed(Kind::Deleted, key.len()) };
-        self.admit_bytes(region, head.entry_len(), 0, 0, true)?;
-        self.append(region, &head, key, &[])?;
-        self.index.remove(found.number);
-        self.supersede(region, found);
-        Ok(())
-    }
-
-    /// Sets when a key ends; 0 for never.
-    pub(super) fn set_expiry(
-        &mut self,
-        region: &mut impl Region,
-        found: &Found,
-        expires_ms: u64,
-    ) -> Result<(), Refused> {
-        self.admit_bytes(region, found.head.entry_len(), 0, 0, false)?;
-        self.rewrite(region, found, expires_ms)
-    }
-
-    /// Writes an entry again, at the end.
-    fn rewrite(
-        &mut self,
-        region: &mut impl Region,
-        found: &Found,
-        expires_ms: u64,
-    ) -> Result<(), Refused> {
-        let head = Head { expires_ms, more: false, ..found.head };
-        let mut bytes = std::mem::take(&mut self.scratch);
-        bytes.resize(usize::from(head.key_len) + usize::from(head.body_len), 0);
-        region.read(found.spot.buffer, found.spot.offset + HEAD as u16, &mut bytes);
-        let (key, body) = bytes.split_at(head.key_len.into());
-        let done = self.append(region, &head, key, body);
-        self.scratch = bytes;
-        self.index.update(found.number, done?, expires_ms);
-        Ok(())
-    }
-
-    /// Deletes all keys.
-    pub(super) fn clear(&mut self, region: &mut impl Region) -> Result<(), Refused> {
-        let head = fixed(Kind::Cleared, 0);
-        self.admit_bytes(region, head.entry_len(), 0, 0, true)?;
-        self.append(region, &head, &[], &[])?;
-        for number in 0..self.index.numbers() {
-            if let Some(&Item { spot, .. }) = self.index.item(number)
-                && let Some(head) = self.head(region, spot)
-            {
-                self.supersede(region, &Found { number, spot, head });
-            }
-        }
-        self.index.clear();
-        self.sweep = 0;
-        Ok(())
-    }
-
-    /// Deletes a few of the keys that have ended: looks at `count` keys.
-    pub(super) fn sweep(&mut self, region: &mut impl Region, now_ms: u64, count: u32) {
-        let numbers = self.index.numbers();
-        if self.index.mortal() == 0 {
-            return;
-        }
-        for _ in 0..count.min(numbers) {
-            self.sweep = if self.sweep + 1 < numbers { self.sweep + 1 } else { 0 };
-            let Some(&Item { expires_ms, spot, .. }) = self.index.item(self.sweep) else {
-                continue;
-            };
-            if expires_ms == 0 || expires_ms > now_ms {
-                continue;
-            }
-            let Some(head) = self.head(region, spot) else { continue };
-            let mut key = vec![0; head.key_len.into()];
-            region.read(spot.buffer, spot.offset + HEAD as u16, &mut key);
-            if self.remove(region, &Found { number: self.sweep, spot, head }, &key, false).is_err() {
-                return;
-            }
-            self.stats.expired += 1;
-        }
-    }
-
     // --- batches -------------------------------------------------------------
 
     /// Ends a batch: cleans a little, logs what was written and ends the epoch,
     /// if it has anything. What was answered so far may be told when the ticket
     /// is reached.
-    pub fn commit(&mut self, region: &mut impl Region) -> Option<Ticket> {
+    pub(super) fn commit(&mut self, region: &mut impl Region) -> Option<Ticket> {
         self.release(region);
         self.clean(region);
         let (log, stats) = (&mut self.log, &mut self.stats);
@@ -695,26 +325,18 @@ impl Store {
         Some(ticket)
     }
 
+    /// The next commit ends an epoch even if nothing was written.
+    pub(super) fn retry(&mut self) {
+        self.dirty = true;
+    }
+
     /// Whether something waits for a ticket, so that [`Store::commit`] has to be
     /// called again without a new request.
-    pub fn is_unfinished(&self) -> bool {
+    pub(super) fn is_unfinished(&self) -> bool {
         self.dirty
             || !self.epochs.is_empty()
             || !self.dropped.is_empty()
             || self.holds.is_unfinished()
-    }
-}
-
-/// An entry of a key without a value.
-fn fixed(kind: Kind, key_len: usize) -> Head {
-    Head {
-        kind,
-        more: false,
-        key_len: key_len as u16,
-        value_len: 0,
-        expires_ms: 0,
-        checksum: 0,
-        body_len: 0,
     }
 }
 

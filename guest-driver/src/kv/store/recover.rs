@@ -11,7 +11,8 @@
 use std::collections::{HashMap, HashSet};
 
 use super::clean::entries;
-use super::{Logged, Refused, Store, fixed};
+use super::write::fixed;
+use super::{Logged, Refused, Store};
 use crate::kv::entry::{HEAD, Head, Kind, RUN_HEAD};
 use crate::kv::extent::Extent;
 use crate::kv::index::{Item, Spot};
@@ -78,7 +79,7 @@ impl Store {
     /// # Errors
     /// [`RecoverError`], if something has to be noted and cannot be. Nothing has
     /// been changed then.
-    pub fn recover<R: Recovering>(
+    pub(in crate::kv) fn recover<R: Recovering>(
         region: &mut R,
         limit: u32,
         secret: [u64; 2],

@@ -1,0 +1,67 @@
+//! A durable key-value server on a `pasted` device, which speaks what redis-cli
+//! and redis-benchmark speak.
+//!
+//! ```text
+//! kv --socket PATH [--port 6379] [--channel N] [--poll-us N] [--yield]
+//! ```
+//!
+//! Values lie in the packet buffers that they arrived in, in the guest's region,
+//! and are sent from there. A write is answered when it is durable, as far as the
+//! region can make it so: INFO tells `flush_domain`. What is stored is there again
+//! after any crash; what was found is said at the start. Ends in good order on
+//! SIGTERM; waits for a backend that restarts.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+use std::error::Error;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use paste_guest::kv::{Recovered, Server, ServerOptions};
+use paste_guest::{Options, Timeout};
+
+/// Buffers at hand for answers, pages and scraps.
+const RESERVE: u32 = 1024;
+/// Slots that can wait for the host.
+const QUEUE: usize = 32 * 1024;
+const TURN: Timeout = Timeout::After(Duration::from_millis(500));
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments = common::Arguments::parse(&["port"])?;
+    let mut options = ServerOptions::default();
+    options.port = arguments.get("port")?.unwrap_or(options.port);
+    let stop = common::stop_flag()?;
+    let more = Options { reserve: RESERVE, queue: QUEUE, ..Options::default() };
+    let mut channel = arguments.open_with("kv", more)?;
+    let mut server = Server::new(&mut channel, &options)?;
+    while !stop.load(Ordering::Relaxed) {
+        if let Some((recovered, damages)) = server.take_recovered() {
+            tell(&recovered, damages);
+        }
+        server.turn(&mut channel, TURN)?;
+    }
+    let stats = channel.stats();
+    channel.shutdown()?;
+    eprintln!("{:.1} slots per batch; {stats:?}", stats.mean_batch());
+    Ok(())
+}
+
+/// Says what was found in the region.
+fn tell(recovered: &Recovered, log_damages: u64) {
+    let Recovered { keys, records, torn, damaged_records, damaged_keys, leaked } = recovered;
+    eprintln!(
+        "recovered {keys} keys from {records} records; {torn} records were torn by the crash and \
+         never acknowledged; {leaked} claims were leaked and are cleared"
+    );
+    if log_damages > 0 || *damaged_records > 0 || !damaged_keys.is_empty() {
+        eprintln!(
+            "DAMAGED: {log_damages} places of the log, {damaged_records} records, {} values; keys \
+             may be missing or be as they were before",
+            damaged_keys.len()
+        );
+        for key in damaged_keys {
+            eprintln!("DAMAGED and deleted: {}", key.escape_ascii());
+        }
+    }
+}
