@@ -252,7 +252,7 @@ impl Stack {
         if kinds.map(u8::from).iter().sum::<u8>() != u8::from(seen(Links::Age)) {
             return Err(self.listed(index, "is not in the one list by age of its kind"));
         }
-        let found = self.find_flow(&flow.key, self.hash(&flow.key.bytes()));
+        let found = self.find_flow(&flow.key, self.key_hash(&flow.key));
         if flow.state != State::Closed && found != Some(index) {
             return Err(self.listed(index, "is not found by its key"));
         }

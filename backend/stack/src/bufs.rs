@@ -10,6 +10,8 @@
 //!                                                 nobody's   done (ACKED waits) / pool
 //! ```
 
+use core::ops::Range;
+
 use paste_abi::Reason;
 
 use crate::tcp::input::Segment;
@@ -176,6 +178,12 @@ impl Bufs {
             later: NIL,
         };
         Bufs { metas: vec![meta; count as usize].into_boxed_slice() }
+    }
+
+    /// Where it lies.
+    pub(crate) fn memory(&self) -> Range<*const u8> {
+        let Range { start, end } = self.metas.as_ptr_range();
+        start.cast()..end.cast()
     }
 
     #[inline]

@@ -5,6 +5,8 @@ use std::ops::Range;
 use paste_abi::{Event, Slot};
 use paste_stack::{Config, Memory, Outcome, RxCsum, RxFrame, Stack, Tx, TxBatch};
 
+use pasted::sys::prefer_huge_pages;
+
 use super::peer::{
     self, HEADER_LEN, PREFIX_LEN, Peers, REQUEST_BYTE, REQUEST_LEN, RESPONSE_LEN, SERVER,
     SERVER_MAC, SYN_LEN, flag,
@@ -62,6 +64,7 @@ impl Paste {
             mem.bytes_mut(buf, at, REQUEST_LEN).fill(REQUEST_BYTE);
         }
         let mut stack = stack(flows, buffers, offload);
+        stack.tables().into_iter().for_each(prefer_huge_pages);
         stack.listen(0, peer::PORT, u16::MAX).expect("the port is free");
         Paste {
             stack,

@@ -2,6 +2,7 @@
 //! is the tests' affair; here nothing is kept but the pool.
 
 use paste_stack::{Memory, checksum};
+use pasted::sys::prefer_huge_pages;
 
 /// Bytes of one buffer.
 pub const BUFFER_SIZE: usize = 2048;
@@ -22,6 +23,7 @@ impl Region {
     /// finds them missing.
     pub fn new(count: u32) -> Region {
         let bytes = vec![1; count as usize * BUFFER_SIZE + LINE];
+        prefer_huge_pages(bytes.as_ptr_range());
         Region {
             start: bytes.as_ptr().align_offset(LINE),
             bytes,

@@ -132,9 +132,13 @@ impl Stack {
         // RFC 9293 section 3.8.6.2.2: tell the peer when it may be waiting, and
         // otherwise let the next segment carry the news.
         let mss = u32::from(self.mss);
-        let current = self.flows[index].rcv_wnd();
+        let (current, largest) = (self.flows[index].rcv_wnd(), self.largest_window(index));
+        if current >= mss && current > largest - largest / 2 {
+            // It is open by more than half, whatever it could be.
+            return;
+        }
         let growth = self.desired_window(index) - current;
-        if growth >= self.largest_window(index) / 2 || (current < mss && growth >= mss) {
+        if growth >= largest / 2 || (current < mss && growth >= mss) {
             self.ack_now(index);
         }
     }

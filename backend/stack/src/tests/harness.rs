@@ -397,7 +397,8 @@ impl Seg {
         let segment = &frame[packet.at..];
         let pseudo = checksum::pseudo(packet.sum, ipv4::TCP, segment.len());
         assert_eq!(checksum::add(pseudo, checksum::sum(segment)), 0xffff, "TCP checksum");
-        let (h, len) = tcp::parse(segment).unwrap();
+        let mut h = Header::EMPTY;
+        let len = tcp::parse(segment, &mut h).unwrap();
         Some(Seg {
             v6: packet.src.is_ipv6(),
             vlan: ethernet::parse(frame).unwrap().vlan,
@@ -484,7 +485,8 @@ pub(super) fn frame_v6(
     let mut bytes = vec![0; ethernet::header_len(vlan) + ipv6::LEN];
     let at = ethernet::write(&mut bytes, &to, &PEER_MAC, vlan, ethernet::IPV6);
     let (src, dst) = (&src.octets(), &dst.octets());
-    let header = ip::Header { src, dst, v6: true, protocol, ecn: 0, hop_limit, label: 0 };
+    let sum = checksum::add(checksum::sum(src), checksum::sum(dst));
+    let header = ip::Header { src, dst, sum, v6: true, protocol, ecn: 0, hop_limit, label: 0 };
     header.write(&mut bytes[at..], payload.len());
     bytes.extend(payload);
     bytes
