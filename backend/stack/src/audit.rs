@@ -160,7 +160,11 @@ impl Stack {
             self.audit_queues(index, delivered[index as usize], &mut queued)?;
             self.audit_sequence(index)?;
             self.audit_scoreboard(index)?;
-            self.audit_timer(index, self.flows[index].deadline(self.now))?;
+            // The next transmission sets the timers of the flows that it looks at.
+            let flow = &self.flows[index];
+            let looked_at = flow.neighbour == NIL && self.flows.linked(Links::Sending, index);
+            let deadline = if looked_at { NEVER } else { flow.deadline(self.now) };
+            self.audit_timer(index, deadline)?;
             self.audit_wakers(index)?;
             totals.add(&self.flows[index]);
         }

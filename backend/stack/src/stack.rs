@@ -203,7 +203,8 @@ impl Stack {
         self.time_wait_len
     }
 
-    /// When [`Stack::advance`] is next needed, if ever. May be early, is never late.
+    /// When [`Stack::advance`] is next needed, if ever, after [`Stack::transmit`] has
+    /// returned with room left. May be early, is never late.
     pub fn next_deadline(&self) -> Option<u64> {
         self.wheel.next()
     }
@@ -228,6 +229,7 @@ impl Stack {
             }
             if more {
                 self.kick(index);
+                self.arm(index);
             }
         }
         // Requests for neighbours that flows needed just now.

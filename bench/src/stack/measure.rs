@@ -17,9 +17,8 @@ use super::smol::{self, Smol};
 use crate::row::Spread;
 use crate::sys::{Machine, allocated};
 
-/// Numbers of flows that our stack is measured with.
-const FLOWS: [u32; 5] = [64, 1_000, 10_000, 100_000, 1_000_000];
-/// And smoltcp, which looks at every socket for every segment.
+/// The most flows that smoltcp is measured with, which looks at every socket for
+/// every segment.
 const SMOL_FLOWS_MAX: u32 = 10_000;
 /// One line of the result.
 #[derive(Clone, Debug)]
@@ -138,15 +137,14 @@ pub fn measure(args: &Args) -> Report {
     } else {
         (args.rounds, Duration::from_millis(400))
     };
-    let mut counts: Vec<u32> = FLOWS.into_iter().filter(|&f| f <= args.flows_max).collect();
-    if counts.last() != Some(&args.flows_max) {
-        counts.push(args.flows_max);
-    }
+    let orders = args.order.map_or(vec![Order::Sequential, Order::Random], |order| vec![order]);
+    let smol_flows_max = if args.alone { 0 } else { SMOL_FLOWS_MAX };
+    let offloads: &[bool] = if args.alone { &[false] } else { &[false, true] };
     let mut rows = Vec::new();
-    for offload in [false, true] {
-        for &flows in &counts {
-            for order in [Order::Sequential, Order::Random] {
-                rows.extend(compare(flows, order, offload, rounds, at_least));
+    for &offload in offloads {
+        for &flows in &args.flows {
+            for &order in &orders {
+                rows.extend(compare(flows, order, offload, smol_flows_max, rounds, at_least));
             }
         }
     }
@@ -169,11 +167,18 @@ pub fn measure(args: &Args) -> Report {
 }
 
 /// All rows for one number of flows in one order.
-fn compare(flows: u32, order: Order, offload: bool, rounds: u32, at_least: Duration) -> Vec<Row> {
+fn compare(
+    flows: u32,
+    order: Order,
+    offload: bool,
+    smol_flows_max: u32,
+    rounds: u32,
+    at_least: Duration,
+) -> Vec<Row> {
     let step_ns = step_ns(flows);
     let paste = Box::new(Paste::new(flows, step_ns, offload));
     let mut sides = vec![Side::new("paste", paste, flows, order)];
-    if flows <= SMOL_FLOWS_MAX {
+    if flows <= smol_flows_max {
         let smol = Box::new(Smol::new(flows as usize, step_ns, offload));
         sides.push(Side::new("smoltcp", smol, flows, order));
     }

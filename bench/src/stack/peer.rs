@@ -78,7 +78,7 @@ pub struct Peers {
 }
 
 /// The order in which flows have their turns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Order {
     /// As they were opened.
     Sequential,

@@ -3,11 +3,12 @@
 
 use paste_abi::Reason;
 
+use crate::bufs::NIL;
 use crate::checksum;
 use crate::clock::{Deadline, Moment, age};
 use crate::config::SEC;
 use crate::control::Control;
-use crate::flow::{Key, State, event};
+use crate::flow::{Key, Links, State, event};
 use crate::frame::{RxCsum, RxFrame};
 use crate::input::Datagram;
 use crate::memory::Memory;
@@ -147,8 +148,25 @@ impl Stack {
             }
             _ => self.synchronized_input(mem, now, index, segment),
         };
-        self.arm(index);
+        self.arm_after_input(index);
         outcome
+    }
+
+    /// Makes sure that the flow's timers ring, those that input has set included.
+    /// Most delayed acknowledgements ride on a response of the same turn: to set a
+    /// timer for each would be to have it ring for nothing. So the flow is looked
+    /// at once more by [`Stack::transmit`], which sets the timers that are left.
+    #[inline]
+    fn arm_after_input(&mut self, index: u32) {
+        let flow = &self.flows[index];
+        if flow.neighbour != NIL {
+            // It is not in the list that is looked at.
+            self.arm(index);
+        } else if flow.delayed_ack_at.is_set() {
+            self.kick(index);
+        } else if !self.flows.linked(Links::Sending, index) {
+            self.arm(index);
+        }
     }
 
     /// A segment for a flow that has seen a SYN.

@@ -77,7 +77,7 @@ impl FlowState {
 
 impl Stack {
     /// Sends at most one segment of a flow; `out` has room for it. Returns
-    /// whether the flow may have more.
+    /// whether the flow may have more; if not, its timers are set.
     #[inline]
     pub(crate) fn emit<M: Memory>(
         &mut self,
@@ -91,6 +91,7 @@ impl Stack {
         let planned = self.plan(now, index);
         let Some(plan) = &planned else {
             self.stalled(now, index);
+            self.arm(index);
             return false;
         };
         let mac = match self.flows[index].mac {
@@ -104,6 +105,7 @@ impl Stack {
                     self.flows[index].neighbour = neighbour;
                     let list = self.neighbours.waiting(neighbour);
                     self.flows.push_back(list, Links::Sending, index);
+                    self.arm(index);
                     return false;
                 }
                 Route::None => {
@@ -123,8 +125,8 @@ impl Stack {
         let more = plan.why != Why::Ack && self.flows[index].may_send_more();
         if !more {
             self.stalled(now, index);
+            self.arm(index);
         }
-        self.arm(index);
         more
     }
 
@@ -452,7 +454,6 @@ impl Stack {
             let flow = &mut self.flows[index];
             flow.timer = Timer::Persist;
             flow.rexmit_at = Deadline::after(now, rto);
-            self.arm(index);
         }
     }
 
@@ -475,7 +476,7 @@ impl Stack {
             flow.rtt.back_off();
             flow.timer = Timer::Retransmit;
             flow.rexmit_at = Deadline::after(now, rto);
-            self.arm(index);
         }
+        self.arm(index);
     }
 }

@@ -130,6 +130,8 @@ pub(super) struct Host {
     pub(super) mem: Region,
     pub(super) now: u64,
     batch: TxBatch,
+    /// Frames that the port took before time passed, and nobody has looked at yet.
+    sent: Vec<Vec<u8>>,
     /// Everything is audited after every call; off for tests of many flows.
     pub(super) audits: bool,
     /// The guest gives received buffers back at once.
@@ -170,6 +172,7 @@ impl Host {
             audits: true,
             reads: true,
             port_sends: true,
+            sent: Vec::new(),
             unsent: Vec::new(),
             rx_csum: RxCsum::Unknown,
             events: Vec::new(),
@@ -251,7 +254,7 @@ impl Host {
 
     /// The port takes frames; they come back as bytes.
     pub(super) fn transmit(&mut self) -> Vec<Vec<u8>> {
-        let mut all = Vec::new();
+        let mut all = core::mem::take(&mut self.sent);
         loop {
             let count = self.stack.transmit(&mut self.mem, self.now, &mut self.batch);
             if count == 0 {
@@ -311,7 +314,9 @@ impl Host {
         self.try_send(flow, data, Tx::default()).unwrap();
     }
 
+    /// Time passes, and with it the turn in which it had not.
     pub(super) fn pass_time(&mut self, time: u64) {
+        self.sent = self.transmit();
         self.now += time;
         self.stack.advance(&mut self.mem, self.now);
         self.check();
