@@ -129,7 +129,9 @@ impl Stack {
         index: u32,
         segment: &mut Segment,
     ) -> Outcome {
-        let full = segment.len >= self.flows[index].rcv_mss;
+        let flow = &mut self.flows[index];
+        flow.set_several_due(flow.rcv_nxt != flow.last_ack_sent);
+        let full = segment.len >= flow.rcv_mss;
         let pushed = segment.header.has(flag::PSH);
         let Some(outcome) = self.take_in_order(mem, index, segment) else {
             // What the flow has it keeps; the peer tries again.
