@@ -5,8 +5,6 @@ use std::ops::Range;
 use paste_abi::{Event, Slot};
 use paste_stack::{Config, Memory, Outcome, RxCsum, RxFrame, Stack, Tx, TxBatch};
 
-use pasted::sys::prefer_huge_pages;
-
 use super::peer::{
     self, HEADER_LEN, PREFIX_LEN, Peers, REQUEST_BYTE, REQUEST_LEN, RESPONSE_LEN, SERVER,
     SERVER_MAC, SYN_LEN, flag,
@@ -64,7 +62,6 @@ impl Paste {
             mem.bytes_mut(buf, at, REQUEST_LEN).fill(REQUEST_BYTE);
         }
         let mut stack = stack(flows, buffers, offload);
-        stack.tables().into_iter().for_each(prefer_huge_pages);
         stack.listen(0, peer::PORT, u16::MAX).expect("the port is free");
         Paste {
             stack,
@@ -76,6 +73,11 @@ impl Paste {
             step_ns,
             csum: if offload { RxCsum::Valid } else { RxCsum::Unknown },
         }
+    }
+
+    /// Where the stack's tables and the buffers lie.
+    pub fn memory(&self) -> impl Iterator<Item = Range<*const u8>> {
+        self.stack.tables().into_iter().chain([self.mem.memory()])
     }
 
     fn tick(&mut self, peers: &mut Peers) {
@@ -157,6 +159,30 @@ impl Paste {
             }
             if count < self.slots.len() {
                 return answered;
+            }
+        }
+    }
+
+    /// Turns without frames pass, of `step_ns` each.
+    pub fn pass_turns(&mut self, turns: u32, step_ns: u64) {
+        for _ in 0..turns {
+            self.now += step_ns;
+            self.stack.advance(&mut self.mem, self.now);
+        }
+    }
+
+    /// The port takes everything, and no peer gets it. Returns how many frames.
+    pub fn drain(&mut self) -> usize {
+        let mut sent = 0;
+        loop {
+            let count = self.stack.transmit(&mut self.mem, self.now, &mut self.out);
+            for payload in self.out.frames().iter().filter_map(|frame| frame.payload) {
+                self.stack.frame_sent(&mut self.mem, payload.buf);
+            }
+            self.out.consume(count);
+            sent += count;
+            if count == 0 {
+                return sent;
             }
         }
     }

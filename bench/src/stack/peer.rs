@@ -78,7 +78,7 @@ pub struct Peers {
 }
 
 /// The order in which flows have their turns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
     /// As they were opened.
     Sequential,

@@ -1,8 +1,9 @@
 //! Buffers in a `Vec`: the memory that both stacks' frames lie in. Who owns what
 //! is the tests' affair; here nothing is kept but the pool.
 
+use std::ops::Range;
+
 use paste_stack::{Memory, checksum};
-use pasted::sys::prefer_huge_pages;
 
 /// Bytes of one buffer.
 pub const BUFFER_SIZE: usize = 2048;
@@ -23,13 +24,17 @@ impl Region {
     /// finds them missing.
     pub fn new(count: u32) -> Region {
         let bytes = vec![1; count as usize * BUFFER_SIZE + LINE];
-        prefer_huge_pages(bytes.as_ptr_range());
         Region {
             start: bytes.as_ptr().align_offset(LINE),
             bytes,
             free: (0..count).rev().collect(),
             count,
         }
+    }
+
+    /// Where the buffers lie.
+    pub fn memory(&self) -> Range<*const u8> {
+        self.bytes.as_ptr_range()
     }
 
     /// The bytes of a range.
