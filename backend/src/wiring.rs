@@ -27,7 +27,7 @@ use crate::engine::{RegionMemory, UserEngine};
 use crate::metrics::{GuestSnapshot, Snapshot};
 use crate::port::{OpenContext, OpenError, Wires};
 use crate::sys::clock::realtime_ns;
-use crate::sys::wake;
+use crate::sys::{prefer_huge_pages, wake};
 use crate::vhost::{Device, DeviceOptions, Endpoint, EndpointError, RegionFd};
 use crate::worker::{Parts, Stop, Worker};
 
@@ -271,6 +271,7 @@ fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Ready, 
     let mut secret = [0; 16];
     fill_random(&mut secret).map_err(system("no random numbers are to be had"))?;
     let stack = Stack::new(stack, pool.buffers().count(), secret);
+    stack.tables().into_iter().for_each(prefer_huge_pages);
     let terms = Terms {
         region_uuid: region.uuid().0,
         region_len: region.guest_len(),

@@ -14,6 +14,8 @@ pub mod wake;
 mod linux;
 #[cfg(target_os = "linux")]
 pub use linux::event_loop::EventLoop;
+#[cfg(target_os = "linux")]
+pub use linux::pages::prefer_huge_pages;
 
 /// What an [`EventLoop`] says of a descriptor that it watches: the number that
 /// it was registered with.

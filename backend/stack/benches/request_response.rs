@@ -75,6 +75,23 @@ fn peers() {
     report("of each request: the peers", start, REQUESTS / BATCH * BATCH);
 }
 
+/// Each of so many flows waits for an acknowledgement, with a timer.
+fn timers(flows: u32) {
+    let mut paste = Paste::new(flows, step_ns(flows), true);
+    let mut peers = Peers::new(flows, Order::Random);
+    paste.open_all(&mut peers);
+    paste.cycle(&mut peers);
+    let bytes: usize = paste.memory().map(|range| range.end.addr() - range.start.addr()).sum();
+    println!("{:50} {:6} MiB", format!("tables and buffers for {flows} flows"), bytes >> 20);
+    let start = cpu_ns();
+    paste.pass_turns(1000, 1000);
+    report(&format!("a turn without frames, {flows} timers armed"), start, 1000);
+    let start = cpu_ns();
+    paste.pass_turns(1, 10_000_000_000);
+    report("each of these timers when all ring", start, flows as usize);
+    assert_eq!(paste.drain(), flows as usize, "each sends something again");
+}
+
 fn main() {
     // Numbers among the arguments are the numbers of flows to measure with.
     let asked: Vec<u32> = std::env::args().filter_map(|argument| argument.parse().ok()).collect();
@@ -87,6 +104,7 @@ fn main() {
         exchanges(64, Order::Sequential, offload);
         exchanges(10_000, Order::Random, offload);
     }
-    exchanges(200_000, Order::Random, false);
+    exchanges(1_000_000, Order::Random, false);
+    timers(1_000_000);
     connections();
 }

@@ -160,7 +160,11 @@ impl Stack {
             self.audit_queues(index, delivered[index as usize], &mut queued)?;
             self.audit_sequence(index)?;
             self.audit_scoreboard(index)?;
-            self.audit_timer(index, self.flows[index].deadline(self.now))?;
+            // The next transmission sets the timers of the flows that it looks at.
+            let flow = &self.flows[index];
+            let looked_at = flow.neighbour == NIL && self.flows.linked(Links::Sending, index);
+            let deadline = if looked_at { NEVER } else { flow.deadline(self.now) };
+            self.audit_timer(index, deadline)?;
             self.audit_wakers(index)?;
             totals.add(&self.flows[index]);
         }
@@ -253,7 +257,7 @@ impl Stack {
         if kinds.map(u8::from).iter().sum::<u8>() != u8::from(seen(Links::Age)) {
             return Err(self.listed(index, "is not in the one list by age of its kind"));
         }
-        let found = self.find_flow(&flow.key, self.hash(&flow.key.bytes()));
+        let found = self.find_flow(&flow.key, self.key_hash(&flow.key));
         if flow.state != State::Closed && found != Some(index) {
             return Err(self.listed(index, "is not found by its key"));
         }

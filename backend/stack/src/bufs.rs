@@ -15,6 +15,8 @@
 //!                                                 nobody's   done (ACKED waits) / pool
 //! ```
 
+use core::ops::Range;
+
 use paste_abi::Reason;
 
 use crate::tcp::input::Segment;
@@ -198,6 +200,12 @@ impl Bufs {
             reals: vec![NIL; (total - count) as usize].into_boxed_slice(),
             free: if total > count { count } else { NIL },
         }
+    }
+
+    /// Where it lies.
+    pub(crate) fn memory(&self) -> Range<*const u8> {
+        let Range { start, end } = self.metas.as_ptr_range();
+        start.cast()..end.cast()
     }
 
     /// Buffers; indices from here on are aliases.

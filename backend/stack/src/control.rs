@@ -162,9 +162,8 @@ impl Stack {
         self.write_link(head, to, ip.v6);
         ip.write(&mut head[link_len..], len);
         let segment = &mut head[link_len + ip.len()..];
-        tcp::write(segment, header);
-        let pseudo = self.pseudo(key, len);
-        let sum = checksum::add(pseudo, checksum::sum(segment));
+        let header_sum = tcp::write(segment, header);
+        let sum = checksum::add(checksum::pseudo(ip.sum, ipv4::TCP, len), header_sum);
         segment[tcp::CSUM_OFFSET..tcp::CSUM_OFFSET + 2].copy_from_slice(&(!sum).to_be_bytes());
         self.counters.segments_out += 1;
     }
@@ -187,6 +186,7 @@ impl Stack {
         let ip = Header {
             src: self.addresses.octets(local),
             dst: remote,
+            sum: checksum::add(self.addresses.sum(local), checksum::address(remote)),
             v6,
             protocol: if v6 { ipv6::next::ICMPV6 } else { ipv4::ICMP },
             ecn: ecn::NOT_ECT,
@@ -291,13 +291,14 @@ impl Stack {
         let Some(frame) = out.push(Origin::Stack) else {
             return;
         };
-        let addresses = checksum::add(checksum::address(src), checksum::address(dst));
-        let pseudo = checksum::pseudo(addresses, ipv6::next::ICMPV6, message.len());
-        let sum = !checksum::add(pseudo, checksum::sum(message));
-        message[icmpv6::CSUM_OFFSET..icmpv6::CSUM_OFFSET + 2].copy_from_slice(&sum.to_be_bytes());
+        let sum = checksum::add(checksum::address(src), checksum::address(dst));
+        let pseudo = checksum::pseudo(sum, ipv6::next::ICMPV6, message.len());
+        let field = !checksum::add(pseudo, checksum::sum(message));
+        message[icmpv6::CSUM_OFFSET..icmpv6::CSUM_OFFSET + 2].copy_from_slice(&field.to_be_bytes());
         let protocol =
             if extension.is_empty() { ipv6::next::ICMPV6 } else { ipv6::next::HOP_BY_HOP };
-        let ip = Header { src, dst, v6: true, protocol, ecn: ecn::NOT_ECT, hop_limit, label: 0 };
+        let ecn = ecn::NOT_ECT;
+        let ip = Header { src, dst, sum, v6: true, protocol, ecn, hop_limit, label: 0 };
         let link_len = ethernet::header_len(self.config.vlan);
         let payload_len = extension.len() + message.len();
         let head = frame.head_mut(link_len + ip.len() + payload_len);

@@ -300,7 +300,7 @@ impl Stack {
 
     /// The key's hash, if no flow has the key.
     fn unused(&self, key: &Key) -> Option<u32> {
-        let hash = self.hash(&key.bytes());
+        let hash = self.key_hash(key);
         self.find_flow(key, hash).is_none().then_some(hash)
     }
 

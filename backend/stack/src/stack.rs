@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::hash::Hasher;
+use std::ops::Range;
 
 use paste_abi::{CHANNELS_MAX, Flow, Reason};
 use siphasher::sip::SipHasher13;
@@ -186,6 +187,12 @@ impl Stack {
         }
     }
 
+    /// Where the tables lie that are large with many flows or buffers and are read
+    /// in no order, for whoever can have them on huge pages.
+    pub fn tables(&self) -> [Range<*const u8>; 4] {
+        [self.flows.memory(), self.bufs.memory(), self.table.memory(), self.wheel.memory()]
+    }
+
     /// Totals.
     pub fn counters(&self) -> &Counters {
         &self.counters
@@ -201,7 +208,8 @@ impl Stack {
         self.time_wait_len
     }
 
-    /// When [`Stack::advance`] is next needed, if ever. May be early, is never late.
+    /// When [`Stack::advance`] is next needed, if ever, after [`Stack::transmit`] has
+    /// returned with room left. May be early, is never late.
     pub fn next_deadline(&self) -> Option<u64> {
         self.wheel.next()
     }
@@ -226,6 +234,7 @@ impl Stack {
             }
             if more {
                 self.kick(index);
+                self.arm(index);
             }
         }
         // Requests for neighbours that flows needed just now.
@@ -286,6 +295,14 @@ impl Stack {
         if key.local.is_v6() { self.mss - (ipv6::LEN - ipv4::LEN) as u16 } else { self.mss }
     }
 
+    /// The keyed hash of a flow's key.
+    #[inline]
+    pub(crate) fn key_hash(&self, key: &Key) -> u32 {
+        let mut hasher = self.hasher;
+        key.hash(&mut hasher);
+        hasher.finish() as u32
+    }
+
     /// The keyed hash of a few bytes.
     #[inline]
     pub(crate) fn hash(&self, bytes: &[u8]) -> u32 {
@@ -297,7 +314,7 @@ impl Stack {
     /// The keyed hash of a key and more, for another purpose than the table.
     pub(crate) fn secret(&self, purpose: Secret, key: &Key, more: &[u64]) -> u32 {
         let mut hasher = self.hasher;
-        hasher.write(&key.bytes());
+        key.hash(&mut hasher);
         hasher.write_u8(purpose as u8);
         more.iter().for_each(|&word| hasher.write_u64(word));
         hasher.finish() as u32
@@ -412,7 +429,7 @@ impl Stack {
         flow.idle_at = Deadline::NEVER;
         let key = flow.key;
         self.wheel.cancel(index);
-        self.table.remove(self.hash(&key.bytes()), index);
+        self.table.remove(self.key_hash(&key), index);
     }
 
     /// The oldest half-open flow gives way: it has no buffers, and its guest
@@ -488,7 +505,7 @@ impl Stack {
         flow.enter(State::Closed);
         flow.idle_at = Deadline::NEVER;
         let key = flow.key;
-        self.table.remove(self.hash(&key.bytes()), index);
+        self.table.remove(self.key_hash(&key), index);
         self.free_if_done(index);
     }
 

@@ -6,6 +6,8 @@
 //! the caller compares them. Hashes must come from a keyed function where a
 //! peer can choose the keys.
 
+use core::ops::Range;
+
 const EMPTY: u32 = u32::MAX;
 
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +31,12 @@ impl Table {
             entries: vec![Entry { hash: 0, index: EMPTY }; size].into_boxed_slice(),
             mask: size - 1,
         }
+    }
+
+    /// Where it lies.
+    pub(crate) fn memory(&self) -> Range<*const u8> {
+        let Range { start, end } = self.entries.as_ptr_range();
+        start.cast()..end.cast()
     }
 
     /// The index with this hash for which `same` holds.

@@ -7,6 +7,8 @@
 //! later leave the timer where it is and set it again when it rings: most
 //! deadlines move many times for each time that one is reached.
 
+use core::ops::Range;
+
 use crate::clock::TICK_BITS;
 
 const SLOT_BITS: u32 = 6;
@@ -51,6 +53,12 @@ impl Wheel {
             tick: 0,
             started: false,
         }
+    }
+
+    /// Where it lies.
+    pub(crate) fn memory(&self) -> Range<*const u8> {
+        let Range { start, end } = self.nodes.as_ptr_range();
+        start.cast()..end.cast()
     }
 
     /// Sets the hand of a wheel without timers, so that a clock that starts at

@@ -6,6 +6,7 @@
 use std::hint::black_box;
 use std::time::Duration;
 
+use pasted::sys::prefer_huge_pages;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::Args;
@@ -17,9 +18,8 @@ use super::smol::{self, Smol};
 use crate::row::Spread;
 use crate::sys::{Machine, allocated};
 
-/// Numbers of flows that our stack is measured with.
-const FLOWS: [u32; 5] = [64, 1_000, 10_000, 100_000, 1_000_000];
-/// And smoltcp, which looks at every socket for every segment.
+/// The most flows that smoltcp is measured with, which looks at every socket for
+/// every segment.
 const SMOL_FLOWS_MAX: u32 = 10_000;
 /// One line of the result.
 #[derive(Clone, Debug)]
@@ -32,8 +32,11 @@ pub struct Row {
     pub order: Order,
     /// Whether checksums are left to the device.
     pub offload: bool,
-    /// CPU time of a request with its response, in ns.
+    /// CPU time of a request with its response in the stack and what is around it,
+    /// in ns: without the peers'.
     pub ns: Spread,
+    /// The peers' CPU time for them, in ns.
+    pub peer_ns: f64,
     /// Memory that a flow without anything in flight takes.
     pub bytes_per_flow: f64,
 }
@@ -97,24 +100,66 @@ fn smol_bytes(flows: u32) -> f64 {
     bytes_of(|| smol::sockets(flows as usize)) as f64 / f64::from(flows)
 }
 
-/// CPU time of the peers for one request and response, in ns.
-fn peer_ns(at_least: Duration) -> f64 {
-    let mut peers = Peers::new(64, Order::Sequential);
-    let mut frame = [0; HEADER_LEN];
-    let mut answer = [0; HEADER_LEN];
-    let (start, mut count) = (cpu_ns(), 0);
-    loop {
-        for place in 0..peers.count() {
-            peers.segment(place, flag::ACK | flag::PSH, REQUEST_LEN, black_box(&mut frame));
-            peers.answer(place, &mut answer);
-            peers.take(black_box(&answer), RESPONSE_LEN);
+/// CPU time of so many peers for one request and response, in ns: they make the
+/// frames, and judge what a server would answer.
+fn peer_ns(flows: u32, order: Order, rounds: u32, at_least: Duration) -> f64 {
+    let mut peers = Peers::new(flows, order);
+    let mut frames = [[0; HEADER_LEN]; BATCH];
+    let mut round = || {
+        let (start, mut cycles) = (cpu_ns(), 0);
+        loop {
+            for first in (0..peers.count()).step_by(BATCH) {
+                let places = first..(first + BATCH).min(peers.count());
+                for (place, frame) in places.clone().zip(&mut frames) {
+                    peers.segment(place, flag::ACK | flag::PSH, REQUEST_LEN, black_box(frame));
+                }
+                for (place, frame) in places.clone().zip(&mut frames) {
+                    peers.answer(place, frame);
+                }
+                for (_, frame) in places.zip(&frames) {
+                    peers.take(black_box(frame), RESPONSE_LEN);
+                }
+            }
+            cycles += 1;
+            let ns = cpu_ns() - start;
+            if ns >= at_least.as_nanos() as u64 {
+                return ns as f64 / (cycles * peers.count() as u64) as f64;
+            }
         }
-        count += peers.count() as u64;
-        let ns = cpu_ns() - start;
-        if ns >= at_least.as_nanos() as u64 {
-            return ns as f64 / count as f64;
-        }
-    }
+    };
+    // One to fill the caches.
+    round();
+    let rounds: Vec<f64> = (0..rounds).map(|_| round()).collect();
+    Spread::of(&rounds).median
+}
+
+/// What so many armed timers cost.
+#[derive(Clone, Copy, Debug)]
+pub struct Timers {
+    /// How many.
+    pub armed: u32,
+    /// CPU time of a turn in which none is due, in ns.
+    pub idle_ns: f64,
+    /// CPU time of each when all ring at once, in ns.
+    pub ring_ns: f64,
+}
+
+/// Every flow waits for the acknowledgement of a response, with a timer.
+fn timers(flows: u32) -> Timers {
+    let mut peers = Peers::new(flows, Order::Random);
+    let mut paste = Paste::new(flows, step_ns(flows), true);
+    paste.memory().for_each(prefer_huge_pages);
+    paste.open_all(&mut peers);
+    paste.cycle(&mut peers);
+    const TURNS: u32 = 1000;
+    let start = cpu_ns();
+    paste.pass_turns(TURNS, 1000);
+    let idle_ns = (cpu_ns() - start) as f64 / f64::from(TURNS);
+    let start = cpu_ns();
+    paste.pass_turns(1, 10_000_000_000);
+    let ring_ns = (cpu_ns() - start) as f64 / f64::from(flows);
+    assert_eq!(paste.drain(), flows as usize, "each timer sends something again");
+    Timers { armed: flows, idle_ns, ring_ns }
 }
 
 /// Connections per second, each opened, asked once and closed.
@@ -138,42 +183,52 @@ pub fn measure(args: &Args) -> Report {
     } else {
         (args.rounds, Duration::from_millis(400))
     };
-    let mut counts: Vec<u32> = FLOWS.into_iter().filter(|&f| f <= args.flows_max).collect();
-    if counts.last() != Some(&args.flows_max) {
-        counts.push(args.flows_max);
-    }
+    let orders = args.order.map_or(vec![Order::Sequential, Order::Random], |order| vec![order]);
+    let smol_flows_max = if args.alone { 0 } else { SMOL_FLOWS_MAX };
+    let offloads: &[bool] = if args.alone { &[false] } else { &[false, true] };
     let mut rows = Vec::new();
-    for offload in [false, true] {
-        for &flows in &counts {
-            for order in [Order::Sequential, Order::Random] {
-                rows.extend(compare(flows, order, offload, rounds, at_least));
+    for &offload in offloads {
+        for &flows in &args.flows {
+            for &order in &orders {
+                rows.extend(compare(flows, order, offload, smol_flows_max, rounds, at_least));
             }
         }
     }
-    let mut each = [Vec::new(), Vec::new()];
-    let mut paste = Paste::new(BATCH as u32, step_ns(BATCH as u32), false);
-    let mut smol = Smol::new(BATCH, step_ns(BATCH as u32), false);
-    for _ in 0..rounds {
-        each[0].push(connections(&mut paste, at_least));
-        each[1].push(connections(&mut smol, at_least));
-    }
+    let connections_per_second = (!args.alone).then(|| {
+        let mut each = [Vec::new(), Vec::new()];
+        let mut paste = Paste::new(BATCH as u32, step_ns(BATCH as u32), false);
+        let mut smol = Smol::new(BATCH, step_ns(BATCH as u32), false);
+        for _ in 0..rounds {
+            each[0].push(connections(&mut paste, at_least));
+            each[1].push(connections(&mut smol, at_least));
+        }
+        each.map(|values| Spread::of(&values))
+    });
     Report {
         machine: Machine::this(),
         rounds,
         round_ms: at_least.as_millis(),
         rows,
-        connections_per_second: each.map(|values| Spread::of(&values)),
-        peer_ns: peer_ns(at_least),
+        connections_per_second,
+        timers: args.flows.iter().max().filter(|_| !args.alone).map(|&flows| timers(flows)),
         stack_bytes: bytes_of(|| paste::stack(1, BATCH as u32, false)),
     }
 }
 
 /// All rows for one number of flows in one order.
-fn compare(flows: u32, order: Order, offload: bool, rounds: u32, at_least: Duration) -> Vec<Row> {
+fn compare(
+    flows: u32,
+    order: Order,
+    offload: bool,
+    smol_flows_max: u32,
+    rounds: u32,
+    at_least: Duration,
+) -> Vec<Row> {
     let step_ns = step_ns(flows);
     let paste = Box::new(Paste::new(flows, step_ns, offload));
+    paste.memory().for_each(prefer_huge_pages);
     let mut sides = vec![Side::new("paste", paste, flows, order)];
-    if flows <= SMOL_FLOWS_MAX {
+    if flows <= smol_flows_max {
         let smol = Box::new(Smol::new(flows as usize, step_ns, offload));
         sides.push(Side::new("smoltcp", smol, flows, order));
     }
@@ -182,12 +237,14 @@ fn compare(flows: u32, order: Order, offload: bool, rounds: u32, at_least: Durat
             side.round(at_least);
         }
     }
+    let peer_ns = peer_ns(flows, order, rounds, at_least);
     let row = |side: Side| Row {
         stack: side.name,
         flows,
         order,
         offload,
-        ns: Spread::of(&side.rounds),
+        ns: Spread::of(&side.rounds.iter().map(|ns| ns - peer_ns).collect::<Vec<_>>()),
+        peer_ns,
         bytes_per_flow: if side.name == "paste" { paste_bytes(flows) } else { smol_bytes(flows) },
     };
     let rows: Vec<Row> = sides.into_iter().map(row).collect();

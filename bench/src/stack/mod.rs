@@ -28,9 +28,15 @@ const FLOWS_MAX: u32 = paste_abi::Flow::INDEX_MAX;
 /// The options of `paste-bench stack`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// The most flows to measure with
-    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..=i64::from(FLOWS_MAX)))]
-    flows_max: u32,
+    /// Numbers of flows to measure with
+    #[arg(long, value_delimiter = ',', default_values_t = [64, 1_000, 10_000, 100_000, 1_000_000], value_parser = clap::value_parser!(u32).range(1..=i64::from(FLOWS_MAX)))]
+    flows: Vec<u32>,
+    /// Requests in this order only: for a profiler, with one number of flows
+    #[arg(long, value_parser = order)]
+    order: Option<peer::Order>,
+    /// Our stack only, and checksums by software
+    #[arg(long)]
+    alone: bool,
     /// Rounds of each row, in turns
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
@@ -43,6 +49,11 @@ pub struct Args {
     /// Print the rows as a JSON object too, on the last line
     #[arg(long)]
     json: bool,
+}
+
+fn order(name: &str) -> Result<peer::Order, &'static str> {
+    let known = [peer::Order::Sequential, peer::Order::Random];
+    known.into_iter().find(|order| order.name() == name).ok_or("sequential or random")
 }
 
 /// Measures, and prints the result.

@@ -75,6 +75,11 @@ impl Paste {
         }
     }
 
+    /// Where the stack's tables and the buffers lie.
+    pub fn memory(&self) -> impl Iterator<Item = Range<*const u8>> {
+        self.stack.tables().into_iter().chain([self.mem.memory()])
+    }
+
     fn tick(&mut self, peers: &mut Peers) {
         self.now += self.step_ns;
         peers.set_time(self.now / MS);
@@ -154,6 +159,30 @@ impl Paste {
             }
             if count < self.slots.len() {
                 return answered;
+            }
+        }
+    }
+
+    /// Turns without frames pass, of `step_ns` each.
+    pub fn pass_turns(&mut self, turns: u32, step_ns: u64) {
+        for _ in 0..turns {
+            self.now += step_ns;
+            self.stack.advance(&mut self.mem, self.now);
+        }
+    }
+
+    /// The port takes everything, and no peer gets it. Returns how many frames.
+    pub fn drain(&mut self) -> usize {
+        let mut sent = 0;
+        loop {
+            let count = self.stack.transmit(&mut self.mem, self.now, &mut self.out);
+            for payload in self.out.frames().iter().filter_map(|frame| frame.payload) {
+                self.stack.frame_sent(&mut self.mem, payload.buf);
+            }
+            self.out.consume(count);
+            sent += count;
+            if count == 0 {
+                return sent;
             }
         }
     }

@@ -1,6 +1,8 @@
 //! Buffers in a `Vec`: the memory that both stacks' frames lie in. Who owns what
 //! is the tests' affair; here nothing is kept but the pool.
 
+use std::ops::Range;
+
 use paste_stack::{Memory, checksum};
 
 /// Bytes of one buffer.
@@ -28,6 +30,11 @@ impl Region {
             free: (0..count).rev().collect(),
             count,
         }
+    }
+
+    /// Where the buffers lie.
+    pub fn memory(&self) -> Range<*const u8> {
+        self.bytes.as_ptr_range()
     }
 
     /// The bytes of a range.

@@ -1,3 +1,4 @@
 //! Linux.
 
 pub(super) mod event_loop;
+pub(super) mod pages;

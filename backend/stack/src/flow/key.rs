@@ -1,6 +1,7 @@
 //! What tells flows apart: the peer's address and both ports, and which of our
 //! own addresses it is.
 
+use core::hash::Hasher;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::wire::ip::Octets;
@@ -41,9 +42,6 @@ const _: () = assert!(size_of::<Key>() <= 22);
 impl Key {
     /// The key of a flow that there is not yet.
     pub(crate) const NONE: Key = Key::v4(Ipv4Addr::UNSPECIFIED, 0, 0);
-    /// Bytes of a key.
-    const BYTES: usize = 21;
-
     /// The key of a flow to an address of the family that `local` has.
     #[inline]
     pub(crate) const fn new(
@@ -71,14 +69,19 @@ impl Key {
         &self.remote
     }
 
-    /// The key as bytes, for hashing.
+    /// All of the key, for hashing; different keys are never the same words. Those
+    /// of IPv4 are one word.
     #[inline]
-    pub(crate) fn bytes(&self) -> [u8; Key::BYTES] {
-        let mut bytes = [0; Key::BYTES];
-        bytes[..16].copy_from_slice(&self.remote);
-        bytes[16..18].copy_from_slice(&self.remote_port.to_be_bytes());
-        bytes[18..20].copy_from_slice(&self.local_port.to_be_bytes());
-        bytes[20] = self.local as u8;
-        bytes
+    pub(crate) fn hash<H: Hasher>(&self, hasher: &mut H) {
+        let remote = u128::from_be_bytes(self.remote);
+        let (high, low) = ((remote >> 64) as u64, remote as u64);
+        let ports = u64::from(self.remote_port) << 16 | u64::from(self.local_port);
+        if let Local::V4 = self.local {
+            hasher.write_u64(low << 32 | ports);
+        } else {
+            hasher.write_u64(high);
+            hasher.write_u64(low);
+            hasher.write_u64((self.local as u64) << 32 | ports);
+        }
     }
 }

@@ -159,6 +159,8 @@ flags! {
     ecn_echo set_ecn_echo,
     /// An acknowledgement is due.
     ack_due set_ack_due,
+    /// What is not acknowledged yet came in more than one segment.
+    several_due set_several_due,
     /// The peer's FIN was seen, though perhaps not in order.
     fin_known set_fin_known,
     /// It came by a listener and is in its backlog.

@@ -1,7 +1,7 @@
 //! All flows: a slab allocated once, with a free list, and lists that run through
 //! the flows themselves, so that no flow is ever searched for.
 
-use core::ops::{Index, IndexMut};
+use core::ops::{Index, IndexMut, Range};
 
 use paste_abi::Flow;
 
@@ -90,6 +90,12 @@ impl Flows {
         }
         flows.free = free;
         flows
+    }
+
+    /// Where it lies.
+    pub(crate) fn memory(&self) -> Range<*const u8> {
+        let Range { start, end } = self.slab.as_ptr_range();
+        start.cast()..end.cast()
     }
 
     pub(crate) fn used(&self) -> u32 {

@@ -195,7 +195,7 @@ impl Stack {
     fn reported<M: Memory>(&mut self, mem: &mut M, now: u64, report: &Report) {
         let found = self.local(&report.src).and_then(|local| {
             let key = Key::new(local, report.dst, report.dst_port, report.src_port);
-            self.find_flow(&key, self.hash(&key.bytes()))
+            self.find_flow(&key, self.key_hash(&key))
         });
         let seq = Seq(report.seq);
         let Some(index) = found.filter(|&index| {

@@ -67,9 +67,15 @@ impl Stack {
         // A buffer that comes with a frame is nobody's any more.
         self.release(now, frame.buf);
         let mut copy = [0; HEADER_COPY];
-        let bytes = &mut copy[..usize::from(frame.len).min(HEADER_COPY)];
-        mem.read(frame.buf, usize::from(frame.offset), bytes);
-        let bytes = &*bytes;
+        let (at, len) = (usize::from(frame.offset), usize::from(frame.len));
+        let bytes = if len >= HEADER_COPY {
+            // Of a length that the compiler knows.
+            mem.read(frame.buf, at, &mut copy);
+            &copy[..]
+        } else {
+            mem.read(frame.buf, at, &mut copy[..len]);
+            &copy[..len]
+        };
         let Some(link) = ethernet::parse(bytes) else {
             self.counters.drop_short += 1;
             return Outcome::Consumed;

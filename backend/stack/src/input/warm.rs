@@ -34,7 +34,7 @@ impl Stack {
         let (mut hashes, mut count) = ([0; AHEAD], 0);
         for frame in frames {
             if let Some(key) = self.glance(mem, frame) {
-                hashes[count] = self.hash(&key.bytes());
+                hashes[count] = self.key_hash(&key);
                 count += 1;
             }
             if count == AHEAD {

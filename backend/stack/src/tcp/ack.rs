@@ -31,8 +31,14 @@ impl Stack {
         let flow = &self.flows[index];
         let window = u32::from(header.window) << flow.snd_scale;
         let advanced = header.ack.after(flow.snd_una);
+        if advanced && flow.is_calm() && header.options.sack.is_empty() && !header.has(flag::ECE) {
+            let pipe = flow.flight();
+            let mut delivery = Delivery::default();
+            self.advance_una(mem, now, index, header.ack, &mut delivery);
+            self.take_calm_news(now, index, pipe, &delivery);
+            self.make_writable(index);
         // What arrived twice is often told of when all is acknowledged.
-        if advanced || flow.outstanding() || !header.options.sack.is_empty() {
+        } else if advanced || flow.outstanding() || !header.options.sack.is_empty() {
             let mut news = News {
                 ack: header.ack,
                 advanced: advanced.then(|| header.ack.since(flow.snd_una)),

@@ -205,6 +205,7 @@ impl Stack {
         // What comes next makes it established; the answer was sent long ago.
         flow.set_syn_due(false);
         flow.rexmit_at = Deadline::after(now, self.config.timers.rto_initial);
-        Some(self.flow_input(mem, now, index, segment))
+        let mut segment = *segment;
+        Some(self.flow_input(mem, now, index, &mut segment))
     }
 }

@@ -97,9 +97,16 @@ impl FlowState {
         }
     }
 
+    /// Whether there is anything that SACK blocks could tell of.
+    #[inline]
+    pub(crate) fn tells_blocks(&self) -> bool {
+        self.held_blocks > 0 || self.dsack_len > 0
+    }
+
     /// SACK blocks that a segment sent now carries.
+    #[inline]
     fn sack_count(&self) -> usize {
-        if !self.sack() {
+        if !self.tells_blocks() || !self.sack() {
             return 0;
         }
         // RFC 2018 section 3: 40 bytes of options hold four, or three next to

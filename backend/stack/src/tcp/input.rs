@@ -3,11 +3,12 @@
 
 use paste_abi::Reason;
 
+use crate::bufs::NIL;
 use crate::checksum;
 use crate::clock::{Deadline, Moment, age};
 use crate::config::SEC;
 use crate::control::Control;
-use crate::flow::{Key, State, event};
+use crate::flow::{Key, Links, State, event};
 use crate::frame::{RxCsum, RxFrame};
 use crate::input::Datagram;
 use crate::memory::Memory;
@@ -70,7 +71,17 @@ impl Stack {
         bytes: &[u8],
         place: Place,
     ) -> Outcome {
-        let Some((header, header_len)) = tcp::parse(bytes) else {
+        let mut segment = Segment {
+            header: Header::EMPTY,
+            buf: frame.buf,
+            offset: 0,
+            len: 0,
+            csum: None,
+            time: frame.time,
+            ecn: datagram.ecn,
+            from: datagram.from,
+        };
+        let Some(header_len) = tcp::parse(bytes, &mut segment.header) else {
             self.counters.drop_bad_tcp += 1;
             return Outcome::Consumed;
         };
@@ -79,7 +90,7 @@ impl Stack {
             checksum::pseudo(datagram.sum, ipv4::TCP, place.len),
             checksum::sum(&bytes[..header_len]),
         );
-        let csum = match frame.csum {
+        segment.csum = match frame.csum {
             RxCsum::Unknown => {
                 let payload = mem.sum(frame.buf, offset, len);
                 if checksum::add(head, payload) != 0xffff {
@@ -97,21 +108,12 @@ impl Stack {
             RxCsum::Partial => None,
         };
         self.counters.segments_in += 1;
-        let segment = Segment {
-            header,
-            buf: frame.buf,
-            offset: offset as u16,
-            len: len as u16,
-            csum,
-            time: frame.time,
-            ecn: datagram.ecn,
-            from: datagram.from,
-        };
-        let Datagram { local, remote, .. } = *datagram;
-        let key = Key::new(local, remote, header.src_port, header.dst_port);
-        let hash = self.hash(&key.bytes());
+        (segment.offset, segment.len) = (offset as u16, len as u16);
+        let header = &segment.header;
+        let key = Key::new(datagram.local, datagram.remote, header.src_port, header.dst_port);
+        let hash = self.key_hash(&key);
         match self.find_flow(&key, hash) {
-            Some(index) => self.flow_input(mem, now, index, &segment),
+            Some(index) => self.flow_input(mem, now, index, &mut segment),
             None => self.stranger_input(mem, now, key, hash, &segment),
         }
     }
@@ -121,7 +123,7 @@ impl Stack {
         mem: &mut M,
         now: u64,
         index: u32,
-        segment: &Segment,
+        segment: &mut Segment,
     ) -> Outcome {
         let state = self.flows[index].state;
         let outcome = match state {
@@ -132,7 +134,7 @@ impl Stack {
             State::TimeWait if self.reopens(index, segment) => {
                 // RFC 6191 section 2: a new incarnation of the connection.
                 let (key, end) = (self.flows[index].key, self.flows[index].snd_nxt);
-                let hash = self.hash(&key.bytes());
+                let hash = self.key_hash(&key);
                 self.end_time_wait(index);
                 let outcome = self.stranger_input(mem, now, key, hash, segment);
                 // RFC 9293 section 3.6.1: its numbers are beyond the old one's,
@@ -146,8 +148,25 @@ impl Stack {
             }
             _ => self.synchronized_input(mem, now, index, segment),
         };
-        self.arm(index);
+        self.arm_after_input(index);
         outcome
+    }
+
+    /// Makes sure that the flow's timers ring, those that input has set included.
+    /// Most delayed acknowledgements ride on a response of the same turn: to set a
+    /// timer for each would be to have it ring for nothing. So the flow is looked
+    /// at once more by [`Stack::transmit`], which sets the timers that are left.
+    #[inline]
+    fn arm_after_input(&mut self, index: u32) {
+        let flow = &self.flows[index];
+        if flow.neighbour != NIL {
+            // It is not in the list that is looked at.
+            self.arm(index);
+        } else if flow.delayed_ack_at.is_set() {
+            self.kick(index);
+        } else if !self.flows.linked(Links::Sending, index) {
+            self.arm(index);
+        }
     }
 
     /// A segment for a flow that has seen a SYN.
@@ -156,9 +175,8 @@ impl Stack {
         mem: &mut M,
         now: u64,
         index: u32,
-        segment: &Segment,
+        segment: &mut Segment,
     ) -> Outcome {
-        let mut segment = *segment;
         let header = &mut segment.header;
         let flow = &mut self.flows[index];
         // A simultaneous open: the peer's SYN,ACK repeats the SYN that we know.
@@ -203,7 +221,7 @@ impl Stack {
             _ => starts_in || (seq + (seq_len - 1)).since(flow.rcv_nxt) < wnd,
         };
         if !acceptable {
-            return self.unacceptable(now, index, &segment);
+            return self.unacceptable(now, index, segment);
         }
 
         // Second, check the RST bit (RFC 5961 section 3.2).
@@ -234,10 +252,10 @@ impl Stack {
             if !ack.after(flow.snd_una) || ack.after(flow.snd_nxt) {
                 self.counters.drop_bad_ack += 1;
                 let key = flow.key;
-                self.reset_stranger(now, key, &segment);
+                self.reset_stranger(now, key, segment);
                 return Outcome::Consumed;
             }
-            if !self.established(mem, now, index, &segment) {
+            if !self.established(mem, now, index, segment) {
                 return Outcome::Consumed;
             }
         }
@@ -263,7 +281,7 @@ impl Stack {
             flow.keepalive_sent = 0;
             flow.idle_at = Deadline::after(now, u64::from(flow.keepalive) * SEC);
         }
-        if !self.ack_input(mem, now, index, &segment) {
+        if !self.ack_input(mem, now, index, segment) {
             return Outcome::Consumed;
         }
 

@@ -61,9 +61,23 @@ impl Plan {
     }
 }
 
+impl FlowState {
+    /// Whether there is anything that [`Stack::plan`] could choose, windows aside.
+    #[inline]
+    fn may_send_more(&self) -> bool {
+        self.tx_cursor != NIL
+            || self.resends()
+            || self.fin_due()
+            || self.tail_due()
+            || self.probe_due()
+            || self.ack_due()
+            || self.syn_due()
+    }
+}
+
 impl Stack {
     /// Sends at most one segment of a flow; `out` has room for it. Returns
-    /// whether the flow may have more.
+    /// whether the flow may have more; if not, its timers are set.
     #[inline]
     pub(crate) fn emit<M: Memory>(
         &mut self,
@@ -72,8 +86,12 @@ impl Stack {
         index: u32,
         out: &mut TxBatch,
     ) -> bool {
-        let Some(plan) = self.plan(now, index) else {
+        // Not moved out of the option: that would read what was just stored, in
+        // other widths.
+        let planned = self.plan(now, index);
+        let Some(plan) = &planned else {
             self.stalled(now, index);
+            self.arm(index);
             return false;
         };
         let mac = match self.flows[index].mac {
@@ -87,6 +105,7 @@ impl Stack {
                     self.flows[index].neighbour = neighbour;
                     let list = self.neighbours.waiting(neighbour);
                     self.flows.push_back(list, Links::Sending, index);
+                    self.arm(index);
                     return false;
                 }
                 Route::None => {
@@ -95,18 +114,20 @@ impl Stack {
                 }
             },
         };
-        self.write_segment(mem, now, index, &mac, &plan, out);
-        self.sent(now, index, &plan);
+        self.write_segment(mem, now, index, &mac, plan, out);
+        self.sent(now, index, plan);
         if plan.why == Why::Reset {
             self.rst_done(index);
             return false;
         }
-        if plan.why == Why::Ack {
-            // There was nothing else to send: it may be for the peer's window.
+        // After an acknowledgement there was nothing else to send: it may be for the
+        // peer's window.
+        let more = plan.why != Why::Ack && self.flows[index].may_send_more();
+        if !more {
             self.stalled(now, index);
+            self.arm(index);
         }
-        self.arm(index);
-        plan.why != Why::Ack
+        more
     }
 
     /// The retransmission timeout of a flow now.
@@ -423,16 +444,16 @@ impl Stack {
     /// 3.8.6.1).
     #[inline]
     fn stalled(&mut self, now: u64, index: u32) {
-        let rto = self.rto(&self.flows[index]);
         let flow = &mut self.flows[index];
         let blocked = flow.tx_cursor != NIL && flow.state.is_synchronized();
         let offered = flow.snd_wnd.saturating_sub(flow.flight());
         flow.set_window_full(blocked && offered >= u32::from(flow.mss));
         flow.set_tail_due(false);
         if blocked && !flow.outstanding() && flow.timer != Timer::Persist {
+            let rto = self.rto(&self.flows[index]);
+            let flow = &mut self.flows[index];
             flow.timer = Timer::Persist;
             flow.rexmit_at = Deadline::after(now, rto);
-            self.arm(index);
         }
     }
 
@@ -455,7 +476,7 @@ impl Stack {
             flow.rtt.back_off();
             flow.timer = Timer::Retransmit;
             flow.rexmit_at = Deadline::after(now, rto);
-            self.arm(index);
         }
+        self.arm(index);
     }
 }

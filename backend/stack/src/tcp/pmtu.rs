@@ -52,6 +52,12 @@ impl Path {
         Path { tried_at, probe: 0, probe_end: Seq(0), ceiling: 0, lost: 0, timeouts: 0 }
     }
 
+    /// Whether a larger segment is being tried.
+    #[inline]
+    pub(crate) const fn is_probing(&self) -> bool {
+        self.probe != 0
+    }
+
     /// Something new was acknowledged.
     #[inline]
     pub(crate) fn on_progress(&mut self) {

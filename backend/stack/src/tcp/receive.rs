@@ -46,7 +46,7 @@ impl Stack {
         mem: &mut M,
         now: u64,
         index: u32,
-        mut segment: Segment,
+        segment: &mut Segment,
     ) -> Outcome {
         let flow = &mut self.flows[index];
         if !flow.state.may_receive() {
@@ -99,13 +99,13 @@ impl Stack {
 
         let mut outcome = Outcome::Consumed;
         if segment.len > 0 {
-            if self.flows[index].note_ecn(&segment) {
+            if self.flows[index].note_ecn(segment) {
                 self.ack_now(index);
             }
             outcome = if segment.header.seq == self.flows[index].rcv_nxt {
-                self.receive_in_order(mem, now, index, &mut segment)
+                self.receive_in_order(mem, now, index, segment)
             } else {
-                self.hold(mem, index, &mut segment)
+                self.hold(mem, index, segment)
             };
         }
         let flow = &mut self.flows[index];
@@ -129,7 +129,9 @@ impl Stack {
         index: u32,
         segment: &mut Segment,
     ) -> Outcome {
-        let full = segment.len >= self.flows[index].rcv_mss;
+        let flow = &mut self.flows[index];
+        flow.set_several_due(flow.rcv_nxt != flow.last_ack_sent);
+        let full = segment.len >= flow.rcv_mss;
         let pushed = segment.header.has(flag::PSH);
         let Some(outcome) = self.take_in_order(mem, index, segment) else {
             // What the flow has it keeps; the peer tries again.

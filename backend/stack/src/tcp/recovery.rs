@@ -121,6 +121,33 @@ impl FlowState {
         self.lost_bytes > 0 || self.fin_lost()
     }
 
+    /// Whether nothing is lost, doubted, probed or sent again: what is acknowledged
+    /// now has arrived in order, and says nothing else.
+    #[inline]
+    pub(crate) fn is_calm(&self) -> bool {
+        self.phase == Phase::Open
+            && self.repair == NIL
+            && self.tail == Tail::None
+            && self.lost_bytes | self.sacked_bytes == 0
+            && self.dupacks == 0
+            && self.rtt.backoff() == 0
+            && !self.undo.armed
+            && !self.path.is_probing()
+    }
+
+    /// `delivered` bytes of the `pipe` that was in flight have arrived, and nothing
+    /// is lost.
+    #[inline]
+    fn grow_window(&mut self, now: u64, delivered: u32, pipe: u32) {
+        if delivered > 0 {
+            let slow = self.congestion.in_slow_start();
+            let limited = self.window_full()
+                || (slow && 2 * u64::from(pipe) >= self.congestion.window().into());
+            let (smoothed, mss) = (self.rtt.smoothed(), u32::from(self.mss));
+            self.congestion.on_ack(now, delivered, smoothed, mss, limited);
+        }
+    }
+
     /// The reordering window now, ns.
     fn reordering_window(&self) -> u64 {
         let sure = self.phase != Phase::Open
@@ -226,6 +253,22 @@ impl Stack {
         }
     }
 
+    /// What [`Stack::take_news`] comes to where the flow is calm: most
+    /// acknowledgements. `pipe` is what was in flight before.
+    #[inline]
+    pub(crate) fn take_calm_news(&mut self, now: u64, index: u32, pipe: u32, delivery: &Delivery) {
+        let flow = &mut self.flows[index];
+        if let Some(sent) = delivery.sent_once {
+            let rtt = Stamp::at(now).since(sent).max(1);
+            flow.rtt.sample(now, rtt);
+            flow.congestion.on_rtt(rtt);
+        }
+        flow.progress_at = Moment::at(now);
+        flow.path.on_progress();
+        flow.grow_window(now, delivery.bytes, pipe);
+        self.rearm(now, index, None);
+    }
+
     /// Without SACK, duplicates tell how much was delivered (RFC 6582, and
     /// RFC 5681 section 3.2).
     fn count_duplicates(&mut self, index: u32, news: &News) {
@@ -304,12 +347,8 @@ impl Stack {
         match flow.phase {
             Phase::Open if flow.lost_bytes > 0 => self.enter_recovery(now, index, news, delivered),
             Phase::Open => {
-                if delivered > 0 && news.advanced.is_some() {
-                    let slow = flow.congestion.in_slow_start();
-                    let limited = flow.window_full()
-                        || (slow && 2 * u64::from(news.pipe) >= flow.congestion.window().into());
-                    let smoothed = flow.rtt.smoothed();
-                    flow.congestion.on_ack(now, delivered, smoothed, mss, limited);
+                if news.advanced.is_some() {
+                    flow.grow_window(now, delivered, news.pipe);
                 }
             }
             Phase::Recovery => {

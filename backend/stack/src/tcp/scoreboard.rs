@@ -43,9 +43,12 @@ pub(crate) struct Delivery {
 impl BufMeta {
     /// Cuts the payload into units, none of which has been sent.
     pub(crate) fn cut_into_units(&mut self, mss: u16) {
-        let segments = u32::from(self.len).div_ceil(u32::from(mss));
-        let unit = u32::from(mss) * segments.div_ceil(UNITS_MAX);
-        self.unit = unit.min(u32::from(u16::MAX)) as u16;
+        self.unit = mss;
+        if u32::from(self.len) > UNITS_MAX * u32::from(mss) {
+            let segments = u32::from(self.len).div_ceil(u32::from(mss));
+            let unit = u32::from(mss) * segments.div_ceil(UNITS_MAX);
+            self.unit = unit.min(u32::from(u16::MAX)) as u16;
+        }
         self.sacked = 0;
         self.lost = 0;
         self.resent = 0;
@@ -110,14 +113,15 @@ pub(crate) fn acknowledge_head(
     delivery: &mut Delivery,
 ) -> bool {
     let buf = flow.tx.head;
-    let meta = *bufs.get(buf);
+    let meta = bufs.get(buf);
     let (una, nxt) = (flow.snd_una, flow.snd_nxt);
     let whole = !meta.end().after(ack);
     if meta.sacked | meta.lost | meta.resent == 0 {
         let end = if whole { meta.end() } else { ack };
         delivery.bytes += end.since(Seq(meta.seq).max(una));
-        flow.delivered(now, &meta, 0, end, delivery);
+        flow.delivered(now, meta, 0, end, delivery);
     } else {
+        let meta = *meta;
         let mut passed = 0;
         for i in ones(meta.sent(nxt)) {
             let (start, end) = meta.span(i, una, nxt);
@@ -414,10 +418,13 @@ pub(crate) fn resent(
 }
 
 /// When the segment at SND.UNA was sent again, if it was.
+#[inline]
 pub(crate) fn head_resent(bufs: &Bufs, flow: &FlowState) -> Option<Stamp> {
     let meta = (flow.tx.head != NIL).then(|| bufs.get(flow.tx.head))?;
-    let sent = flow.snd_nxt.after(Seq(meta.seq));
-    (sent && meta.resent & meta.bit(flow.snd_una) != 0).then_some(meta.resent_at)
+    if meta.resent == 0 || !flow.snd_nxt.after(Seq(meta.seq)) {
+        return None;
+    }
+    (meta.resent & meta.bit(flow.snd_una) != 0).then_some(meta.resent_at)
 }
 
 /// Fixes all books when segments of more than `mss` bytes turned out too large

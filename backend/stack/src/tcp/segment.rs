@@ -23,20 +23,16 @@ impl Stack {
         ip::Header {
             src: self.addresses.octets(key.local),
             dst: key.remote_octets(),
+            sum: checksum::add(
+                self.addresses.sum(key.local),
+                checksum::address(key.remote_octets()),
+            ),
             v6,
             protocol: ipv4::TCP,
             ecn,
             hop_limit: HOP_LIMIT,
             label: if v6 { self.secret(Secret::FlowLabel, key, &[]) } else { 0 },
         }
-    }
-
-    /// The sum of the pseudo-header of a flow's segment of `len` bytes.
-    #[inline]
-    pub(crate) fn pseudo(&self, key: &Key, len: usize) -> u16 {
-        let (ours, theirs) =
-            (self.addresses.sum(key.local), checksum::address(key.remote_octets()));
-        checksum::pseudo(checksum::add(ours, theirs), ipv4::TCP, len)
     }
 
     /// Writes the frame of a planned segment.
@@ -57,7 +53,16 @@ impl Stack {
         let window = if plan.why == Why::Reset { 0 } else { self.advertise(index, ack, !syn) };
         let flow = &self.flows[index];
         let acks = plan.flags & flag::ACK != 0;
-        let mut options = Options::default();
+        let mut header = Header {
+            src_port: flow.key.local_port,
+            dst_port: flow.key.remote_port,
+            seq: plan.seq,
+            ack: if acks { ack } else { Seq(0) },
+            flags: plan.flags | self.ecn_flags(flow, plan.flags),
+            window,
+            options: Options::default(),
+        };
+        let options = &mut header.options;
         if flow.timestamps() {
             let echo = if acks { flow.ts_recent } else { 0 };
             options.timestamps = Some(Timestamps { value: flow.timestamp(now), echo });
@@ -69,29 +74,20 @@ impl Stack {
             options.scale = (!acks || flow.peer_scales()).then_some(flow.rcv_scale);
             options.sack_permitted = flow.sack();
         }
-        if acks && !syn && plan.why != Why::Reset {
-            options.sack = self.sack_blocks(index);
-        }
         let payload_len = plan.payload.map_or(0, |p| usize::from(p.len));
-        if payload_len > 0 {
-            // What is sent again was cut when there was perhaps less to tell.
-            let room = usize::from(flow.mss).saturating_sub(payload_len);
-            options.sack.truncate(tcp::sack_blocks_within(room));
+        if flow.tells_blocks() && acks && !syn && plan.why != Why::Reset {
+            options.sack = self.sack_blocks(index);
+            if payload_len > 0 {
+                // What is sent again was cut when there was perhaps less to tell.
+                let room = usize::from(flow.mss).saturating_sub(payload_len);
+                options.sack.truncate(tcp::sack_blocks_within(room));
+            }
         }
-        let header = Header {
-            src_port: flow.key.local_port,
-            dst_port: flow.key.remote_port,
-            seq: plan.seq,
-            ack: if acks { ack } else { Seq(0) },
-            flags: plan.flags | self.ecn_flags(flow, plan.flags),
-            window,
-            options,
-        };
-        let key = flow.key;
-        let ip = self.segment_header(&key, plan.ecn);
+        let key = &flow.key;
+        let ip = self.segment_header(key, plan.ecn);
         let link_len = ethernet::header_len(self.config.vlan);
         let segment_at = link_len + ip.len();
-        let header_len = segment_at + tcp::header_len(&options);
+        let header_len = segment_at + tcp::header_len(&header.options);
 
         let Some(frame) = out.push(Origin::Stack) else {
             return;
@@ -120,13 +116,13 @@ impl Stack {
         self.write_link(head, mac, ip.v6);
         ip.write(&mut head[link_len..], segment_len);
         let segment = &mut head[segment_at..];
-        tcp::write(segment, &header);
-        let pseudo = self.pseudo(&key, segment_len);
+        let header_sum = tcp::write(segment, &header);
+        let pseudo = checksum::pseudo(ip.sum, ipv4::TCP, segment_len);
         let field = if self.config.tx_csum_offload {
             pseudo
         } else {
             let payload = lying.map_or(0, |p| mem.sum(p.buf, usize::from(p.offset), payload_len));
-            !checksum::add(checksum::add(pseudo, checksum::sum(segment)), payload)
+            !checksum::add(checksum::add(pseudo, header_sum), payload)
         };
         segment[tcp::CSUM_OFFSET..tcp::CSUM_OFFSET + 2].copy_from_slice(&field.to_be_bytes());
 

@@ -66,13 +66,19 @@ impl Stack {
     /// wants one for every second full segment; one alone for all that came in a
     /// turn would be missed with the whole window if it were lost. Each covers
     /// half of what is left, but two segments at least: their number grows with
-    /// the logarithm of the turn's.
+    /// the logarithm of the turn's. What a device has gathered into one segment
+    /// is acknowledged as one.
     #[inline]
     pub(crate) fn ack_number(&self, index: u32) -> Seq {
         let flow = &self.flows[index];
         let mss = u32::from(flow.rcv_mss).max(1);
         let segments = flow.rcv_nxt.since(flow.last_ack_sent) / mss;
-        if segments < 4 || !flow.promises() || !flow.held.is_empty() || flow.dup_acks > 0 {
+        if segments < 4
+            || !flow.several_due()
+            || !flow.promises()
+            || !flow.held.is_empty()
+            || flow.dup_acks > 0
+        {
             return flow.rcv_nxt;
         }
         flow.last_ack_sent + segments / 2 * mss
@@ -151,9 +157,13 @@ impl Stack {
         // RFC 9293 section 3.8.6.2.2: tell the peer when it may be waiting, and
         // otherwise let the next segment carry the news.
         let mss = u32::from(self.mss);
-        let current = self.flows[index].rcv_wnd();
+        let (current, largest) = (self.flows[index].rcv_wnd(), self.largest_window(index));
+        if current >= mss && current > largest - largest / 2 {
+            // It is open by more than half, whatever it could be.
+            return;
+        }
         let growth = self.desired_window(index) - current;
-        if growth >= self.largest_window(index) / 2 || (current < mss && growth >= mss) {
+        if growth >= largest / 2 || (current < mss && growth >= mss) {
             self.ack_now(index);
         }
     }

@@ -130,6 +130,8 @@ pub(super) struct Host {
     pub(super) mem: Region,
     pub(super) now: u64,
     batch: TxBatch,
+    /// Frames that the port took before time passed, and nobody has looked at yet.
+    sent: Vec<Vec<u8>>,
     /// Everything is audited after every call; off for tests of many flows.
     pub(super) audits: bool,
     /// The guest gives received buffers back at once.
@@ -170,6 +172,7 @@ impl Host {
             audits: true,
             reads: true,
             port_sends: true,
+            sent: Vec::new(),
             unsent: Vec::new(),
             rx_csum: RxCsum::Unknown,
             events: Vec::new(),
@@ -251,7 +254,7 @@ impl Host {
 
     /// The port takes frames; they come back as bytes.
     pub(super) fn transmit(&mut self) -> Vec<Vec<u8>> {
-        let mut all = Vec::new();
+        let mut all = core::mem::take(&mut self.sent);
         loop {
             let count = self.stack.transmit(&mut self.mem, self.now, &mut self.batch);
             if count == 0 {
@@ -311,7 +314,9 @@ impl Host {
         self.try_send(flow, data, Tx::default()).unwrap();
     }
 
+    /// Time passes, and with it the turn in which it had not.
     pub(super) fn pass_time(&mut self, time: u64) {
+        self.sent = self.transmit();
         self.now += time;
         self.stack.advance(&mut self.mem, self.now);
         self.check();
@@ -397,7 +402,8 @@ impl Seg {
         let segment = &frame[packet.at..];
         let pseudo = checksum::pseudo(packet.sum, ipv4::TCP, segment.len());
         assert_eq!(checksum::add(pseudo, checksum::sum(segment)), 0xffff, "TCP checksum");
-        let (h, len) = tcp::parse(segment).unwrap();
+        let mut h = Header::EMPTY;
+        let len = tcp::parse(segment, &mut h).unwrap();
         Some(Seg {
             v6: packet.src.is_ipv6(),
             vlan: ethernet::parse(frame).unwrap().vlan,
@@ -484,7 +490,8 @@ pub(super) fn frame_v6(
     let mut bytes = vec![0; ethernet::header_len(vlan) + ipv6::LEN];
     let at = ethernet::write(&mut bytes, &to, &PEER_MAC, vlan, ethernet::IPV6);
     let (src, dst) = (&src.octets(), &dst.octets());
-    let header = ip::Header { src, dst, v6: true, protocol, ecn: 0, hop_limit, label: 0 };
+    let sum = checksum::add(checksum::sum(src), checksum::sum(dst));
+    let header = ip::Header { src, dst, sum, v6: true, protocol, ecn: 0, hop_limit, label: 0 };
     header.write(&mut bytes[at..], payload.len());
     bytes.extend(payload);
     bytes

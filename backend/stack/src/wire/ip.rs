@@ -35,6 +35,8 @@ pub(crate) struct Fragment {
 pub(crate) struct Header<'a> {
     pub src: &'a Octets,
     pub dst: &'a Octets,
+    /// The sum of both.
+    pub sum: u16,
     pub v6: bool,
     pub protocol: u8,
     pub ecn: u8,

@@ -282,7 +282,8 @@ mod tests {
     const B: Ipv6Addr = Ipv6Addr::new(0xfd00, 7, 0, 0, 0, 0, 0x12, 0x3456);
 
     fn header<'a>(src: &'a Octets, dst: &'a Octets, protocol: u8) -> Header<'a> {
-        Header { src, dst, v6: true, protocol, ecn: ecn::CE, hop_limit: 64, label: 0xabcde }
+        let (ecn, label) = (ecn::CE, 0xabcde);
+        Header { src, dst, sum: 0, v6: true, protocol, ecn, hop_limit: 64, label }
     }
 
     /// A datagram with these extension headers and then TCP.

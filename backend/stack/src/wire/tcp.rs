@@ -1,6 +1,7 @@
 //! The TCP header (RFC 9293 section 3.1) and its options.
 
 use super::{be16, be32};
+use crate::checksum;
 use crate::tcp::seq::Seq;
 
 /// Bytes of a header without options.
@@ -120,6 +121,23 @@ pub(crate) struct Header {
 }
 
 impl Header {
+    /// All zeros, and no options.
+    pub(crate) const EMPTY: Header = Header {
+        src_port: 0,
+        dst_port: 0,
+        seq: Seq(0),
+        ack: Seq(0),
+        flags: 0,
+        window: 0,
+        options: Options {
+            mss: None,
+            scale: None,
+            timestamps: None,
+            sack_permitted: false,
+            sack: SackBlocks { blocks: [SackBlock { start: Seq(0), end: Seq(0) }; 4], len: 0 },
+        },
+    };
+
     /// Whether the control bit is set.
     #[inline]
     pub(crate) fn has(&self, flag: u8) -> bool {
@@ -127,36 +145,36 @@ impl Header {
     }
 }
 
-/// Reads a header from `bytes`, the start of a segment, and gives it with its
-/// length; `None` when it is cut short or its lengths lie. Malformed options
-/// end the options: what came before counts (RFC 9293 section 3.1, MUST-7).
+/// Reads a header from `bytes`, the start of a segment, into `header`, which is
+/// [`Header::EMPTY`], and gives its length; `None` when it is cut short or its
+/// lengths lie. Malformed options end the options: what came before counts (RFC
+/// 9293 section 3.1, MUST-7).
+///
+/// Read where it stays: a header that is moved is read back in other widths than
+/// it was just written in, and waits for that.
 #[inline]
-pub(crate) fn parse(bytes: &[u8]) -> Option<(Header, usize)> {
+pub(crate) fn parse(bytes: &[u8], header: &mut Header) -> Option<usize> {
     let fixed: &[u8; LEN] = bytes.first_chunk()?;
     let len = usize::from(fixed[12] >> 4) * 4;
     let options = bytes.get(LEN..len)?;
-    Some((
-        Header {
-            src_port: be16(fixed, 0),
-            dst_port: be16(fixed, 2),
-            seq: Seq(be32(fixed, 4)),
-            ack: Seq(be32(fixed, 8)),
-            flags: fixed[13],
-            window: be16(fixed, 14),
-            options: parse_options(options),
-        },
-        len,
-    ))
+    header.src_port = be16(fixed, 0);
+    header.dst_port = be16(fixed, 2);
+    header.seq = Seq(be32(fixed, 4));
+    header.ack = Seq(be32(fixed, 8));
+    header.flags = fixed[13];
+    header.window = be16(fixed, 14);
+    // The layout of nearly every segment of a flow with timestamps.
+    if options.len() == TIMESTAMPS_LEN && options[..4] == [1, 1, 8, 10] {
+        let (value, echo) = (be32(options, 4), be32(options, 8));
+        header.options.timestamps = Some(Timestamps { value, echo });
+    } else if !options.is_empty() {
+        header.options = parse_options(options);
+    }
+    Some(len)
 }
 
-#[inline]
 fn parse_options(mut bytes: &[u8]) -> Options {
     let mut options = Options::default();
-    // The layout of nearly every segment of a flow with timestamps.
-    if bytes.len() == TIMESTAMPS_LEN && bytes[..4] == [1, 1, 8, 10] {
-        options.timestamps = Some(Timestamps { value: be32(bytes, 4), echo: be32(bytes, 8) });
-        return options;
-    }
     while let Some((&kind, rest)) = bytes.split_first() {
         match kind {
             0 => break,
@@ -205,57 +223,78 @@ pub(crate) fn header_len(options: &Options) -> usize {
         + if options.sack.is_empty() { 0 } else { 4 + 8 * options.sack.len() }
 }
 
+/// Writes words one behind the other, and adds them up on the way: to sum what was
+/// just stored, in other widths, would wait for the stores.
+struct Writer<'a> {
+    out: &'a mut [u8],
+    at: usize,
+    sum: u32,
+}
+
+impl Writer<'_> {
+    #[inline]
+    fn u16(&mut self, word: u16) {
+        self.out[self.at..self.at + 2].copy_from_slice(&word.to_be_bytes());
+        self.at += 2;
+        self.sum += u32::from(word);
+    }
+
+    #[inline]
+    fn u32(&mut self, words: u32) {
+        self.out[self.at..self.at + 4].copy_from_slice(&words.to_be_bytes());
+        self.at += 4;
+        self.sum += (words >> 16) + (words & 0xffff);
+    }
+}
+
 /// Writes the header at the start of `out`, which has room for it, with a
-/// checksum of zero, and returns its length. Options come in the order in which
+/// checksum of zero, and returns its sum. Options come in the order in which
 /// Linux has them, which conformance scripts expect; RFCs ask for none.
 #[inline]
-pub(crate) fn write(out: &mut [u8], header: &Header) -> usize {
-    let len = header_len(&header.options);
-    out[0..2].copy_from_slice(&header.src_port.to_be_bytes());
-    out[2..4].copy_from_slice(&header.dst_port.to_be_bytes());
-    out[4..8].copy_from_slice(&header.seq.0.to_be_bytes());
-    out[8..12].copy_from_slice(&header.ack.0.to_be_bytes());
-    out[12] = (len as u8 / 4) << 4;
-    out[13] = header.flags;
-    out[14..16].copy_from_slice(&header.window.to_be_bytes());
-    out[16..20].copy_from_slice(&[0; 4]);
-    let mut at = LEN;
-    if let Some(mss) = header.options.mss {
-        out[at..at + 2].copy_from_slice(&[2, 4]);
-        out[at + 2..at + 4].copy_from_slice(&mss.to_be_bytes());
-        at += 4;
+pub(crate) fn write(out: &mut [u8], header: &Header) -> u16 {
+    let options = &header.options;
+    let mut to = Writer { out, at: 0, sum: 0 };
+    to.u16(header.src_port);
+    to.u16(header.dst_port);
+    to.u32(header.seq.0);
+    to.u32(header.ack.0);
+    to.u16((header_len(options) as u16 / 4) << 12 | u16::from(header.flags));
+    to.u16(header.window);
+    to.u32(0);
+    if let Some(mss) = options.mss {
+        to.u16(0x0204);
+        to.u16(mss);
     }
-    if let Some(ts) = header.options.timestamps {
-        let padding = if header.options.sack_permitted { [4, 2] } else { [1, 1] };
-        out[at..at + 2].copy_from_slice(&padding);
-        out[at + 2..at + 4].copy_from_slice(&[8, 10]);
-        out[at + 4..at + 8].copy_from_slice(&ts.value.to_be_bytes());
-        out[at + 8..at + 12].copy_from_slice(&ts.echo.to_be_bytes());
-        at += TIMESTAMPS_LEN;
-    } else if header.options.sack_permitted {
-        out[at..at + 4].copy_from_slice(&[1, 1, 4, 2]);
-        at += 4;
+    if let Some(ts) = options.timestamps {
+        to.u16(if options.sack_permitted { 0x0402 } else { 0x0101 });
+        to.u16(0x080a);
+        to.u32(ts.value);
+        to.u32(ts.echo);
+    } else if options.sack_permitted {
+        to.u32(0x0101_0402);
     }
-    if let Some(scale) = header.options.scale {
-        out[at..at + 4].copy_from_slice(&[1, 3, 3, scale]);
-        at += 4;
+    if let Some(scale) = options.scale {
+        to.u32(0x0103_0300 | u32::from(scale));
     }
-    if !header.options.sack.is_empty() {
-        let len = 2 + 8 * header.options.sack.len() as u8;
-        out[at..at + 4].copy_from_slice(&[1, 1, 5, len]);
-        at += 4;
-        for block in header.options.sack.iter() {
-            out[at..at + 4].copy_from_slice(&block.start.0.to_be_bytes());
-            out[at + 4..at + 8].copy_from_slice(&block.end.0.to_be_bytes());
-            at += 8;
+    if !options.sack.is_empty() {
+        to.u32(0x0101_0500 | (2 + 8 * options.sack.len() as u32));
+        for block in options.sack.iter() {
+            to.u32(block.start.0);
+            to.u32(block.end.0);
         }
     }
-    len
+    checksum::fold(to.sum)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn read(bytes: &[u8]) -> Option<(Header, usize)> {
+        let mut header = Header::EMPTY;
+        let len = parse(bytes, &mut header)?;
+        Some((header, len))
+    }
 
     #[test]
     fn what_is_written_parses() {
@@ -276,9 +315,10 @@ mod tests {
             options,
         };
         let mut bytes = [0; 60];
-        let len = write(&mut bytes, &header);
-        let (read, read_len) = parse(&bytes[..len]).unwrap();
-        assert_eq!(read_len, len);
+        let sum = write(&mut bytes, &header);
+        let (read, len) = read(&bytes).unwrap();
+        assert_eq!(len, header_len(&options));
+        assert_eq!(sum, checksum::sum(&bytes[..len]));
         assert_eq!(read.options, options);
         assert_eq!((read.seq, read.ack, read.window), (header.seq, header.ack, header.window));
         assert_eq!(read.flags, header.flags);
@@ -303,9 +343,9 @@ mod tests {
                 options,
             };
             let mut bytes = [0; 60];
-            let len = write(&mut bytes, &header);
-            assert!(len <= 60);
-            assert_eq!(parse(&bytes[..len]).unwrap().0.options, options);
+            let sum = write(&mut bytes, &header);
+            assert_eq!(sum, checksum::sum(&bytes));
+            assert_eq!(read(&bytes).unwrap().0.options, options);
             assert_eq!(options.sack.len(), room);
         }
         // A length that is not whole blocks is no SACK.
@@ -325,10 +365,10 @@ mod tests {
     fn refuses_a_data_offset_beyond_the_end() {
         let mut bytes = [0; 24];
         bytes[12] = 0x70;
-        assert!(parse(&bytes).is_none());
+        assert!(read(&bytes).is_none());
         bytes[12] = 0x40;
-        assert!(parse(&bytes).is_none());
+        assert!(read(&bytes).is_none());
         bytes[12] = 0x60;
-        assert!(parse(&bytes).is_some());
+        assert!(read(&bytes).is_some());
     }
 }

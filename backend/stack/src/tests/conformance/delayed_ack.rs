@@ -113,6 +113,21 @@ fn a_segment_that_was_gathered_on_the_way_counts_as_what_it_was() {
 }
 
 #[test]
+fn what_was_gathered_on_the_way_is_acknowledged_once_and_what_was_not_more_often() {
+    let mut pair = Pair::established(crate::Config { mtu: 300, ..config() });
+    pair.send(ACK | PSH, &[7; 1400]);
+    pair.seq += 1400;
+    pair.recv_ack(pair.seq);
+    for _ in 0..2 {
+        pair.send(ACK | PSH, &[7; 1400]);
+        pair.seq += 1400;
+    }
+    let acks = pair.recv();
+    assert!(acks.len() > 1, "one for all would be missed with all");
+    assert_eq!(acks.last().unwrap().ack, pair.seq);
+}
+
+#[test]
 fn a_window_that_no_field_can_say_needs_no_update() {
     // RFC 9293 section 3.8.6.2.2: only a peer that may be waiting is told. This
     // one does not scale, so that its window is as large as it gets.

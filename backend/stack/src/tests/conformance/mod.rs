@@ -103,7 +103,7 @@ fn sack(pair: &mut Pair, start: u32, segments: &[(u32, u32)]) {
     let mss = u32::from(mss(pair));
     let mut blocks = SackBlocks::default();
     for (first, end) in segments {
-        let place = |segment: u32| Seq(start.wrapping_add(segment * mss));
+        let place = |segment: u32| Seq(start.wrapping_add(segment.wrapping_mul(mss)));
         blocks.push(SackBlock { start: place(*first), end: place(*end) });
     }
     let options = Options { sack: blocks, timestamps: pair.timestamps, ..Options::default() };
