@@ -24,6 +24,16 @@ pub trait Storage: Send {
 
 impl Storage for File {
     fn write_at(&mut self, data: &[u8], at: u64) -> io::Result<()> {
+        Storage::write_at(&mut &*self, data, at)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.sync_data()
+    }
+}
+
+impl Storage for &File {
+    fn write_at(&mut self, data: &[u8], at: u64) -> io::Result<()> {
         self.write_all_at(data, at)
     }
 

@@ -1,10 +1,12 @@
 //! The superblock's two copies: sealing, choosing, storing.
 //!
 //! They are written one after the other, each reaching storage before the next
-//! is begun, so that a crash tears at most one of them. On opening, the sound
-//! copy with the higher sequence counts; a damaged one is written anew.
+//! is begun, and first the one that does not count, so that a crash tears at most one
+//! of them and never the last that is sound. On opening, the sound copy with the
+//! higher sequence counts; a damaged one is written anew.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 
 use paste_abi::superblock::{
@@ -13,6 +15,7 @@ use paste_abi::superblock::{
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::layout::{Geometry, LayoutError};
+use crate::storage::Storage;
 use crate::sys::{self, Mapping};
 use crate::uuid::Uuid;
 
@@ -94,19 +97,24 @@ fn is_sound(block: &Superblock) -> bool {
     block.magic == MAGIC && block.crc.get() == crc(block)
 }
 
+/// The copy that counts, if one is sound, and whether the other is as well.
+fn newest(copies: &[Superblock; 2]) -> Option<(usize, bool)> {
+    let [first, second] = copies;
+    Some(match (is_sound(first), is_sound(second)) {
+        (true, true) if second.sequence.get() > first.sequence.get() => (1, true),
+        (true, other) => (0, other),
+        (false, true) => (1, false),
+        (false, false) => return None,
+    })
+}
+
 /// Chooses between the two copies and judges the chosen one.
 pub(crate) fn choose(copies: &[Superblock; 2]) -> Result<Found, SuperblockError> {
-    let [first, second] = copies;
-    let (block, damaged) = match (is_sound(first), is_sound(second)) {
-        (true, true) if second.sequence.get() > first.sequence.get() => (second, None),
-        (true, true) => (first, None),
-        (true, false) => (first, Some(1)),
-        (false, true) => (second, Some(0)),
-        (false, false) if copies.iter().all(|copy| copy.magic != MAGIC) => {
-            return Err(SuperblockError::Absent);
-        }
-        (false, false) => return Err(SuperblockError::Damaged),
+    let Some((counts, both)) = newest(copies) else {
+        let absent = copies.iter().all(|copy| copy.magic != MAGIC);
+        return Err(if absent { SuperblockError::Absent } else { SuperblockError::Damaged });
     };
+    let (block, damaged) = (&copies[counts], (!both).then_some(1 - counts));
     if block.version.get() != LAYOUT_VERSION {
         return Err(SuperblockError::Version(block.version.get()));
     }
@@ -118,34 +126,48 @@ pub(crate) fn choose(copies: &[Superblock; 2]) -> Result<Found, SuperblockError>
     Ok(Found { block: *block, geometry, damaged })
 }
 
-/// Reads both copies from the host's head.
-pub(crate) fn load(head: &Mapping) -> Result<Found, SuperblockError> {
+fn copies(head: &Mapping) -> Option<[Superblock; 2]> {
     let mut copies = [Superblock::new_zeroed(); 2];
-    for (copy, offset) in copies.iter_mut().zip(COPY_OFFSETS) {
-        if !head.read_at(offset as usize, copy.as_mut_bytes()) {
-            return Err(SuperblockError::Absent);
-        }
-    }
-    choose(&copies)
+    let mut places = copies.iter_mut().zip(COPY_OFFSETS);
+    places.all(|(copy, at)| head.read_at(at as usize, copy.as_mut_bytes())).then_some(copies)
 }
 
-/// Reads both copies from a file that is not mapped.
-pub(crate) fn load_file(file: &File) -> std::io::Result<Result<Found, SuperblockError>> {
+fn copies_of_file(file: &File) -> io::Result<[Superblock; 2]> {
     let mut copies = [Superblock::new_zeroed(); 2];
     for (copy, offset) in copies.iter_mut().zip(COPY_OFFSETS) {
         file.read_exact_at(copy.as_mut_bytes(), offset)?;
     }
-    Ok(choose(&copies))
+    Ok(copies)
+}
+
+/// Reads both copies from the host's head.
+pub(crate) fn load(head: &Mapping) -> Result<Found, SuperblockError> {
+    choose(&copies(head).ok_or(SuperblockError::Absent)?)
+}
+
+/// Reads both copies from a file that is not mapped.
+pub(crate) fn load_file(file: &File) -> io::Result<Result<Found, SuperblockError>> {
+    Ok(choose(&copies_of_file(file)?))
+}
+
+/// Writes a superblock, sealed already, over both copies, which are now like this.
+fn replace(
+    copies: &[Superblock; 2],
+    block: &Superblock,
+    storage: &mut impl Storage,
+) -> io::Result<()> {
+    let first = newest(copies).map_or(0, |(counts, _)| 1 - counts);
+    for copy in [first, 1 - first] {
+        storage.write_at(block.as_bytes(), COPY_OFFSETS[copy])?;
+        storage.sync()?;
+    }
+    Ok(())
 }
 
 /// Writes a superblock, sealed already, to both places in a file that is not
 /// mapped.
-pub(crate) fn store_file(block: &Superblock, file: &File) -> std::io::Result<()> {
-    for offset in COPY_OFFSETS {
-        file.write_all_at(block.as_bytes(), offset)?;
-        file.sync_data()?;
-    }
-    Ok(())
+pub(crate) fn store_file(block: &Superblock, mut file: &File) -> io::Result<()> {
+    replace(&copies_of_file(file)?, block, &mut file)
 }
 
 /// Sets the checksum.
@@ -155,25 +177,28 @@ pub(crate) fn seal(block: &mut Superblock) {
 
 /// Seals the superblock and writes it to both places in the head and to the
 /// start of the guest's mapping.
-pub(crate) fn store(
-    block: &mut Superblock,
-    head: &Mapping,
-    guest: &Mapping,
-) -> std::io::Result<()> {
+pub(crate) fn store(block: &mut Superblock, head: &Mapping, guest: &Mapping) -> io::Result<()> {
     seal(block);
-    for offset in COPY_OFFSETS {
-        write(head, offset as usize, block)?;
-        head.sync()?;
-    }
-    write(guest, 0, block)
+    let now = copies(head).ok_or(io::ErrorKind::InvalidInput)?;
+    replace(&now, block, &mut Head(head))?;
+    write(guest, 0, block.as_bytes())
 }
 
-fn write(to: &Mapping, offset: usize, block: &Superblock) -> std::io::Result<()> {
-    if to.write_at(offset, block.as_bytes()) {
-        Ok(())
-    } else {
-        Err(std::io::ErrorKind::InvalidInput.into())
+/// The host's head as storage.
+struct Head<'a>(&'a Mapping);
+
+impl Storage for Head<'_> {
+    fn write_at(&mut self, data: &[u8], at: u64) -> io::Result<()> {
+        write(self.0, at as usize, data)
     }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.0.sync()
+    }
+}
+
+fn write(to: &Mapping, offset: usize, data: &[u8]) -> io::Result<()> {
+    if to.write_at(offset, data) { Ok(()) } else { Err(io::ErrorKind::InvalidInput.into()) }
 }
 
 #[cfg(test)]
@@ -181,6 +206,8 @@ mod tests {
     use zerocopy::FromBytes;
 
     use super::*;
+    use crate::crash::{Explorer, Recorder};
+    use crate::medium::Medium;
 
     fn sealed(sequence: u64) -> Superblock {
         let geometry = Geometry::new(8 << 20, 2048).unwrap();
@@ -188,6 +215,74 @@ mod tests {
         block.sequence = sequence.into();
         block.crc = crc(&block).into();
         block
+    }
+
+    /// A recorder that has the two copies and nothing else.
+    struct Copies(Recorder);
+
+    impl Copies {
+        fn place(at: u64) -> u64 {
+            if at == COPY_OFFSETS[0] { 0 } else { 512 }
+        }
+
+        fn read(medium: &Recorder) -> [Superblock; 2] {
+            [0, 512].map(|at| {
+                Superblock::read_from_bytes(&medium.image()[at..at + 512]).expect("512 bytes")
+            })
+        }
+    }
+
+    impl Storage for Copies {
+        fn write_at(&mut self, data: &[u8], at: u64) -> io::Result<()> {
+            self.0.store(Copies::place(at), data);
+            self.0.flush(Copies::place(at), data.len() as u64);
+            Ok(())
+        }
+
+        fn sync(&mut self) -> io::Result<()> {
+            self.0.seal();
+            self.0.reach_all();
+            Ok(())
+        }
+    }
+
+    /// The superblock counts up, and each crash of that is followed by another
+    /// that repairs it, cut as well.
+    #[test]
+    fn it_survives_every_crash_and_no_bug_in_the_order() {
+        let mut storage =
+            Copies(Recorder::waiting([sealed(1).as_bytes(), sealed(1).as_bytes()].concat()));
+        for sequence in 2..6 {
+            let now = Copies::read(&storage.0);
+            replace(&now, &sealed(sequence), &mut storage).unwrap();
+            storage.0.mark(sequence);
+        }
+        let judge = |medium: &mut Recorder, marks: &[u64]| {
+            let promised = marks.last().copied().unwrap_or(1);
+            let now = Copies::read(medium);
+            let found = choose(&now).map_err(|error| error.to_string())?;
+            let sequence = found.block.sequence.get();
+            // Recovery counts up too, and may have been cut.
+            if sequence < promised || found.block != sealed(sequence) {
+                return Err(format!("{sequence} with {promised} promised"));
+            }
+            let mut storage = Copies(medium.clone());
+            replace(&now, &sealed(sequence + 1), &mut storage).map_err(|e| e.to_string())?;
+            *medium = storage.0;
+            Ok(())
+        };
+        let explorer = Explorer { seed: 5, exhaustive: 64, samples: 60, recovery_samples: 20 };
+        let trace = storage.0.into_trace();
+        let cases = explorer.explore(&trace, judge).unwrap();
+        assert!(cases.recoveries > 1000, "{cases:?}");
+        let once = Explorer { recovery_samples: 0, ..explorer };
+        let mut mutants = trace.mutants();
+        // The last copy that is written may be written at any time.
+        mutants.retain(|mutant| mutant.step() + 4 < trace.ops.len());
+        for mutant in mutants {
+            let failure = once.explore(&trace.mutate(mutant), judge);
+            assert!(failure.is_err(), "{mutant:?} was not found");
+        }
     }
 
     #[test]

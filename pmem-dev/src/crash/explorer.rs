@@ -138,6 +138,10 @@ impl Prefix {
                     }
                 }
             }
+            Op::Lose => {
+                self.flushed.clear();
+                self.sealed.clear();
+            }
             Op::Mark(_) => {}
         }
     }
@@ -234,7 +238,7 @@ impl Explorer {
                     Op::Mark(mark) => marks.push(*mark),
                     Op::Store { .. } | Op::Reach(_) => {}
                     // Neither what may be found nor what was promised has changed.
-                    Op::Flush { .. } | Op::Seal(_) => continue,
+                    Op::Flush { .. } | Op::Seal(_) | Op::Lose => continue,
                 }
             }
             self.prefix(trace, point, &prefix, &marks, &judge, &mut cases)?;

@@ -40,6 +40,12 @@ impl Recorder {
         self.reach(Ticket(self.sealed));
     }
 
+    /// Lets the program die, which takes with it what it flushed and has not been
+    /// told to be durable. The memory stays.
+    pub fn lose(&mut self) {
+        self.trace.ops.push(Op::Lose);
+    }
+
     /// Notes what the test's judge must know when a crash comes after here.
     pub fn mark(&mut self, mark: u64) {
         self.trace.ops.push(Op::Mark(mark));

@@ -25,6 +25,8 @@ pub enum Op {
     /// Everything flushed before this ticket has become durable, and the program
     /// may know it.
     Reach(Ticket),
+    /// The program died: what no reached ticket covers was flushed for nothing.
+    Lose,
     /// The test's own note.
     Mark(u64),
 }
@@ -87,7 +89,7 @@ impl Trace {
                         mutants.push(Mutant::NoWait { seal, wait: step, store });
                     }
                 }
-                Op::Store { .. } | Op::Mark(_) => {}
+                Op::Store { .. } | Op::Lose | Op::Mark(_) => {}
             }
         }
         mutants

@@ -32,6 +32,11 @@
 //! counts if its payload is whole, and is dropped otherwise. What was
 //! promised and is damaged is reported as [`Damage`], and marked in its record.
 //!
+//! The program that died may have flushed what never became durable. So after
+//! recovery the application claims again what the records name, and commits until
+//! [`Wal::is_ready`]. Then it may serve what it has found, and release the claims
+//! that no record needs.
+//!
 //! The log must know which payload still counts: the buffers of a value that was
 //! superseded have been used for something else. So the record that supersedes
 //! another, or a part of it, names it as an [`End`]. This it needs of the
@@ -68,12 +73,14 @@
 //!
 //! // After any crash:
 //! let mut found = Vec::new();
-//! let (wal, recovery) = Wal::recover(&mut medium, place, |buf| buf == 3, |record| {
+//! let (mut wal, recovery) = Wal::recover(&mut medium, place, |buf| buf == 3, |record| {
 //!     found.push((record.tag().to_vec(), record.pieces().collect::<Vec<_>>()));
 //! })?;
 //! assert_eq!(found, [(b"greeting".to_vec(), vec![value])]);
 //! assert_eq!(recovery.loss.count, 0);
-//! # assert!(wal.is_ready(&medium));
+//! while !wal.is_ready(&medium) {
+//!     wal.commit(&mut medium); // and wait for the ticket
+//! }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
@@ -328,8 +335,9 @@ pub struct Wal {
     ring: Ring,
     /// The newest header written; its head may be ahead of `floor`.
     header: Header,
-    /// When everything is durable that the log was when it was taken up.
-    settled: Ticket,
+    /// When everything is durable that the log was when it was taken up; known
+    /// from a commit on.
+    settled: Option<Ticket>,
     /// When the header is durable, once it is written.
     ready: Option<Ticket>,
     /// Everything before is free.
@@ -373,7 +381,11 @@ impl Wal {
             generation_at: 0,
             durable: 0,
         };
-        Ok(Wal::start(medium, place, ring, header, header.head, Vec::new()))
+        let mut wal = Wal::start(medium, place, ring, header, header.head, Vec::new());
+        for _ in 0..2 {
+            wal.commit(medium);
+        }
+        Ok(wal)
     }
 
     /// Takes up the log after a crash, or after an orderly end, which is the same.
@@ -430,11 +442,15 @@ impl Wal {
         tail: Position,
         void: Vec<u64>,
     ) -> Wal {
-        let mut wal = Wal {
+        // One copy of the header is always durable: the newest, before the other is
+        // overwritten.
+        let newest = (header.count + 1) % 2 * HEADER_PAGE;
+        medium.flush(place.log.offset + newest, format::HEADER_LEN as u64);
+        Wal {
             place,
             ring,
             header,
-            settled: Ticket::default(),
+            settled: None,
             ready: None,
             floor: header.head,
             pending: None,
@@ -445,23 +461,13 @@ impl Wal {
             commits: VecDeque::with_capacity(COMMITS_MAX),
             void,
             scratch: Vec::with_capacity(RECORD_MAX),
-        };
-        // One copy of the header is always durable: the newest, before the other is
-        // overwritten.
-        for copy in [0, 1] {
-            medium.flush(place.log.offset + copy * HEADER_PAGE, format::HEADER_LEN as u64);
         }
-        wal.settled = medium.seal();
-        wal.note_commit(wal.settled);
-        if wal.begin(medium) {
-            wal.ready = Some(medium.seal());
-        }
-        wal
     }
 
     /// Writes the first header of this generation, if it is time.
     fn begin(&mut self, medium: &mut (impl Medium + ?Sized)) -> bool {
-        let due = self.ready.is_none() && medium.reached(self.settled);
+        let settled = self.settled.is_some_and(|settled| medium.reached(settled));
+        let due = self.ready.is_none() && settled;
         if due {
             self.store_header(medium);
         }
@@ -475,9 +481,8 @@ impl Wal {
         medium.flush(at, bytes.len() as u64);
     }
 
-    /// Whether records are taken. A log that was created or recovered gets there
-    /// by a commit each time that the ticket of the last one is reached: twice
-    /// at most.
+    /// Whether records are taken. A log that was created or recovered gets there by
+    /// commits, each made when the ticket of the last one is reached.
     pub fn is_ready(&self, medium: &(impl Medium + ?Sized)) -> bool {
         self.ready.is_some_and(|ready| medium.reached(ready))
     }
@@ -585,6 +590,7 @@ impl Wal {
         if begun {
             self.ready = Some(ticket);
         }
+        self.settled.get_or_insert(ticket);
         for waiting in [&mut self.pending, &mut self.wish].into_iter().flatten() {
             waiting.ticket.get_or_insert(ticket);
         }

@@ -127,6 +127,7 @@ impl Program {
 
     /// The program dies and comes back; the machine goes on.
     fn restart(&mut self) {
+        self.medium.lose();
         let (index, _) = Index::recover(&mut self.medium, PART, PLACE, |_| true).unwrap();
         let (state, bufs) = read(&index, &self.medium).unwrap();
         assert_eq!(Some(&state), self.states.last());
