@@ -246,7 +246,7 @@ fn the_index_survives_every_crash_at_length() {
 /// A flush, an end of an epoch or a wait is missing: each is found.
 #[test]
 fn every_bug_in_the_order_of_stores_is_found() {
-    let explorer = Explorer { seed: 3, exhaustive: 32, samples: 16, recovery_samples: 0 };
+    let explorer = Explorer { seed: 3, exhaustive: 32, samples: 10, recovery_samples: 0 };
     let mut program = Program::new(2);
     let from = program.medium.trace().ops.len();
     let mut until = from;

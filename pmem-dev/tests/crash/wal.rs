@@ -429,9 +429,9 @@ fn run(seed: u64, steps: usize) -> (Trace, Judge) {
 
 #[test]
 fn the_log_survives_every_crash() {
-    let explorer = Explorer { seed: 0, exhaustive: 64, samples: 12, recovery_samples: 1 };
+    let explorer = Explorer { seed: 0, exhaustive: 32, samples: 8, recovery_samples: 1 };
     let cases = explore("wal::the_log_survives_every_crash", 0..8, explorer, |seed| run(seed, 60));
-    assert!(cases.images > 10_000, "{cases:?}");
+    assert!(cases.images > 5_000, "{cases:?}");
 }
 
 #[test]
@@ -478,7 +478,7 @@ fn missed(
 /// A flush, an end of an epoch or a wait is missing: each is found.
 #[test]
 fn every_bug_in_the_order_of_stores_is_found() {
-    let explorer = Explorer { seed: 3, exhaustive: 64, samples: 16, recovery_samples: 0 };
+    let explorer = Explorer { seed: 3, exhaustive: 32, samples: 12, recovery_samples: 0 };
     let mut program = Program::new(0);
     let image = program.medium.image().to_vec();
     program.medium = Recorder::waiting(image);
