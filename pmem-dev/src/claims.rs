@@ -190,6 +190,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::crash::{Explorer, Mutant, Op, Recorder, Trace};
     use crate::medium::Ticket;
 
     /// Memory that notes what is stored and flushed.
@@ -300,5 +301,121 @@ mod tests {
             memory.bytes.fill(0xff);
             assert!(claims.iter(&memory).eq(0..count), "{count}");
         }
+    }
+
+    /// A record for each of a few buffers: one word that says which value is there,
+    /// 0 for none.
+    const RECORDS: u64 = 64;
+    const BUFFERS: u32 = 3;
+
+    fn record(medium: &Recorder, buf: u32) -> u64 {
+        word(medium, RECORDS + u64::from(buf) * 8)
+    }
+
+    fn end_epoch(medium: &mut Recorder) {
+        let ticket = medium.seal();
+        medium.reach(ticket);
+    }
+
+    /// Stores and gives up values as the order of the module's head has it, and
+    /// marks what is promised: `buf << 8 | value`.
+    fn store_and_release() -> Trace {
+        let claims = Claims { table: Part { offset: 0, len: 64 }, count: BUFFERS };
+        let mut medium = Recorder::waiting(vec![0; 128]);
+        let record = |medium: &mut Recorder, buf: u32, value: u64| {
+            medium.store(RECORDS + u64::from(buf) * 8, &value.to_le_bytes());
+            medium.flush(RECORDS + u64::from(buf) * 8, 8);
+        };
+        for (buf, value) in [(0, 1u64), (1, 2), (0, 3), (2, 4)] {
+            medium.mark(u64::from(buf) << 8 | 0xff);
+            claims.set(&mut medium, buf).unwrap();
+            // A claim may also be made in the epoch of the record: recovery then
+            // takes no record without its claim for whole.
+            end_epoch(&mut medium);
+            record(&mut medium, buf, value);
+            end_epoch(&mut medium);
+            medium.mark(u64::from(buf) << 8 | value);
+            if value == 1 || value == 3 {
+                medium.mark(u64::from(buf) << 8 | 0xff);
+                record(&mut medium, buf, 0);
+                end_epoch(&mut medium);
+                medium.mark(u64::from(buf) << 8);
+                claims.clear(&mut medium, buf).unwrap();
+                end_epoch(&mut medium);
+            }
+        }
+        medium.into_trace()
+    }
+
+    /// Every record has its claim, and what was promised is there. 0xff marks that
+    /// something else was begun.
+    fn judge(medium: &mut Recorder, marks: &[u64]) -> Result<(), String> {
+        let claims = Claims { table: Part { offset: 0, len: 64 }, count: BUFFERS };
+        for buf in 0..BUFFERS {
+            let (value, claimed) = (record(medium, buf), claims.contains(medium, buf));
+            if value != 0 && !claimed {
+                return Err(format!("buffer {buf} holds {value} and is not claimed"));
+            }
+            let promised = marks.iter().rev().find(|&&mark| mark >> 8 == u64::from(buf));
+            match promised.map(|mark| mark & 0xff) {
+                Some(promise) if promise != 0xff && promise != value => {
+                    return Err(format!("buffer {buf} holds {value}, promised {promise}"));
+                }
+                _ => {}
+            }
+        }
+        // Recovery: what no record names is released.
+        let leaks: Vec<u32> = claims.iter(medium).filter(|&buf| record(medium, buf) == 0).collect();
+        for buf in leaks {
+            claims.clear(medium, buf).unwrap();
+        }
+        end_epoch(medium);
+        Ok(())
+    }
+
+    #[test]
+    fn no_crash_leaves_a_record_without_its_claim() {
+        let trace = store_and_release();
+        let explorer = Explorer { seed: 1, exhaustive: 1 << 12, samples: 0, recovery_samples: 8 };
+        let cases = explorer.explore(&trace, judge).unwrap();
+        assert_eq!(cases.prefixes, cases.exhausted);
+        assert!(cases.images > 50 && cases.recoveries > 50, "{cases:?}");
+    }
+
+    #[test]
+    fn a_forgotten_flush_or_barrier_is_found() {
+        let trace = store_and_release();
+        let explorer = Explorer { seed: 1, exhaustive: 1 << 12, samples: 0, recovery_samples: 0 };
+        let bits = |data: &[u8]| data.iter().map(|byte| byte.count_ones()).sum::<u32>();
+        // A claim that is given up, as opposed to one that is made.
+        let clears = |step: usize| match &trace.ops[step] {
+            Op::Store { at: 0, data } => trace.ops[..step].iter().rev().any(|op| match op {
+                Op::Store { at: 0, data: before } => bits(before) > bits(data),
+                _ => false,
+            }),
+            _ => false,
+        };
+        let records = |step: usize| match &trace.ops[step] {
+            Op::Store { at, data } => *at >= RECORDS && bits(data) > 0,
+            _ => false,
+        };
+        let mut needed = 0;
+        for mutant in trace.mutants() {
+            let needs = match mutant {
+                // The next value has nothing to wait for, the record of a claim and
+                // the end of one have.
+                Mutant::NoWait { store, .. } => records(store) || clears(store),
+                // A claim that is given up late is a leak, which recovery mends.
+                Mutant::NoFlush(step) | Mutant::NoSeal(step) => {
+                    let last =
+                        (0..step).rev().find(|&at| matches!(trace.ops[at], Op::Store { .. }));
+                    last.is_some_and(|at| !clears(at))
+                }
+            };
+            let found = explorer.explore(&trace.mutate(mutant), judge).is_err();
+            assert!(found || !needs, "{mutant:?}");
+            needed += u32::from(needs);
+        }
+        assert!(needed >= 20, "{needed}");
     }
 }
