@@ -54,6 +54,6 @@ pub use region::{
 };
 pub use region_medium::RegionMedium;
 pub use storage::Storage;
-pub use superblock::{NameError, SuperblockError};
+pub use superblock::{NameError, SuperblockError, guest_layout};
 pub use sys::{HugePages, Instruction, MAPPINGS_MAX, MapError, Mapping};
 pub use uuid::{Uuid, UuidError};

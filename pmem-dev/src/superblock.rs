@@ -15,6 +15,7 @@ use paste_abi::superblock::{
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::layout::{Geometry, LayoutError};
+use crate::medium::Medium;
 use crate::storage::Storage;
 use crate::sys::{self, Mapping};
 use crate::uuid::Uuid;
@@ -124,6 +125,18 @@ pub(crate) fn choose(copies: &[Superblock; 2]) -> Result<Found, SuperblockError>
     guest(block).ok_or(SuperblockError::Name)?;
     let geometry = Geometry::judge(block)?;
     Ok(Found { block: *block, geometry, damaged })
+}
+
+/// The identity and the layout of a region, as its guest finds them at the start
+/// of what it maps.
+///
+/// # Errors
+/// [`SuperblockError`], as for a region's file.
+pub fn guest_layout<M: Medium + ?Sized>(medium: &M) -> Result<(Uuid, Geometry), SuperblockError> {
+    let mut block = Superblock::new_zeroed();
+    medium.load(0, block.as_mut_bytes());
+    let Found { block, geometry, .. } = choose(&[block; 2])?;
+    Ok((Uuid(block.uuid), geometry))
 }
 
 fn copies(head: &Mapping) -> Option<[Superblock; 2]> {

@@ -13,6 +13,8 @@
 
 mod conversation;
 mod counters;
+#[cfg(test)]
+mod durable_tests;
 mod requests;
 mod sealing;
 #[cfg(test)]

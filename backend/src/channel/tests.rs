@@ -17,14 +17,14 @@ use crate::port::{Caps, PortError};
 
 /// A stack port that remembers what it was asked and delivers what it is told to.
 #[derive(Default)]
-struct Fake {
-    asked: Vec<String>,
-    answer: Option<Reason>,
-    deliver: VecDeque<Slot>,
-    sent: Vec<u32>,
-    released: Vec<u32>,
+pub(super) struct Fake {
+    pub(super) asked: Vec<String>,
+    pub(super) answer: Option<Reason>,
+    pub(super) deliver: VecDeque<Slot>,
+    pub(super) sent: Vec<u32>,
+    pub(super) released: Vec<u32>,
     /// Buffers that shared sends are under way of.
-    sending: Vec<u32>,
+    pub(super) sending: Vec<u32>,
 }
 
 impl Fake {
@@ -141,20 +141,25 @@ impl StackPort for Fake {
     fn each_counter(&self, _: &mut dyn FnMut(&str, u64)) {}
 }
 
-const CHANNEL: u16 = 3;
+pub(super) const CHANNEL: u16 = 3;
 const BUFFERS_TOTAL: u32 = 512;
 
 /// Channels over a fake stack port, and a guest that speaks in frames.
-struct Bench {
-    channels: Channels,
-    mem: RegionMemory,
-    engine: Fake,
-    seq: u32,
+pub(super) struct Bench {
+    pub(super) channels: Channels,
+    pub(super) mem: RegionMemory,
+    pub(super) engine: Fake,
+    pub(super) seq: u32,
 }
 
 impl Bench {
-    fn new() -> Bench {
-        let buffers = crate::testing::buffers(BUFFERS_TOTAL);
+    pub(super) fn new() -> Bench {
+        let pool = Pool::new(crate::testing::buffers(BUFFERS_TOTAL));
+        Bench::with(pool, Durability::without_host(FlushDomain::None))
+    }
+
+    /// A bench with this pool, whose stores become durable in this way.
+    pub(super) fn with(pool: Pool, durability: Durability) -> Bench {
         Bench {
             channels: Channels::new(
                 Terms {
@@ -167,16 +172,16 @@ impl Bench {
                     mtu: 1500,
                     mac: [2, 0, 0, 0, 0, 1],
                 },
-                Durability::without_host(FlushDomain::None),
+                durability,
             ),
-            mem: RegionMemory::new(Pool::new(buffers)),
+            mem: RegionMemory::new(pool),
             engine: Fake::default(),
             seq: 0,
         }
     }
 
     /// A bench whose channel is open, with `granted` buffers asked for.
-    fn open(granted: u32) -> (Bench, Vec<u32>) {
+    pub(super) fn open(granted: u32) -> (Bench, Vec<u32>) {
         let mut bench = Bench::new();
         bench.hello(4096, 1000, granted);
         let welcome = bench.hear().expect("a WELCOME");
@@ -190,7 +195,7 @@ impl Bench {
         (bench, buffers)
     }
 
-    fn say(&mut self, kind: Kind, seq: u32, limit: u32, body: &[u8]) {
+    pub(super) fn say(&mut self, kind: Kind, seq: u32, limit: u32, body: &[u8]) {
         let header = Header {
             dst: [0; 6],
             src: [0; 6],
@@ -205,18 +210,23 @@ impl Bench {
         self.channels.take(Now::default(), &mut self.mem, &mut self.engine, &bytes);
     }
 
-    fn hello(&mut self, frame_size: u16, limit: u32, wanted: u32) {
+    pub(super) fn hello(&mut self, frame_size: u16, limit: u32, wanted: u32) {
+        self.hello_with(frame_size, limit, wanted, 0);
+    }
+
+    pub(super) fn hello_with(&mut self, frame_size: u16, limit: u32, wanted: u32, features: u32) {
         let mut hello = Hello::new_zeroed();
         hello.version_min = 1;
         hello.version_max = 3;
         hello.frame_size_max.set(frame_size);
+        hello.features.set(features);
         hello.nonce.set(77);
         hello.buffers_wanted.set(wanted);
         self.say(Kind::Hello, 0, limit, hello.as_bytes());
         self.seq = 0;
     }
 
-    fn slots(&mut self, slots: &[Slot]) {
+    pub(super) fn slots(&mut self, slots: &[Slot]) {
         let mut body = vec![[0; RECORD_LEN]; slots.len()];
         for (slot, record) in slots.iter().zip(&mut body) {
             slot.write(record);
@@ -225,7 +235,7 @@ impl Bench {
         self.seq += 1;
     }
 
-    fn give_back(&mut self, buffers: &[u32]) {
+    pub(super) fn give_back(&mut self, buffers: &[u32]) {
         let mut body = Vec::new();
         for chunk in buffers.chunks(INDICES_PER_RECORD) {
             let mut record = [0; RECORD_LEN];
@@ -236,7 +246,7 @@ impl Bench {
         self.seq += 1;
     }
 
-    fn hear(&mut self) -> Option<(Header, Vec<[u8; RECORD_LEN]>)> {
+    pub(super) fn hear(&mut self) -> Option<(Header, Vec<[u8; RECORD_LEN]>)> {
         let mut out = vec![0; FRAME_SIZE];
         let len = self.channels.build(&mut self.mem, &mut self.engine, &mut out)?;
         let frame = Frame::parse(&out[..len]).unwrap();
@@ -245,25 +255,25 @@ impl Bench {
     }
 
     /// The next frame, which must be slots.
-    fn hear_slots(&mut self) -> Vec<Slot> {
+    pub(super) fn hear_slots(&mut self) -> Vec<Slot> {
         let (header, records) = self.hear().expect("a frame of slots");
         assert_eq!(header.kind, Kind::Slots);
         records.iter().map(Slot::read).collect()
     }
 
     /// The next frame, which must be BYE.
-    fn hear_bye(&mut self) -> (Reason, u32, u32) {
+    pub(super) fn hear_bye(&mut self) -> (Reason, u32, u32) {
         let (header, records) = self.hear().expect("a BYE");
         assert_eq!(header.kind, Kind::Bye);
         let bye = Bye::read(&records[0]).unwrap();
         (Reason::from_u16(bye.reason.get()).unwrap(), bye.expected.get(), bye.got.get())
     }
 
-    fn data(buf: u32, offset: u16, len: u16) -> Slot {
+    pub(super) fn data(buf: u32, offset: u16, len: u16) -> Slot {
         Slot { buf_idx: buf, offset, len, ..Slot::request(Request::Data, Flow(1)) }
     }
 
-    fn owner(&self, buf: u32) -> Owner {
+    pub(super) fn owner(&self, buf: u32) -> Owner {
         self.mem.pool().owner(buf).unwrap()
     }
 }

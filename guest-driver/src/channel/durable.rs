@@ -31,6 +31,13 @@ impl Channel {
         &self.medium
     }
 
+    /// Where the region's parts lie in what [`Channel::medium`] addresses: claims,
+    /// log, index. As its superblock says, if there is a sound one in the region
+    /// of the last opening.
+    pub fn layout(&self) -> Option<&paste_pmem::Geometry> {
+        self.layout.as_ref()
+    }
+
     /// Asks for ranges of the region, in bytes from the start of its mapping, to
     /// be made durable, and ends the epoch. [`Event::Flushed`] with the ticket
     /// tells when the host has done so; where it has nothing to do, there is no

@@ -67,6 +67,7 @@ pub struct Channel {
     conversation: Conversation,
     memory: Option<Memory>,
     medium: RegionMedium,
+    layout: Option<paste_pmem::Geometry>,
     geometry: Option<Geometry>,
     options: Options,
     link: Link,
@@ -128,6 +129,7 @@ impl Channel {
             conversation,
             memory: None,
             medium: RegionMedium::new(),
+            layout: None,
             geometry: None,
             options,
             link: Link::Up { hello_due: Duration::ZERO, wait: HELLO_WAIT_FIRST },
@@ -416,6 +418,10 @@ impl Channel {
             return Err(TransportError::Protocol("the buffers do not lie in the region"));
         }
         self.medium.open(mapping, geometry.flush_domain)?;
+        self.layout = paste_pmem::guest_layout(&self.medium)
+            .ok()
+            .filter(|(uuid, _)| uuid.0 == geometry.region_uuid)
+            .map(|(_, layout)| layout);
         Ok(())
     }
 

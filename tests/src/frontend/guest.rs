@@ -190,10 +190,22 @@ impl RawGuest {
     /// Opens a channel, letting the host send `limit` frames, and returns what
     /// the host says.
     pub fn hello(&mut self, channel: u16, limit: u32, buffers_wanted: u32) -> Welcome {
+        self.hello_with(channel, limit, buffers_wanted, 0)
+    }
+
+    /// Likewise, asking for features.
+    pub fn hello_with(
+        &mut self,
+        channel: u16,
+        limit: u32,
+        buffers_wanted: u32,
+        features: u32,
+    ) -> Welcome {
         let mut hello = Hello::new_zeroed();
         hello.version_min = VERSION;
         hello.version_max = VERSION;
         hello.frame_size_max = 1500.into();
+        hello.features = features.into();
         hello.nonce = 0x7061_7374_6564.into();
         hello.buffers_wanted = buffers_wanted.into();
         hello.name[..7].copy_from_slice(b"hostile");
@@ -213,7 +225,12 @@ impl RawGuest {
 
     /// Opens a channel and waits for the buffers that were granted.
     pub fn open(&mut self, channel: u16, buffers_wanted: u32) -> Vec<u32> {
-        let granted = self.hello(channel, 1 << 20, buffers_wanted).granted.get();
+        self.open_with(channel, buffers_wanted, 0)
+    }
+
+    /// Likewise, asking for features.
+    pub fn open_with(&mut self, channel: u16, buffers_wanted: u32, features: u32) -> Vec<u32> {
+        let granted = self.hello_with(channel, 1 << 20, buffers_wanted, features).granted.get();
         let mut buffers = Vec::new();
         while buffers.len() < granted as usize {
             let bytes = self.receive(Kind::Grant);
