@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use paste_abi::superblock::{COPY_OFFSETS, HOST_HEAD_LEN};
 use paste_pmem::wal::{Entry, Piece, Place as LogPlace, Wal};
-use paste_pmem::{Claims, Expect, Medium, Region, RegionMedium, checksum};
+use paste_pmem::{Claims, Domain, Expect, Medium, Region, RegionMedium, checksum};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -425,4 +425,27 @@ fn lost_payload_is_reported_and_never_given_out() {
     assert!(out.contains("lost: payload of record 1 is damaged"), "{out}");
     // What is lost is kept: another program may read more of it.
     assert_eq!(place.json(&["info", "web1.region", "--json"])["claimed"], 2);
+}
+
+#[test]
+fn a_damaged_index_is_found() {
+    use paste_pmem::index::Index;
+
+    let place = Place::new();
+    // A smaller one has no room for an index.
+    place.ok(&["create", "web1.region", "--size", "16MiB"]);
+    let region = place.open("web1.region");
+    let geometry = *region.geometry();
+    let mut medium = RegionMedium::new(Arc::clone(region.mapping()), Domain::None);
+    let place_of_payload = LogPlace::from(&geometry);
+    let mut index = Index::create(&mut medium, geometry.index(), place_of_payload).unwrap();
+    assert!(index.commit(&mut medium).is_some());
+    region.close().unwrap();
+    place.ok(&["check", "web1.region"]);
+    place.write("web1.region", HOST_HEAD_LEN + geometry.index().offset, &[0x5a; 8192]);
+    let (out, _) = place.fails(&["check", "web1.region"], 1);
+    assert_eq!(
+        out,
+        "web1.region: all root slots of the index are damaged, so its pages cannot be found\n"
+    );
 }

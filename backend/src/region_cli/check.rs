@@ -3,6 +3,7 @@
 use paste_pmem::{Image, RegionError};
 use serde::Serialize;
 
+use super::log::index_faults;
 use super::show::{Bar, Summary};
 use super::{PathArgs, RegionFailure, print};
 
@@ -24,6 +25,7 @@ pub(super) fn run(args: &PathArgs) -> Result<(), RegionFailure> {
     let region = Summary::of(&image);
     let mut faults: Vec<String> = found.iter().map(ToString::to_string).collect();
     faults.extend(region.records.faults.iter().cloned());
+    faults.extend(index_faults(&image, image.geometry()));
     let mut text = String::new();
     for fault in &faults {
         text.push_str(&format!("{}: {fault}\n", region.path));

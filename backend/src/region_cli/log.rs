@@ -1,5 +1,6 @@
 //! The log of a region that nobody serves, and what it says of the claims.
 
+use paste_pmem::index::{self, IndexError};
 use paste_pmem::wal::{self, Piece, Place, Record, WalError};
 use paste_pmem::{Claims, Geometry, Medium};
 use serde::Serialize;
@@ -121,6 +122,24 @@ impl Log {
             text.push_str(", an end that was being written and was never promised");
         }
         text
+    }
+}
+
+/// What is wrong with the index, if there is one, and with what it names.
+pub(super) fn index_faults(medium: &(impl Medium + ?Sized), geometry: &Geometry) -> Option<String> {
+    if !has_index(medium, geometry) {
+        return None;
+    }
+    let claims = Claims::new(geometry);
+    let claimed = |buf| claims.contains(medium, buf);
+    match index::verify(medium, geometry.index(), &Place::from(geometry), claimed) {
+        Ok(report) if report.damaged == 0 => None,
+        Ok(report) => Some(format!(
+            "{} pieces of payload that the index names are damaged or not claimed",
+            report.damaged
+        )),
+        Err(IndexError::Absent) => None,
+        Err(error) => Some(error.to_string()),
     }
 }
 
