@@ -505,8 +505,10 @@ fn files_that_cannot_be_read() {
 #[test]
 fn the_examples_are_right() {
     let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
-    let config = Config::load(&configs.join("quickstart.toml")).unwrap();
-    assert_eq!(config.guests.len(), 1);
+    for name in ["quickstart.toml", "durable.toml"] {
+        let config = Config::load(&configs.join(name)).unwrap();
+        assert_eq!(config.guests.len(), 1, "{name}");
+    }
 }
 
 mod any_text {
