@@ -22,7 +22,7 @@ use paste_guest::kv::{Recovered, Server, ServerOptions};
 use paste_guest::{Options, Timeout};
 
 /// Buffers at hand for answers, pages and scraps.
-const RESERVE: u32 = 1024;
+const RESERVE: u32 = 512;
 /// Slots that can wait for the host.
 const QUEUE: usize = 32 * 1024;
 const TURN: Timeout = Timeout::After(Duration::from_millis(500));

@@ -200,6 +200,12 @@ impl Channel {
         }
     }
 
+    /// Empty buffers that the channel keeps for sending.
+    #[cfg(feature = "kv")]
+    pub(crate) fn reserve(&self) -> u32 {
+        self.options.reserve
+    }
+
     /// Counts payload that a part of this crate had to copy.
     #[cfg(any(feature = "http", feature = "kv"))]
     pub(crate) fn count_copied(&mut self, bytes: usize) {

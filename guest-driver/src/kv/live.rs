@@ -118,18 +118,25 @@ impl Attached {
         for buffer in claimed {
             holders[buffer as usize] = Holder::Stored;
         }
-        let attached = Attached { journal, holders, headroom: known.headroom, unsaid: Vec::new() };
+        let mut attached =
+            Attached { journal, holders, headroom: known.headroom, unsaid: Vec::new() };
         attached.wait_ready(channel)?;
         Ok(attached)
     }
 
     /// Waits until the log takes records, its header being durable, and until there
     /// are buffers to write to. No flow is there yet, so no event matters but one.
-    fn wait_ready(&self, channel: &mut Channel) -> Result<(), AttachError> {
+    fn wait_ready(&mut self, channel: &mut Channel) -> Result<(), AttachError> {
         let deadline = sys::monotonic() + ATTACH_TIME;
+        let mut last = None;
         loop {
             let granted = channel.stats().granted;
             let medium = channel.medium().ok_or(AttachError::Lost)?;
+            // The log gets there by commits, each after the one before is durable.
+            while !self.journal.is_ready(medium) && last.is_none_or(|ticket| medium.reached(ticket))
+            {
+                last = Some(self.journal.seal(medium));
+            }
             let ready = self.journal.is_ready(medium);
             if ready && granted >= BUFFERS_MIN {
                 return Ok(());

@@ -140,8 +140,9 @@ impl Server {
         let mut attached = Attached::new(channel)?;
         let known = *channel.geometry().ok_or(AttachError::Lost)?;
         let count = known.buffer_count;
-        // The rest is for requests, answers and what is under way.
-        let limit = count - count / 4;
+        // The rest is for requests, answers and what is under way, besides what the
+        // channel keeps in reserve.
+        let limit = (count - count / 4).saturating_sub(channel.reserve());
         let secret = [sys::random_u64(), sys::random_u64()];
         let mut live = Live { channel, attached: &mut attached };
         let (mut store, recovered) = Store::recover(&mut live, limit, secret)?;
