@@ -19,5 +19,6 @@ pub mod packet;
 pub mod pcapng;
 pub mod process;
 pub mod require;
+pub mod resp;
 pub mod sim;
 pub mod wait;
