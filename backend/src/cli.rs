@@ -276,6 +276,9 @@ fn summary(path: &Path, config: &Config) -> String {
         if let Some(mirror) = &guest.region.mirror {
             let _ = write!(region, " mirrored in {}", mirror.display());
         }
+        if let Some(socket) = &guest.region.pmem_socket {
+            let _ = write!(region, " behind virtio-pmem at {}", socket.path.display());
+        }
         let _ = writeln!(
             text,
             "  {}: {}{network} mtu {} on {}, socket {}, region {region} of {} bytes, polls {poll}",

@@ -21,7 +21,7 @@ use paste_stack::Stack;
 use paste_stack::config::Network;
 
 use crate::channel::{Channels, Terms};
-use crate::config::{Config, Guest, Poll, RegionSpec, SocketMode};
+use crate::config::{Config, Guest, Poll, RegionSpec, Socket, SocketMode};
 use crate::durability::Durability;
 use crate::engine::{RegionMemory, UserEngine};
 use crate::metrics::{GuestSnapshot, Snapshot};
@@ -29,7 +29,7 @@ use crate::port::{OpenContext, OpenError, Wires};
 use crate::sys::clock::realtime_ns;
 use crate::sys::{prefer_huge_pages, wake};
 use crate::vhost::{Device, DeviceOptions, Endpoint, EndpointError, RegionFd};
-use crate::worker::{Parts, Stop, Worker};
+use crate::worker::{Parts, PmemPort, Stop, Worker};
 
 /// The smallest offset in a buffer that a guest may send from: room for the
 /// longest header, so that it can be written in front of the payload.
@@ -68,6 +68,15 @@ pub enum Error {
         guest: String,
         /// What is wrong.
         source: EndpointError,
+    },
+    /// A virtio-pmem device for a region that nothing makes durable.
+    #[error(
+        "guest {guest}: region: pmem_socket is of no use, because the host cannot make this \
+         region durable: give it a mirror, or leave pmem_socket out"
+    )]
+    NothingToFlush {
+        /// The guest's name.
+        guest: String,
     },
     /// The operating system refused something that every guest needs.
     #[error("{what}: {source}")]
@@ -239,28 +248,23 @@ fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Ready, 
     let caps = port.caps();
     let region_error = |source: RegionError| Error::Region { guest: name(), source: source.into() };
     let pool = region.pool();
+    let endpoint_error = |source| Error::Endpoint { guest: name(), source };
     let endpoint = match fd {
         Some(fd) => Endpoint::adopt(fd),
-        None => match guest.socket.mode {
-            SocketMode::Server => Endpoint::bind(&guest.socket.path),
-            SocketMode::Client => Endpoint::connect(&guest.socket.path, CONNECT_RETRY),
-        },
+        None => meet(&guest.socket),
     }
-    .map_err(|source| Error::Endpoint { guest: name(), source })?;
-    let shared = region
-        .fd()
-        .try_clone_to_owned()
-        .map_err(system("the region's descriptor cannot be duplicated"))?;
+    .map_err(endpoint_error)?;
+    let shared = || {
+        let fd = region.fd().try_clone_to_owned();
+        let fd = fd.map_err(system("the region's descriptor cannot be duplicated"))?;
+        Ok(RegionFd { fd, offset: region.guest_offset(), len: region.guest_len() })
+    };
     let device = Device::new(DeviceOptions {
         name: name(),
         mac,
         mtu: guest.mtu,
         csum: caps.tx_csum && caps.rx_partial,
-        region: Some(RegionFd {
-            fd: shared,
-            offset: region.guest_offset(),
-            len: region.guest_len(),
-        }),
+        region: Some(shared()?),
         queue_size_max: QUEUE_SIZE_MAX,
     });
     let mut stack = stack_config(guest);
@@ -294,6 +298,16 @@ fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Ready, 
             Domain::None | Domain::Mirror => FlushDomain::None,
         }),
     };
+    let pmem = match &guest.region.pmem_socket {
+        Some(_) if durability.domain() != FlushDomain::Host => {
+            return Err(Error::NothingToFlush { guest: name() });
+        }
+        Some(socket) => {
+            let endpoint = meet(socket).map_err(endpoint_error)?;
+            Some(PmemPort::new(endpoint, Device::pmem(name(), shared()?)))
+        }
+        None => None,
+    };
     let buffer_size = pool.buffers().size();
     let parts = Parts {
         name: name(),
@@ -302,6 +316,7 @@ fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Ready, 
         engine: Box::new(UserEngine::new(stack, port, mac, buffer_size)),
         memory: RegionMemory::new(pool),
         channels: Channels::new(terms, durability),
+        pmem,
         poll_ns: match guest.poll {
             Poll::Always => u64::MAX,
             Poll::For(time) => time.as_nanos() as u64,
@@ -312,6 +327,14 @@ fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Ready, 
         address = %guest.address(), port = %guest.port, domain = ?region.domain(),
         "guest opened");
     Ok(Ready { worker, stop, name: name(), region, made })
+}
+
+/// Where front ends attach, as the configuration says.
+fn meet(socket: &Socket) -> Result<Endpoint, EndpointError> {
+    match socket.mode {
+        SocketMode::Server => Endpoint::bind(&socket.path),
+        SocketMode::Client => Endpoint::connect(&socket.path, CONNECT_RETRY),
+    }
 }
 
 /// What the configuration says of the guest's stack.
@@ -346,7 +369,7 @@ fn stack_config(guest: &Guest) -> paste_stack::Config {
 /// Opens the guest's region, restores it from its mirror, or makes it where there
 /// is none yet.
 fn open_region(guest: &Guest) -> Result<(Region, Made), OpenRegionError> {
-    let RegionSpec { size, path, mirror, buffer_size } = &guest.region;
+    let RegionSpec { size, path, mirror, buffer_size, pmem_socket: _ } = &guest.region;
     let spec = Spec {
         backing: match path {
             None => Backing::Memory(HugePages::No),

@@ -7,7 +7,8 @@
 //! [`Pool`] knows who owns each of them. [`Mapping`] is the one way in which
 //! any part of the project maps memory that somebody else can write or cut.
 //! [`wal`] is the log of what its buffers hold, and [`index`] a sorted map of it.
-//! They store through [`Medium`] and nothing else.
+//! They store through [`Medium`] and nothing else. [`device`] is what a virtio-pmem
+//! device answers.
 //!
 //! The crate knows nothing of frames, sockets, rings or TCP. Two of its
 //! neighbours' habits shape it: memory shared with a guest changes under every
@@ -22,6 +23,7 @@ mod claims;
 #[cfg(any(test, feature = "crash"))]
 pub mod crash;
 mod devdax;
+pub mod device;
 mod domain;
 mod flusher;
 pub mod index;

@@ -126,6 +126,12 @@ impl Channels {
         &self.durability
     }
 
+    /// How stores become durable, for whoever asks for it beside the channels, and
+    /// the bytes of the guest's mapping.
+    pub fn durability_mut(&mut self) -> (&mut Durability, u64) {
+        (&mut self.durability, self.terms.region_len)
+    }
+
     /// What has happened so far.
     pub fn counters(&self) -> &ChannelCounters {
         &self.counters

@@ -1,6 +1,6 @@
 //! The rules between the values of one guest, and between guests.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::path::Path;
@@ -133,6 +133,7 @@ pub(super) fn between(guests: &[Draft], findings: &mut Findings) {
         let path = socket.value.path.clone();
         Some((socket, path, "socket", "give every guest a socket of its own"))
     });
+    pmem_sockets(guests, findings);
     unique(guests, findings, |guest| {
         let mac = guest.mac.as_ref()?;
         Some((mac, mac.value, "mac", "give every guest an address of its own"))
@@ -151,6 +152,25 @@ pub(super) fn between(guests: &[Draft], findings: &mut Findings) {
         });
     }
     shared_devices(guests, findings);
+}
+
+/// Reports each virtio-pmem socket that a guest has as its socket, or an earlier
+/// one for its own virtio-pmem device.
+fn pmem_sockets(guests: &[Draft], findings: &mut Findings) {
+    let sockets = guests.iter().filter_map(|guest| guest.socket.as_ref());
+    let mut taken: HashSet<&Path> = sockets.map(|socket| socket.value.path.as_path()).collect();
+    for guest in guests {
+        let Some(region) = &guest.region else { continue };
+        if let Some(socket) = &region.value.pmem_socket
+            && !taken.insert(&socket.path)
+        {
+            let message = format!(
+                "{}: pmem_socket is a socket of another device: give every device one of its own",
+                guest.who
+            );
+            findings.add(region.at.clone(), message);
+        }
+    }
 }
 
 /// Reports each region's path and mirror that an earlier guest has as either.

@@ -179,6 +179,8 @@ pub struct RegionSpec {
     pub mirror: Option<PathBuf>,
     /// Bytes of one buffer, a power of two.
     pub buffer_size: u32,
+    /// Where the VMM meets its virtio-pmem device, if there is one.
+    pub pmem_socket: Option<Socket>,
 }
 
 impl Default for RegionSpec {
@@ -188,6 +190,7 @@ impl Default for RegionSpec {
             path: None,
             mirror: None,
             buffer_size: BUFFER_SIZE_MIN,
+            pmem_socket: None,
         }
     }
 }

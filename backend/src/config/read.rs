@@ -6,7 +6,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use paste_pmem::{BUFFER_SIZE_MAX, BUFFER_SIZE_MIN, SIZE_MAX, SIZE_MIN, SIZE_STEP};
-use toml::de::DeTable;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
 
 use super::check;
 use super::error::Findings;
@@ -143,7 +144,9 @@ fn read_guest(
     };
     let fields = Fields::new(table, at, format!("{who}: "), &KEYS, findings);
     let name = read_name(&fields, findings);
-    let socket = read_socket(&fields, findings);
+    let socket = fields
+        .require("socket", "socket = \"/run/pasted/web1.sock\"", findings)
+        .and_then(|value| read_socket(&fields, "socket", value, findings));
     let mac = read_mac(&fields, findings);
     let addresses = read_addresses(&fields, findings);
     let gateways = read_gateways(&fields, findings);
@@ -193,27 +196,33 @@ fn read_name(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<Stri
     Some(At { at: name.at, value: name.value.to_owned() })
 }
 
-fn read_socket(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<Socket>> {
-    const EXAMPLE: &str = "socket = \"/run/pasted/web1.sock\"";
-    let value = fields.require("socket", EXAMPLE, findings)?;
+/// A vhost-user socket, by its path or by path and mode.
+fn read_socket(
+    fields: &Fields<'_, '_>,
+    key: &str,
+    value: &Spanned<DeValue<'_>>,
+    findings: &mut Findings,
+) -> Option<At<Socket>> {
+    let name = if key == "socket" { "web1" } else { "web1-pmem" };
+    let example = format!("{key} = \"/run/pasted/{name}.sock\"");
     let (path, mode) = match value.get_ref().as_table() {
         Some(table) => {
-            let who = format!("{}socket: ", fields.who);
+            let who = format!("{}{key}: ", fields.who);
             let inner = Fields::new(table, value.span(), who, &["path", "mode"], findings);
             let path = inner.required_text("path", "path = \"/run/pasted/web1.sock\"", findings);
             let modes = [("server", SocketMode::Server), ("client", SocketMode::Client)];
             (path, inner.word("mode", &modes, findings))
         }
-        None => (fields.text("socket", value, EXAMPLE, findings), Some(SocketMode::Server)),
+        None => (fields.text(key, value, &example, findings), Some(SocketMode::Server)),
     };
     let (path, mode) = (path?, mode?);
     if path.value.is_empty() || path.value.contains('\0') {
-        fields.wrong(&path.at, format!("socket has no path: write {EXAMPLE}"), findings);
+        fields.wrong(&path.at, format!("{key} has no path: write {example}"), findings);
         return None;
     }
     if path.value.len() > SOCKET_PATH_LEN_MAX {
         let message = format!(
-            "socket path is {} bytes long: use at most {SOCKET_PATH_LEN_MAX}",
+            "{key} path is {} bytes long: use at most {SOCKET_PATH_LEN_MAX}",
             path.value.len()
         );
         fields.wrong(&path.at, message, findings);
@@ -322,11 +331,15 @@ fn read_region(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<Re
         return Some(At { at: text.at, value: RegionSpec::default() });
     };
     let who = format!("{}region: ", fields.who);
-    let keys = ["size", "path", "mirror", "buffer_size"];
+    let keys = ["size", "path", "mirror", "buffer_size", "pmem_socket"];
     let inner = Fields::new(table, value.span(), who, &keys, findings);
     let size = read_region_size(&inner, findings);
     let path = read_path(&inner, "path", "path = \"/dev/shm/web1.region\"", findings);
     let mirror = read_path(&inner, "mirror", "mirror = \"/var/lib/pasted/web1.mirror\"", findings);
+    let pmem_socket = match inner.get("pmem_socket") {
+        Some(value) => Some(read_socket(&inner, "pmem_socket", value, findings)?.value),
+        None => None,
+    };
     let bounds = (BUFFER_SIZE_MIN, BUFFER_SIZE_MAX);
     let buffer_size = inner.number("buffer_size", bounds, BUFFER_SIZE_MIN, findings)?;
     if !buffer_size.value.is_power_of_two() {
@@ -344,7 +357,8 @@ fn read_region(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<Re
         inner.wrong(&value.span(), message, findings);
         return None;
     }
-    let region = RegionSpec { size: size?, path, mirror, buffer_size: buffer_size.value };
+    let buffer_size = buffer_size.value;
+    let region = RegionSpec { size: size?, path, mirror, buffer_size, pmem_socket };
     Some(At { at: value.span(), value: region })
 }
 

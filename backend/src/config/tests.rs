@@ -55,7 +55,13 @@ fn the_least_that_a_guest_needs() {
     assert_eq!(guest.port.to_string(), "tap:tap0");
     assert_eq!(
         guest.region,
-        RegionSpec { size: 64 << 20, path: None, mirror: None, buffer_size: 2048 }
+        RegionSpec {
+            size: 64 << 20,
+            path: None,
+            mirror: None,
+            buffer_size: 2048,
+            pmem_socket: None
+        }
     );
     assert_eq!(guest.poll, Poll::For(Duration::from_micros(50)));
     assert!(guest.spoof_check && !guest.accept_ra);
@@ -68,7 +74,7 @@ fn everything_that_can_be_said() {
         "stats = \"/run/stats.json\"\nlog = {{ level = \"debug\", format = \"json\" }}\n{}",
         guest(&[
             "socket = { path = \"/run/vmm.sock\", mode = \"client\" }",
-            "region = { size = \"1 GiB\", path = \"/dev/shm/web1\", mirror = \"/srv/web1\", buffer_size = 16384 }",
+            "region = { size = \"1 GiB\", path = \"/dev/shm/web1\", mirror = \"/srv/web1\", buffer_size = 16384, pmem_socket = \"/run/p.sock\" }",
             "poll = \"always\"",
             "spoof_check = false",
             "accept_ra = true",
@@ -85,7 +91,9 @@ fn everything_that_can_be_said() {
     let guest = &config.guests[0];
     assert_eq!(guest.socket.mode, SocketMode::Client);
     let (path, mirror) = (Some("/dev/shm/web1".into()), Some("/srv/web1".into()));
-    assert_eq!(guest.region, RegionSpec { size: 1 << 30, path, mirror, buffer_size: 16384 });
+    let pmem_socket = Some(Socket { path: "/run/p.sock".into(), mode: SocketMode::Server });
+    let size = 1 << 30;
+    assert_eq!(guest.region, RegionSpec { size, path, mirror, buffer_size: 16384, pmem_socket });
     assert_eq!(guest.poll, Poll::Always);
     assert!(!guest.spoof_check && guest.accept_ra);
     assert_eq!((guest.flows_max, guest.mtu), (1000, 9000));
@@ -266,6 +274,10 @@ fn one_wrong_value_is_named_with_its_place() {
             "8:36: guest \"web1\": region: mirror names no file: write mirror = \"/var/lib/pasted/web1.mirror\"",
         ),
         (
+            "region = { size = \"4MiB\", pmem_socket = \"\" }",
+            "8:41: guest \"web1\": region: pmem_socket has no path: write pmem_socket = \"/run/pasted/web1-pmem.sock\"",
+        ),
+        (
             "spoof_check = \"no\"",
             "8:15: guest \"web1\": spoof_check is a string: write spoof_check = true or false",
         ),
@@ -407,6 +419,14 @@ fn guests_that_collide_are_named_both() {
            region belongs to one guest"],
     );
     assert!(parse(&two(&file("mirror = \"/srv/a\""), &file("mirror = \"/srv/b\""))).is_ok());
+
+    let pmem = |path: &str| file(&format!("pmem_socket = \"{path}\""));
+    let taken = "web.toml:16:10: guest \"web2\": pmem_socket is a socket of another device: give \
+                 every device one of its own";
+    refused(&two(&pmem("/run/p"), &pmem("/run/p")), &[taken]);
+    refused(&two(&pmem("/run/p"), &pmem("/run/web1.sock")), &[taken]);
+    refused(&two(&pmem("/run/p"), &pmem("/run/web2.sock")), &[taken]);
+    assert!(parse(&two(&pmem("/run/p1"), &pmem("/run/p2"))).is_ok());
 }
 
 #[test]

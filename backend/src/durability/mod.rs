@@ -118,6 +118,8 @@ pub struct Durability {
     batch: u64,
     /// Epochs that were sealed: over the commits it is the mean batch.
     epochs: u64,
+    /// The batch that was done last, and whether it is durable.
+    last: Option<(u64, bool)>,
     counters: FlushCounters,
     failing: bool,
 }
@@ -133,6 +135,7 @@ impl Durability {
             wanted: false,
             batch: 1,
             epochs: 0,
+            last: None,
             counters: FlushCounters::default(),
             failing: false,
         }
@@ -181,6 +184,15 @@ impl Durability {
         Some(self.batch)
     }
 
+    /// Likewise, for an epoch of everything in a mapping of `len` bytes.
+    pub fn seal_everything(&mut self, len: u64) -> Option<u64> {
+        self.epochs += 1;
+        self.helper.as_ref()?;
+        self.collecting.push(FlushRange { offset: 0, len });
+        self.wanted = true;
+        Some(self.batch)
+    }
+
     /// Hands what was collected to the thread, if that is idle. Called once a
     /// turn, after everything that may seal.
     pub fn begin(&mut self) {
@@ -220,7 +232,13 @@ impl Durability {
         }
         self.failing = outcome.is_err();
         // One batch flies at a time, and it is the one before what is collected.
-        Some((self.batch - 1, outcome.is_ok()))
+        self.last = Some((self.batch - 1, outcome.is_ok()));
+        self.last
+    }
+
+    /// What [`Durability::completed`] said last.
+    pub fn last_completed(&self) -> Option<(u64, bool)> {
+        self.last
     }
 }
 

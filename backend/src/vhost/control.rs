@@ -1,16 +1,13 @@
 //! The state that messages change: features, memory, rings, status.
 //!
-//! The handlers of [`super::message::TABLE`] work on [`Control`]; the data path
-//! of [`super::device`] uses its memory and rings. It knows nothing of sockets.
+//! The handlers of [`super::message::TABLE`] work on [`Control`]; the data paths
+//! of the devices use its memory and rings. What sets one type of device apart
+//! from another is its [`Model`]. Nothing here knows of sockets.
 
 use std::os::fd::OwnedFd;
 
-use paste_abi::vhost_user::{F_PROTOCOL_FEATURES, protocol};
+use paste_abi::vhost_user::{CONFIG_MAX, F_PROTOCOL_FEATURES, protocol};
 use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1};
-use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
-    VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
-};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::backend::{BackendChannel, BackendError};
@@ -23,8 +20,12 @@ use super::signal;
 pub const RX: usize = 0;
 /// Index of the ring that the guest transmits to.
 pub const TX: usize = 1;
-/// Rings of the device: one pair.
-pub const RINGS: usize = 2;
+/// Rings of any device, at most: virtio-net's one pair.
+pub const RINGS_MAX: usize = 2;
+
+/// Where in virtio-net's configuration space the MTU is (virtio 1.2 section
+/// 5.1.4).
+pub const CONFIG_MTU: std::ops::Range<usize> = 10..12;
 
 /// The smallest MTU of virtio-net (virtio 1.2 section 5.1.4.1, after RFC 791).
 pub const MTU_MIN: u16 = 68;
@@ -45,21 +46,31 @@ pub struct RegionFd {
     pub len: u64,
 }
 
-/// What a device is made with.
+/// What a front end sees of a device before anybody speaks to it.
 #[derive(Debug)]
-pub struct DeviceOptions {
+pub struct Model {
     /// The guest's name, for logs.
     pub name: String,
-    /// The device's MAC address.
-    pub mac: [u8; 6],
-    /// The largest IP packet, in bytes.
-    pub mtu: u16,
-    /// Frames may carry checksums that are to be completed, both ways.
-    pub csum: bool,
-    /// The region, where front ends without a virtio-pmem device map it.
+    /// Rings, at most [`RINGS_MAX`].
+    pub rings: usize,
+    /// Virtio features of its type.
+    pub features: u64,
+    /// Protocol features of its type.
+    pub protocol: u64,
+    /// The configuration space.
+    pub config: [u8; CONFIG_MAX],
+    /// The largest MTU, of a device that has one.
+    pub mtu_max: u16,
+    /// The region that front ends may map.
     pub region: Option<RegionFd>,
     /// Descriptors of a ring at most; cut to a power of two from 1 to 32768.
     pub queue_size_max: u16,
+}
+
+impl Model {
+    fn fresh_rings(&self) -> Box<[Ring]> {
+        (0..self.rings).map(|_| Ring::new(self.queue_size_max)).collect()
+    }
 }
 
 /// Why a message was refused. The session goes on where the front end can be told.
@@ -83,7 +94,7 @@ pub enum Refusal {
     #[error("features cannot change while a ring runs")]
     FeaturesInUse,
     /// No ring has this index.
-    #[error("ring {0} does not exist; there are {RINGS}")]
+    #[error("ring {0} does not exist")]
     UnknownRing(u64),
     /// The ring cannot be used like this.
     #[error("ring {ring}: {source}")]
@@ -135,8 +146,8 @@ pub enum Refusal {
 /// The device as its messages left it.
 #[derive(Debug)]
 pub struct Control {
-    /// What the device was made with.
-    pub options: DeviceOptions,
+    /// What the device is.
+    pub model: Model,
     /// Virtio features acknowledged; `None` until they are.
     pub features: Option<u64>,
     /// Protocol features acknowledged.
@@ -145,12 +156,12 @@ pub struct Control {
     pub status: u8,
     /// What broke, until the driver resets the device.
     pub fault: Option<RingError>,
-    /// The largest IP packet that the guest is told.
-    pub mtu: u16,
+    /// The configuration space as the guest is told.
+    pub config: [u8; CONFIG_MAX],
     /// Guest memory.
     pub mem: GuestRam,
     /// The rings.
-    pub rings: [Ring; RINGS],
+    pub rings: Box<[Ring]>,
     /// The back end's own channel to the front end.
     pub backend: Option<BackendChannel>,
     /// Totals.
@@ -161,49 +172,42 @@ pub struct Control {
 
 impl Control {
     /// A device that nobody has spoken to.
-    pub fn new(options: DeviceOptions) -> Control {
-        let ring = || Ring::new(options.queue_size_max);
+    pub fn new(model: Model) -> Control {
         Control {
             features: None,
             protocol: 0,
             status: 0,
             fault: None,
-            mtu: options.mtu,
+            config: model.config,
             mem: GuestRam::default(),
-            rings: [ring(), ring()],
+            rings: model.fresh_rings(),
             backend: None,
             counters: DeviceCounters::default(),
             generation: 0,
-            options,
+            model,
         }
     }
 
     /// Forgets the front end: memory, rings, descriptors. Counters stay.
     pub fn clear(&mut self) {
-        let ring = || Ring::new(self.options.queue_size_max);
-        self.rings = [ring(), ring()];
+        self.rings = self.model.fresh_rings();
         self.mem = GuestRam::default();
         self.backend = None;
         self.features = None;
         self.protocol = 0;
         self.status = 0;
         self.fault = None;
-        self.mtu = self.options.mtu;
+        self.config = self.model.config;
         self.generation += 1;
     }
 
     /// Virtio features of this device.
     pub fn offered(&self) -> u64 {
-        let csum = feature(VIRTIO_NET_F_CSUM) | feature(VIRTIO_NET_F_GUEST_CSUM);
         feature(VIRTIO_F_VERSION_1)
-            | feature(VIRTIO_NET_F_MAC)
-            | feature(VIRTIO_NET_F_STATUS)
-            | feature(VIRTIO_NET_F_MTU)
-            | feature(VIRTIO_NET_F_MRG_RXBUF)
             | feature(VIRTIO_RING_F_EVENT_IDX)
             | feature(VIRTIO_RING_F_INDIRECT_DESC)
             | F_PROTOCOL_FEATURES
-            | if self.options.csum { csum } else { 0 }
+            | self.model.features
     }
 
     /// Protocol features of this back end. The back end's own channel is there
@@ -212,12 +216,12 @@ impl Control {
         let region = protocol::BACKEND_REQ | protocol::BACKEND_SEND_FD | protocol::SHMEM;
         protocol::MQ
             | protocol::REPLY_ACK
-            | protocol::MTU
             | protocol::CONFIG
             | protocol::RESET_DEVICE
             | protocol::CONFIGURE_MEM_SLOTS
             | protocol::STATUS
-            | if self.options.region.is_some() { region } else { 0 }
+            | self.model.protocol
+            | if self.model.region.is_some() { region } else { 0 }
     }
 
     /// Whether a virtio feature was acknowledged.
@@ -227,7 +231,10 @@ impl Control {
 
     /// The index of a ring that the front end named.
     pub fn ring_index(&self, index: u64) -> Result<usize, Refusal> {
-        usize::try_from(index).ok().filter(|&i| i < RINGS).ok_or(Refusal::UnknownRing(index))
+        usize::try_from(index)
+            .ok()
+            .filter(|&i| i < self.rings.len())
+            .ok_or(Refusal::UnknownRing(index))
     }
 
     /// Tries to put a started ring to use. Until features and memory are there,
@@ -252,9 +259,9 @@ impl Control {
     /// Finds all started rings anew after memory changed. A ring whose parts
     /// are gone stands still until they are back.
     pub fn reconnect(&mut self) {
-        for ring in 0..RINGS {
+        for ring in 0..self.rings.len() {
             if let Err(error) = self.connect(ring) {
-                let guest = &self.options.name;
+                let guest = &self.model.name;
                 tracing::warn!(guest, %error, "a running ring lost its memory");
             }
         }
@@ -264,7 +271,7 @@ impl Control {
     /// negotiated. A channel that cannot be asked on is given up.
     pub fn offer_region(&mut self) {
         let needed = protocol::BACKEND_REQ | protocol::BACKEND_SEND_FD | protocol::SHMEM;
-        let (Some(region), Some(backend)) = (&self.options.region, &mut self.backend) else {
+        let (Some(region), Some(backend)) = (&self.model.region, &mut self.backend) else {
             return;
         };
         if self.protocol & needed != needed {
@@ -281,7 +288,7 @@ impl Control {
         let Some(backend) = &mut self.backend else {
             return;
         };
-        let guest = &self.options.name;
+        let guest = &self.model.name;
         match backend.poll() {
             Ok(false) => {}
             Ok(true) => tracing::info!(guest, "the front end mapped the region"),
@@ -290,7 +297,7 @@ impl Control {
     }
 
     fn drop_backend(&mut self, error: &BackendError) {
-        let guest = &self.options.name;
+        let guest = &self.model.name;
         tracing::warn!(guest, %error, "the back end's own channel is given up");
         self.backend = None;
         self.generation += 1;
@@ -299,9 +306,9 @@ impl Control {
     /// Publishes what was used, so that rings can move or stop. A ring that is
     /// found broken stops the device, and the message goes on.
     pub fn settle(&mut self) {
-        for ring in 0..RINGS {
+        for ring in 0..self.rings.len() {
             if let Err(error) = self.flush_ring(ring) {
-                let guest = &self.options.name;
+                let guest = &self.model.name;
                 tracing::warn!(guest, %error, "a ring was found broken while it was settled");
             }
         }
@@ -369,7 +376,7 @@ impl Control {
 
     /// Stops all rings.
     pub fn stop_all(&mut self) {
-        for ring in 0..RINGS {
+        for ring in 0..self.rings.len() {
             self.stop(ring);
         }
     }

@@ -1,5 +1,6 @@
-//! The virtio-net device as its worker sees it: a session to serve, and two
-//! rings to move frames through.
+//! A device as its worker sees it: a session to serve, and rings to move data
+//! through. What every device does is here, and what virtio-net does with its two
+//! rings; the other devices have rooms of their own.
 //!
 //! One worker thread owns a device; there are no locks. The data path
 //! ([`Device::next_tx`], [`Device::push_rx`], [`Device::flush`]) allocates
@@ -11,19 +12,22 @@
 //! driver is told to reset the device.
 
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{Ordering, compiler_fence};
 
 use paste_abi::net_hdr::{NET_HDR_LEN, NetHdr};
+use paste_abi::vhost_user::{CONFIG_MAX, protocol};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
 use vm_memory::{Address, Bytes, GuestAddress};
 use zerocopy::IntoBytes;
 
-use super::control::{Control, DeviceOptions, RINGS, RX, TX};
+use super::control::{CONFIG_MTU, Control, Model, RINGS_MAX, RX, RegionFd, TX, feature};
 use super::counters::DeviceCounters;
 use super::memory::GuestRam;
 use super::queue::{Fault, Ring, RingError};
@@ -65,23 +69,82 @@ impl Watch {
             1 => Some(Watch::Backend),
             index => {
                 let ring = (index - 2) as usize;
-                (ring < RINGS).then_some(Watch::Kick(ring))
+                (ring < RINGS_MAX).then_some(Watch::Kick(ring))
             }
         }
     }
 }
 
-/// A virtio-net device with one pair of rings, behind a vhost-user session.
+/// What a virtio-net device is made with.
 #[derive(Debug)]
-pub struct Device {
-    control: Control,
+pub struct DeviceOptions {
+    /// The guest's name, for logs.
+    pub name: String,
+    /// The device's MAC address.
+    pub mac: [u8; 6],
+    /// The largest IP packet, in bytes.
+    pub mtu: u16,
+    /// Frames may carry checksums that are to be completed, both ways.
+    pub csum: bool,
+    /// The region, where front ends without a virtio-pmem device map it.
+    pub region: Option<RegionFd>,
+    /// Descriptors of a ring at most; cut to a power of two from 1 to 32768.
+    pub queue_size_max: u16,
+}
+
+impl DeviceOptions {
+    fn model(self) -> Model {
+        let csum = feature(VIRTIO_NET_F_CSUM) | feature(VIRTIO_NET_F_GUEST_CSUM);
+        // `struct virtio_net_config` (virtio 1.2 section 5.1.4): MAC address,
+        // status, queue pairs, MTU; zeros for what comes with features that are
+        // not offered.
+        let mut config = [0; CONFIG_MAX];
+        config[..6].copy_from_slice(&self.mac);
+        config[6..8].copy_from_slice(&(VIRTIO_NET_S_LINK_UP as u16).to_le_bytes());
+        config[8..10].copy_from_slice(&1u16.to_le_bytes());
+        config[CONFIG_MTU].copy_from_slice(&self.mtu.to_le_bytes());
+        Model {
+            name: self.name,
+            rings: 2,
+            features: feature(VIRTIO_NET_F_MAC)
+                | feature(VIRTIO_NET_F_STATUS)
+                | feature(VIRTIO_NET_F_MTU)
+                | feature(VIRTIO_NET_F_MRG_RXBUF)
+                | if self.csum { csum } else { 0 },
+            protocol: protocol::MTU,
+            config,
+            mtu_max: self.mtu,
+            region: self.region,
+            queue_size_max: self.queue_size_max,
+        }
+    }
+}
+
+/// A virtio-net device's own part of a [`Device`].
+#[derive(Debug)]
+pub struct Net;
+
+/// A virtio device behind a vhost-user session; `T` says of which type.
+#[derive(Debug)]
+pub struct Device<T = Net> {
+    pub(super) control: Control,
     session: Option<Session>,
+    _type: PhantomData<T>,
 }
 
 impl Device {
-    /// A device without a front end.
+    /// A virtio-net device without a front end.
     pub fn new(options: DeviceOptions) -> Device {
-        Device { control: Control::new(options), session: None }
+        Device::of(options.model())
+    }
+}
+
+/// What every device does.
+impl<T> Device<T> {
+    /// A device without a front end.
+    pub(super) fn of(model: Model) -> Device<T> {
+        let control = Control::new(model);
+        Device { control, session: None, _type: PhantomData }
     }
 
     /// Starts a session. [`io::ErrorKind::AlreadyExists`] if there is one.
@@ -108,7 +171,7 @@ impl Device {
         self.session.is_some()
     }
 
-    /// Whether frames can pass both ways.
+    /// Whether data can pass through all rings.
     pub fn is_running(&self) -> bool {
         self.control.rings.iter().all(|ring| ring.is_ready() && ring.enabled)
     }
@@ -156,6 +219,51 @@ impl Device {
         }
     }
 
+    /// Shows the driver what was used since the last time, and signals each
+    /// ring at most once, if the driver asked for it.
+    pub fn flush(&mut self) -> Result<(), RingError> {
+        for ring in 0..self.control.rings.len() {
+            self.control.flush_ring(ring)?;
+        }
+        Ok(())
+    }
+
+    /// Stops the device until the driver resets it, for a reason of the
+    /// worker's. Rings that broke have done so by themselves.
+    pub fn fail(&mut self) {
+        self.control.halt();
+    }
+
+    /// What broke, until the driver resets the device.
+    pub fn fault(&self) -> Option<&RingError> {
+        self.control.fault.as_ref()
+    }
+
+    /// Whether guest memory was cut under its mapping. What the guest says is
+    /// worth nothing then; the caller detaches.
+    pub fn is_poisoned(&self) -> bool {
+        self.control.mem.is_poisoned()
+    }
+
+    /// How often a driver began anew. What was under way for the driver before
+    /// is void.
+    pub fn resets(&self) -> u64 {
+        self.control.counters.resets
+    }
+
+    /// Whether the front end has mapped the region into its shared memory.
+    pub fn is_region_mapped(&self) -> bool {
+        self.control.backend.as_ref().is_some_and(|backend| backend.is_mapped())
+    }
+
+    /// Totals.
+    pub fn counters(&self) -> &DeviceCounters {
+        &self.control.counters
+    }
+}
+
+/// What virtio-net does.
+impl Device {
     /// Copies the next frame of the guest into `out`, virtio-net header first,
     /// and marks its chain used; the driver sees that at [`Device::flush`].
     /// Returns the length, at least the two headers'.
@@ -230,21 +338,12 @@ impl Device {
         }
     }
 
-    /// Shows the driver what was used since the last time, and signals each
-    /// ring at most once, if the driver asked for it.
-    pub fn flush(&mut self) -> Result<(), RingError> {
-        for ring in 0..RINGS {
-            self.control.flush_ring(ring)?;
-        }
-        Ok(())
-    }
-
     /// Asks the driver for kicks before the worker sleeps: when it sends, and,
     /// if a frame found no room, when it gives buffers. True if there is work
     /// already, and the worker must not sleep.
     pub fn arm(&mut self) -> Result<bool, RingError> {
         let mut work = false;
-        for index in 0..RINGS {
+        for index in 0..self.control.rings.len() {
             let Control { rings, mem, .. } = &mut self.control;
             let ring = &mut rings[index];
             if !ring.is_ready() {
@@ -265,32 +364,9 @@ impl Device {
     /// Tells the driver that the worker looks by itself.
     pub fn disarm(&mut self) {
         let Control { rings, mem, .. } = &mut self.control;
-        for ring in rings {
+        for ring in rings.iter_mut() {
             ring.disarm(mem);
         }
-    }
-
-    /// Stops the device until the driver resets it, for a reason of the
-    /// worker's. Rings that broke have done so by themselves.
-    pub fn fail(&mut self) {
-        self.control.halt();
-    }
-
-    /// What broke, until the driver resets the device.
-    pub fn fault(&self) -> Option<&RingError> {
-        self.control.fault.as_ref()
-    }
-
-    /// Whether guest memory was cut under its mapping. What the guest says is
-    /// worth nothing then; the caller detaches.
-    pub fn is_poisoned(&self) -> bool {
-        self.control.mem.is_poisoned()
-    }
-
-    /// How often a driver began anew. What was under way for the driver before
-    /// is void.
-    pub fn resets(&self) -> u64 {
-        self.control.counters.resets
     }
 
     /// Whether frames to the guest may have a checksum that is not completed
@@ -303,16 +379,6 @@ impl Device {
     /// (VIRTIO_NET_F_CSUM).
     pub fn sends_partial_csum(&self) -> bool {
         self.control.has(VIRTIO_NET_F_CSUM)
-    }
-
-    /// Whether the front end has mapped the region into its shared memory.
-    pub fn is_region_mapped(&self) -> bool {
-        self.control.backend.as_ref().is_some_and(|backend| backend.is_mapped())
-    }
-
-    /// Totals.
-    pub fn counters(&self) -> &DeviceCounters {
-        &self.control.counters
     }
 
     /// Bytes of the virtio-net header in the rings.

@@ -1,4 +1,4 @@
-//! The vhost-user back end of a virtio-net device.
+//! The vhost-user back ends of a virtio-net and a virtio-pmem device.
 //!
 //! A front end (a VMM, or a process that drives the rings itself) attaches at an
 //! [`Endpoint`] and sets a [`Device`] up by messages; frames then pass through
@@ -13,7 +13,8 @@
 //! | `backend` | the back end's own channel, for mapping the region |
 //! | `memory` | guest memory, mapped and found by guest address |
 //! | `queue`, `chain` | split rings and descriptor chains |
-//! | `device` | what the worker calls |
+//! | `device` | what the worker calls; virtio-net |
+//! | `pmem` | virtio-pmem |
 //! | `net` | judging a virtio-net header |
 //! | `endpoint` | where front ends attach |
 //!
@@ -33,17 +34,19 @@ mod handlers;
 mod memory;
 mod message;
 mod net;
+mod pmem;
 mod queue;
 mod session;
 mod signal;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
-pub use control::{DeviceOptions, RegionFd};
+pub use control::RegionFd;
 pub use counters::DeviceCounters;
-pub use device::{Device, Watch};
+pub use device::{Device, DeviceOptions, Net, Watch};
 pub use endpoint::{Endpoint, EndpointError};
 pub use memory::MEM_SLOTS_MAX;
 pub use net::{HeaderError, judge_tx_header};
+pub use pmem::{Answered, Pmem};
 pub use queue::{Fault, RingError, SetupError};
 pub use session::{Name, SessionError};

@@ -86,11 +86,15 @@ pub enum Fault {
         /// Bytes of the chain.
         len: u32,
     },
+    /// A buffer for the device to read, behind one that it writes to (virtio 1.2
+    /// section 2.7.4.2).
+    #[error("a buffer to be read behind one to be written")]
+    ReadableBehindWritable,
 }
 
 impl Fault {
     /// Names of the kinds of faults, for counters.
-    pub const KINDS: [&'static str; 12] = [
+    pub const KINDS: [&'static str; 13] = [
         "fault.available_index",
         "fault.descriptor_index",
         "fault.chain_too_long",
@@ -103,6 +107,7 @@ impl Fault {
         "fault.writable_in_tx",
         "fault.readable_in_rx",
         "fault.header_room",
+        "fault.readable_behind_writable",
     ];
 
     /// Index into [`Fault::KINDS`].
@@ -120,6 +125,7 @@ impl Fault {
             Fault::WritableInTx => 9,
             Fault::ReadableInRx => 10,
             Fault::HeaderRoom { .. } => 11,
+            Fault::ReadableBehindWritable => 12,
         }
     }
 }
@@ -370,6 +376,21 @@ impl Ring {
                 .is_ok_and(|index| index.0 != self.queue.next_avail())
     }
 
+    /// How many chains wait to be taken. [`Ring::arm`] then asks for kicks when
+    /// there are more than these, until [`Ring::feed`].
+    pub fn survey(&mut self, mem: &GuestRam) -> Result<u16, Fault> {
+        let index = self
+            .queue
+            .avail_idx(mem, Ordering::Acquire)
+            .map_err(|_| Fault::Outside { addr: self.queue.avail_ring(), len: 2 })?;
+        let waiting = index.0.wrapping_sub(self.queue.next_avail());
+        if waiting > self.queue.size() {
+            return Err(Fault::AvailableIndex { size: self.queue.size() });
+        }
+        self.starved_at = Some(index.0);
+        Ok(waiting)
+    }
+
     /// Takes the next chain, and gives its head and the walk along it.
     pub fn take<'m>(&mut self, mem: &'m GuestRam) -> Result<Option<(u16, Walk<'m>)>, Fault> {
         let size = self.queue.size();
@@ -420,7 +441,7 @@ impl Ring {
         self.starved_at = self.queue.avail_idx(mem, Ordering::Relaxed).ok().map(|index| index.0);
     }
 
-    /// Forgets [`Ring::starve`].
+    /// Forgets [`Ring::starve`] and [`Ring::survey`].
     pub fn feed(&mut self) {
         self.starved_at = None;
     }

@@ -227,7 +227,7 @@ impl Session {
                 let Some(payload) = told else {
                     return Err(SessionError::Refused { name, refusal });
                 };
-                let guest = &control.options.name;
+                let guest = &control.model.name;
                 tracing::debug!(guest, message = %name, %refusal, "message refused");
                 self.reply(id, payload)
             }

@@ -12,6 +12,7 @@
 
 mod counters;
 mod plain;
+mod pmem;
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -33,6 +34,7 @@ use crate::sys::{EventLoop, Token};
 use crate::vhost::{self, Device, Endpoint, RingError, SessionError, judge_tx_header};
 pub use counters::WorkerCounters;
 use plain::RingSink;
+pub use pmem::PmemPort;
 
 /// Chains taken from the guest's TX ring in one turn.
 const TX_BUDGET: usize = 256;
@@ -52,6 +54,8 @@ const TOKEN_WAKE: Token = 0;
 const TOKEN_ENDPOINT: Token = 1;
 const TOKEN_PORT: Token = 2;
 const TOKEN_DEVICE: Token = 16;
+/// Those of the virtio-pmem device follow this one.
+const TOKEN_PMEM: Token = 32;
 
 /// Asks a worker to stop, from another thread.
 #[derive(Clone)]
@@ -82,6 +86,8 @@ pub struct Parts {
     pub memory: RegionMemory,
     /// The applications' conversations.
     pub channels: Channels,
+    /// The virtio-pmem device, if the guest has one.
+    pub pmem: Option<PmemPort>,
     /// How long to poll before sleeping, ns.
     pub poll_ns: u64,
 }
@@ -175,10 +181,14 @@ impl Worker {
                 return Some(Duration::ZERO);
             }
         }
+        if self.parts.pmem.as_mut().is_some_and(|pmem| pmem.arm()) {
+            return Some(Duration::ZERO);
+        }
         let deadlines = [
             self.parts.engine.next_deadline(),
             self.port_retry_at,
             self.parts.endpoint.next_attempt_ns(),
+            self.parts.pmem.as_ref().and_then(|pmem| pmem.next_attempt_ns()),
             // A full NIC says nothing when it has room again.
             self.parts.engine.is_backlogged().then_some(now.monotonic_ns + 1_000_000),
         ];
@@ -191,20 +201,27 @@ impl Worker {
 
     /// Everything that the event loop has to watch.
     fn watch(&self) -> std::io::Result<EventLoop> {
-        let Parts { endpoint, engine, device, .. } = &self.parts;
+        let Parts { endpoint, engine, device, pmem, .. } = &self.parts;
         let own = [
             Some((self.wakeups.as_fd(), TOKEN_WAKE)),
             endpoint.fd().map(|fd| (fd, TOKEN_ENDPOINT)),
             engine.fd().filter(|_| self.port_retry_at.is_none()).map(|fd| (fd, TOKEN_PORT)),
         ];
         let device = device.watch().map(|(watch, fd)| (fd, TOKEN_DEVICE + watch.to_index()));
-        EventLoop::new(own.into_iter().flatten().chain(device))
+        let pmem = pmem.iter().flat_map(|pmem| pmem.watch());
+        let pmem = pmem.map(|(fd, token)| (fd, TOKEN_PMEM + token));
+        EventLoop::new(own.into_iter().flatten().chain(device).chain(pmem))
     }
 
     /// Changes whenever [`Worker::watch`] would give another set.
-    fn generation(&self) -> (u64, u64, bool) {
-        let Parts { device, endpoint, .. } = &self.parts;
-        (device.watch_generation(), endpoint.watch_generation(), self.port_retry_at.is_some())
+    fn generation(&self) -> (u64, u64, bool, Option<(u64, u64)>) {
+        let Parts { device, endpoint, pmem, .. } = &self.parts;
+        (
+            device.watch_generation(),
+            endpoint.watch_generation(),
+            self.port_retry_at.is_some(),
+            pmem.as_ref().map(|pmem| pmem.generation()),
+        )
     }
 
     /// Clears what a readable descriptor says; true if it wants
@@ -217,6 +234,9 @@ impl Worker {
             }
             TOKEN_PORT => false,
             TOKEN_ENDPOINT => true,
+            token if token >= TOKEN_PMEM => {
+                self.parts.pmem.as_mut().is_some_and(|pmem| pmem.dispatch(token - TOKEN_PMEM))
+            }
             token => match vhost::Watch::from_index(token - TOKEN_DEVICE) {
                 Some(vhost::Watch::Kick(ring)) => {
                     self.counters.kicks += 1;
@@ -231,7 +251,9 @@ impl Worker {
     /// One turn. Returns whether anything moved.
     fn turn(&mut self, now: Now) -> bool {
         self.counters.turns += 1;
-        if self.parts.endpoint.next_attempt_ns().is_some_and(|at| at <= now.monotonic_ns) {
+        let pmem_due = self.parts.pmem.as_ref().and_then(|pmem| pmem.next_attempt_ns());
+        let due = [self.parts.endpoint.next_attempt_ns(), pmem_due];
+        if due.into_iter().flatten().any(|at| at <= now.monotonic_ns) {
             self.control(now);
         }
         if self.parts.device.is_poisoned() {
@@ -246,8 +268,15 @@ impl Worker {
             }
         };
         self.parts.engine.advance(now, &mut self.parts.memory);
-        let Parts { engine, memory, channels, .. } = &mut self.parts;
-        let settled = channels.settle(now, memory, engine.as_mut());
+        let Parts { engine, memory, channels, pmem, .. } = &mut self.parts;
+        if let Some(pmem) = pmem {
+            let (durability, region_len) = channels.durability_mut();
+            pmem.ask(durability, region_len);
+        }
+        let mut settled = channels.settle(now, memory, engine.as_mut());
+        if let Some(pmem) = pmem {
+            settled += pmem.answer(channels.durability().last_completed());
+        }
         let published = match self.publish() {
             Ok(published) => published,
             Err(error) => {
@@ -354,6 +383,9 @@ impl Worker {
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, "endpoint failed"),
         }
+        if let Some(pmem) = &mut self.parts.pmem {
+            pmem.control(now);
+        }
     }
 
     /// Messages of the front end that is attached.
@@ -422,7 +454,7 @@ impl Worker {
 
     /// What was counted so far.
     fn snapshot(&self) -> GuestSnapshot {
-        let Parts { name, engine, channels, device, memory, .. } = &self.parts;
+        let Parts { name, engine, channels, device, memory, pmem, .. } = &self.parts;
         let mut snapshot = GuestSnapshot::new(name);
         engine.each_counter(&mut |name, value| snapshot.put(name, value));
         channels.counters().each(|name, value| snapshot.put(&format!("channel.{name}"), value));
@@ -430,6 +462,9 @@ impl Worker {
             .durability()
             .each_counter(|name, value| snapshot.put(&format!("flush.{name}"), value));
         device.counters().each(|name, value| snapshot.put(&format!("device.{name}"), value));
+        if let Some(pmem) = pmem {
+            pmem.each_counter(|name, value| snapshot.put(&format!("pmem.{name}"), value));
+        }
         self.counters.each(|name, value| snapshot.put(&format!("worker.{name}"), value));
         let pool = memory.pool();
         snapshot.put("pool.buffers", u64::from(pool.buffers().count()));

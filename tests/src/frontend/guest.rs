@@ -17,7 +17,7 @@ use super::{Descriptor, Memory, Ring, Session, flag};
 use crate::wait;
 
 /// Where the device finds our memory.
-const ADDRESS: u64 = 1 << 32;
+pub(super) const ADDRESS: u64 = 1 << 32;
 const RX: u32 = 0;
 const TX: u32 = 1;
 /// ACKNOWLEDGE, DRIVER, FEATURES_OK and DRIVER_OK (VIRTIO 1.2 section 2.1).
@@ -72,7 +72,7 @@ impl RawGuest {
     pub fn attach_with(path: &Path, options: StartOptions) -> io::Result<RawGuest> {
         let session = Session::negotiated(path)?;
         let memory = Memory::new(2 * Ring::LEN);
-        set_memory(&session, &memory)?;
+        set_memory(&session, &memory, 2 * Ring::LEN)?;
         let notifier = || Ok::<_, io::Error>(rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?);
         let mut guest = RawGuest {
             rx: Ring::new(memory.again(), 0, ADDRESS),
@@ -103,23 +103,7 @@ impl RawGuest {
             RX => (&self.rx, &self.rx_kick),
             _ => (&self.tx, &self.tx_kick),
         };
-        let state = |num: u32| VringState { index: index.into(), num: num.into() };
-        let address = VringAddr {
-            index: index.into(),
-            flags: 0.into(),
-            descriptor: ring.address().into(),
-            used: (ring.address() + Ring::USED).into(),
-            available: (ring.address() + Ring::AVAIL).into(),
-            log: 0.into(),
-        };
-        let number = U64::new(index.into());
-        let session = &self.session;
-        session.tell(request::SET_VRING_NUM, &state(Ring::SIZE.into()), &[])?;
-        session.tell(request::SET_VRING_BASE, &state(0), &[])?;
-        session.tell(request::SET_VRING_ADDR, &address, &[])?;
-        session.tell(request::SET_VRING_CALL, &number, &[self._call.as_fd()])?;
-        session.tell(request::SET_VRING_KICK, &number, &[kick.as_fd()])?;
-        session.tell(request::SET_VRING_ENABLE, &state(1), &[])
+        start_ring(&self.session, index, ring, kick, &self._call)
     }
 
     /// Offers a receive buffer.
@@ -308,8 +292,34 @@ pub fn paste_frame(kind: Kind, channel: u16, seq: u32, limit: u32, body: &[u8]) 
     [&bytes, body].concat()
 }
 
-/// Tells the back end where the guest's memory is.
-fn set_memory(session: &Session, memory: &Memory) -> io::Result<()> {
+/// Sets a ring up and starts it.
+pub(super) fn start_ring(
+    session: &Session,
+    index: u32,
+    ring: &Ring,
+    kick: &OwnedFd,
+    call: &OwnedFd,
+) -> io::Result<()> {
+    let state = |num: u32| VringState { index: index.into(), num: num.into() };
+    let address = VringAddr {
+        index: index.into(),
+        flags: 0.into(),
+        descriptor: ring.address().into(),
+        used: (ring.address() + Ring::USED).into(),
+        available: (ring.address() + Ring::AVAIL).into(),
+        log: 0.into(),
+    };
+    let number = U64::new(index.into());
+    session.tell(request::SET_VRING_NUM, &state(Ring::SIZE.into()), &[])?;
+    session.tell(request::SET_VRING_BASE, &state(0), &[])?;
+    session.tell(request::SET_VRING_ADDR, &address, &[])?;
+    session.tell(request::SET_VRING_CALL, &number, &[call.as_fd()])?;
+    session.tell(request::SET_VRING_KICK, &number, &[kick.as_fd()])?;
+    session.tell(request::SET_VRING_ENABLE, &state(1), &[])
+}
+
+/// Tells the back end where the guest's memory of `len` bytes is.
+pub(super) fn set_memory(session: &Session, memory: &Memory, len: u64) -> io::Result<()> {
     #[derive(IntoBytes, Immutable)]
     #[repr(C)]
     struct Table {
@@ -320,7 +330,7 @@ fn set_memory(session: &Session, memory: &Memory) -> io::Result<()> {
         header: MemTableHeader { count: 1.into(), padding: 0.into() },
         region: MemRegion {
             guest_addr: ADDRESS.into(),
-            size: (2 * Ring::LEN).into(),
+            size: len.into(),
             user_addr: ADDRESS.into(),
             mmap_offset: 0.into(),
         },

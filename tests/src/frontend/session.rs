@@ -61,9 +61,14 @@ impl Session {
     /// Agrees on features: VERSION_1 of the device, and of the protocol what
     /// needs no channel of the back end's.
     pub fn negotiate(&mut self) -> io::Result<()> {
+        self.negotiate_with(0)
+    }
+
+    /// Likewise, with further features of the device if it has them.
+    pub fn negotiate_with(&mut self, more: u64) -> io::Result<()> {
         self.send(request::SET_OWNER, 0, &[], &[])?;
         let offered = self.ask(request::GET_FEATURES)?;
-        let features = offered & (F_VERSION_1 | F_PROTOCOL_FEATURES);
+        let features = offered & (F_VERSION_1 | F_PROTOCOL_FEATURES | more);
         let wanted = protocol::REPLY_ACK
             | protocol::CONFIG
             | protocol::RESET_DEVICE

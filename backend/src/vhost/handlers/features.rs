@@ -2,7 +2,7 @@
 
 use paste_abi::vhost_user::F_PROTOCOL_FEATURES;
 
-use crate::vhost::control::{Control, RINGS, Refusal};
+use crate::vhost::control::{Control, Refusal};
 use crate::vhost::message::{Answer, Request};
 
 /// GET_FEATURES.
@@ -24,11 +24,11 @@ pub fn set(control: &mut Control, request: Request<'_>) -> Result<Answer, Refusa
     }
     control.features = Some(features);
     if features & F_PROTOCOL_FEATURES == 0 {
-        for ring in &mut control.rings {
+        for ring in control.rings.iter_mut() {
             ring.enabled = true;
         }
     }
-    for ring in 0..RINGS {
+    for ring in 0..control.rings.len() {
         control.connect(ring)?;
     }
     control.offer_region();
@@ -59,6 +59,6 @@ pub fn set_protocol(control: &mut Control, request: Request<'_>) -> Result<Answe
 
 /// GET_QUEUE_NUM: rings. QEMU reads it as queue pairs, others as rings; all of
 /// them only ask whether it is enough for one pair.
-pub fn get_queue_num(_: &mut Control, _: Request<'_>) -> Result<Answer, Refusal> {
-    Ok(Answer::number(RINGS as u64))
+pub fn get_queue_num(control: &mut Control, _: Request<'_>) -> Result<Answer, Refusal> {
+    Ok(Answer::number(control.rings.len() as u64))
 }

@@ -58,7 +58,7 @@ pub fn set_backend_channel(
 /// GET_SHMEM_CONFIG: one shared-memory region, id 0, for the region.
 pub fn get_shmem_config(control: &mut Control, _: Request<'_>) -> Result<Answer, Refusal> {
     let mut config = ShMemConfig::new_zeroed();
-    if let Some(region) = &control.options.region {
+    if let Some(region) = &control.model.region {
         config.nregions.set(1);
         config.memory_sizes[0].set(region.len);
     }

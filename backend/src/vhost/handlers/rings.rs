@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use paste_abi::vhost_user::{VRING_INDEX_MASK, VringAddr, VringState};
 use zerocopy::IntoBytes;
 
-use crate::vhost::control::{Control, RINGS, RX, Refusal};
+use crate::vhost::control::{Control, Refusal};
 use crate::vhost::message::{Answer, Request};
 use crate::vhost::queue::SetupError;
 use crate::vhost::signal;
@@ -55,8 +55,8 @@ pub fn set_base(control: &mut Control, request: Request<'_>) -> Result<Answer, R
     Ok(Answer::Done)
 }
 
-/// GET_VRING_BASE: stops the ring. Nothing is in flight: a frame is copied and
-/// used at once, and the table settles the rings before this runs.
+/// GET_VRING_BASE: stops the ring. Nothing is in flight: a chain is used as soon
+/// as it is taken, and the table settles the rings before this runs.
 pub fn get_base(control: &mut Control, request: Request<'_>) -> Result<Answer, Refusal> {
     let (ring, _) = state(control, &request)?;
     let num = u32::from(control.stop(ring)).into();
@@ -71,7 +71,7 @@ pub fn set_kick(control: &mut Control, mut request: Request<'_>) -> Result<Answe
     let anew = control.rings[ring].start(kick);
     control.generation += 1;
     control.connect(ring)?;
-    if anew && ring == RX {
+    if anew && ring == 0 {
         control.counters.resets += 1;
     }
     Ok(Answer::Done)
@@ -114,7 +114,7 @@ pub fn reset_owner(_: &mut Control, _: Request<'_>) -> Result<Answer, Refusal> {
 
 /// RESET_DEVICE: as it was before the driver came; the session goes on.
 pub fn reset_device(control: &mut Control, _: Request<'_>) -> Result<Answer, Refusal> {
-    for ring in 0..RINGS {
+    for ring in 0..control.rings.len() {
         control.rings[ring].reset();
     }
     control.recover();

@@ -61,13 +61,13 @@ pub const PROTOCOL: u64 = protocol::MQ
     | protocol::STATUS;
 
 /// Where the parts of a ring are, as guest addresses.
-fn table_of(ring: usize) -> u64 {
+pub fn table_of(ring: usize) -> u64 {
     A + 0x3000 * ring as u64
 }
-fn avail_of(ring: usize) -> u64 {
+pub fn avail_of(ring: usize) -> u64 {
     table_of(ring) + 0x1000
 }
-fn used_of(ring: usize) -> u64 {
+pub fn used_of(ring: usize) -> u64 {
     table_of(ring) + 0x2000
 }
 
@@ -186,6 +186,23 @@ pub fn is_closed(read: &OwnedFd) -> bool {
     }
 }
 
+/// The messages that set a ring up and start it.
+pub fn ring_messages(ring: usize, size: u32) -> ([Outgoing; 6], Ends) {
+    let index = ring as u32;
+    let (kick_read, kick) = pipe();
+    let (call, call_write) = pipe();
+    let (err, err_write) = pipe();
+    let messages = [
+        state(id::SET_VRING_NUM, index, size),
+        state(id::SET_VRING_BASE, index, 0),
+        addresses(ring, table_of(ring), avail_of(ring), used_of(ring)),
+        number(id::SET_VRING_ERR, u64::from(index)).with(err_write),
+        number(id::SET_VRING_CALL, u64::from(index)).with(call_write),
+        number(id::SET_VRING_KICK, u64::from(index)).with(kick_read),
+    ];
+    (messages, Ends { kick, call, err })
+}
+
 /// The messages that set a device up as QEMU does: enabling comes first.
 pub fn transcript(features: u64, size: u32, file: &OwnedFd) -> (Vec<Outgoing>, [Ends; 2]) {
     let mut messages = vec![
@@ -200,19 +217,9 @@ pub fn transcript(features: u64, size: u32, file: &OwnedFd) -> (Vec<Outgoing>, [
         mem_table(&usual_regions(), file),
     ];
     let ends = [RX, TX].map(|ring| {
-        let index = ring as u32;
-        let (kick_read, kick) = pipe();
-        let (call, call_write) = pipe();
-        let (err, err_write) = pipe();
-        messages.extend([
-            state(id::SET_VRING_NUM, index, size),
-            state(id::SET_VRING_BASE, index, 0),
-            addresses(ring, table_of(ring), avail_of(ring), used_of(ring)),
-            number(id::SET_VRING_ERR, u64::from(index)).with(err_write),
-            number(id::SET_VRING_CALL, u64::from(index)).with(call_write),
-            number(id::SET_VRING_KICK, u64::from(index)).with(kick_read),
-        ]);
-        Ends { kick, call, err }
+        let (more, ends) = ring_messages(ring, size);
+        messages.extend(more);
+        ends
     });
     (messages, ends)
 }
@@ -407,7 +414,7 @@ impl Rig {
     }
 }
 
-fn file_offset(guest: u64) -> u64 {
+pub fn file_offset(guest: u64) -> u64 {
     if guest >= B { guest - B + OFFSET_B } else { guest - A }
 }
 
