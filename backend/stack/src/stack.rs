@@ -390,7 +390,9 @@ impl Stack {
         debug_assert!(self.flows[index].state != State::Closed);
         let unheard = self.flows[index].listener().is_some();
         self.drop_held(mem, index);
-        self.drop_sending(mem, index, reason.unwrap_or(Reason::Ok));
+        // An orderly end leaves nothing unacknowledged, but for a flow that was
+        // never opened.
+        self.drop_sending(mem, index, reason.unwrap_or(Reason::Aborted));
         self.leave_peer(index);
         let flow = &mut self.flows[index];
         match reason {

@@ -1,9 +1,11 @@
 //! Buffers that stay the guest's while they are sent.
 
+use core::net::SocketAddr;
+
 use paste_abi::slot::SHARE;
 use paste_abi::{Event, Reason};
 
-use super::harness::{Owner, Pair, config};
+use super::harness::{Owner, PEER, Pair, config};
 use crate::bufs::Place;
 use crate::memory::Memory;
 use crate::stack::Tx;
@@ -121,6 +123,20 @@ fn a_flow_that_ends_tells_of_its_shared_sends() {
     assert_eq!(slots[1].as_event(), Some(Event::Reset));
     give_back(&mut pair, tx.buf);
     assert_eq!(pair.host.mem.free(), 256);
+}
+
+#[test]
+fn what_was_never_sent_is_not_told_as_acknowledged() {
+    let (mut pair, tx) = stored(config());
+    let host = &mut pair.host;
+    let remote = SocketAddr::from((PEER, 8080));
+    pair.flow = host.stack.connect(host.now, 0, remote, 0, 1).unwrap();
+    send(&mut pair, &tx).unwrap();
+    let host = &mut pair.host;
+    host.stack.close(&mut host.mem, host.now, 0, pair.flow).unwrap();
+    let told: Vec<_> = pair.host.poll().iter().map(|s| (s.as_event(), s.len)).collect();
+    let (acked, closed) = (Some(Event::Acked), Some(Event::Closed));
+    assert_eq!(told, [(acked, Reason::Aborted as u16), (closed, 0)]);
 }
 
 #[test]
