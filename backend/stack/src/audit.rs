@@ -379,6 +379,9 @@ impl Stack {
                 pins[self.bufs.real(alias) as usize] += 1;
             }
         }
+        let used: u32 = pins.iter().map(|&count| u32::from(count)).sum();
+        let free = self.bufs.total() - self.bufs.count() - used;
+        equal("stack", "free aliases", self.bufs.free_aliases(), free.into())?;
         for (buf, &least) in pins.iter().enumerate() {
             let meta = self.bufs.get(buf as u32);
             if meta.pins < least {

@@ -251,6 +251,14 @@ impl Bufs {
         buf
     }
 
+    /// Aliases in the list of free ones, which is sound if there are not more than
+    /// aliases.
+    #[cfg(any(test, feature = "audit"))]
+    pub(crate) fn free_aliases(&self) -> u64 {
+        let free = self.walk(Queue { head: self.free, tail: NIL });
+        free.take(self.reals.len() + 1).count() as u64
+    }
+
     #[inline]
     pub(crate) fn get(&self, buf: u32) -> &BufMeta {
         &self.metas[buf as usize]
