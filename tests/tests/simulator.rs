@@ -26,6 +26,7 @@ fn some_hundred_seeds_run_clean() {
     let sum = |of: fn(&Summary) -> u64| summaries.iter().map(of).sum::<u64>();
     // Something was said, and something went wrong.
     assert!(sum(|s| s.closed) > 500 && sum(|s| s.bytes) > 10_000_000);
+    assert!(sum(|s| s.shared) > 10_000);
     assert!(sum(|s| s.retransmits) > 1_000 && sum(|s| s.timeouts) > 100 && sum(|s| s.broken) > 50);
 }
 

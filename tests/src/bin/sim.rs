@@ -187,11 +187,11 @@ fn explore(args: &Args, seeds: &Range<u64>) -> io::Result<bool> {
         writeln!(out, "all frames of seed {seed}: {}", path.display())?;
     }
     let per_minute = count as f64 * 60.0 / began.elapsed().as_secs_f64();
-    let Summary { frames, bytes, retransmits, timeouts, closed, broken, time } = total;
+    let Summary { frames, bytes, shared, retransmits, timeouts, closed, broken, time } = total;
     writeln!(
         out,
-        "{count} seeds, {} failed, {frames} frames, {bytes} bytes, {retransmits} retransmits, \
-         {timeouts} timeouts, {closed} flows closed, {broken} broken, {} s of virtual time, \
+        "{count} seeds, {} failed, {frames} frames, {bytes} bytes, {shared} shared sends, \
+         {retransmits} retransmits, {timeouts} timeouts, {closed} flows closed, {broken} broken, {} s of virtual time, \
          {per_minute:.0} seeds/min",
         failed.len(),
         time / 1_000_000_000,
@@ -202,6 +202,7 @@ fn explore(args: &Args, seeds: &Range<u64>) -> io::Result<bool> {
 fn add(total: &mut Summary, one: &Summary) {
     total.frames += one.frames;
     total.bytes += one.bytes;
+    total.shared += one.shared;
     total.retransmits += one.retransmits;
     total.timeouts += one.timeouts;
     total.closed += one.closed;

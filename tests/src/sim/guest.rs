@@ -4,29 +4,32 @@
 //! Whatever must not happen panics; the run catches it, and its message is the
 //! finding.
 
+mod sending;
+mod stores;
+
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
-use paste_abi::slot::{CSUM_VALID, KEEP, Opt};
+use paste_abi::slot::{CSUM_VALID, Opt};
 use paste_abi::{Event, Flow, Reason, Slot};
-use paste_stack::Memory;
-use paste_stack::Tx;
 use paste_stack::config::{MS, SEC};
 
 use super::headers;
 use super::host::Host;
 use super::memory::Owner;
-use super::pattern;
+use super::pattern::{Stored, Stream};
 use super::run::Hooks;
 use super::scenario::{CHANNELS, Conversation, Draw, Manner, PORT, PORT_FIRST, Scenario, Step};
+use sending::Owed;
+use stores::Stores;
 
 /// Silence after which a guest gives a flow up: longer than any timer of the
 /// stack's needs.
 const PATIENCE: u64 = 400 * SEC;
 /// Attempts to open before a conversation is given up.
 const ATTEMPTS_MAX: u32 = 5;
-/// What lies before the payload of a kept buffer.
+/// What lies before the payload of a kept buffer, and around what is stored.
 const MARK: u8 = 0xa5;
 /// How long a guest talks to a peer that it does not know.
 const STRANGER_NS: u64 = 5 * SEC;
@@ -67,6 +70,7 @@ pub struct World {
     seed: u64,
     /// What is to be said.
     pub conversations: Vec<Conversation>,
+    stored: Option<Stored>,
     /// All attempts at it.
     pub attempts: Vec<Attempt>,
     /// The latest attempt from each host's port.
@@ -82,6 +86,7 @@ impl World {
         World {
             seed: scenario.seed,
             conversations: scenario.conversations.clone(),
+            stored: scenario.stored,
             attempts: Vec::new(),
             by_port: HashMap::new(),
             addresses: scenario.setups.each_ref().map(|s| s.addresses()),
@@ -116,9 +121,13 @@ impl World {
         self.attempts.len() - 1
     }
 
-    /// The key of what is sent on an attempt by the opener (0) or the other.
-    fn key(&self, attempt: usize, side: usize) -> u64 {
-        self.seed ^ (attempt as u64) << 33 ^ (side as u64) << 32
+    /// What is sent on an attempt by the opener (0) or the other.
+    fn stream(&self, attempt: usize, side: usize) -> Stream {
+        let conversation = &self.conversations[self.attempts[attempt].conversation];
+        Stream {
+            key: self.seed ^ (attempt as u64) << 33 ^ (side as u64) << 32,
+            stored: self.stored.filter(|_| conversation.manners[side].shares),
+        }
     }
 }
 
@@ -146,17 +155,8 @@ struct Endpoint {
     /// No slots for now.
     blocked: bool,
     heard_at: u64,
-    /// Slots that ACKED is to come for: cookie, and what was kept.
-    awaited: VecDeque<(u64, Option<Kept>)>,
-}
-
-/// A kept buffer and what is in it.
-#[derive(Clone, Copy, Debug)]
-struct Kept {
-    buf: u32,
-    offset: u16,
-    len: u16,
-    at: u64,
+    /// Slots that ACKED is to come for: cookie, and what comes back with it.
+    awaited: VecDeque<(u64, Owed)>,
 }
 
 /// The guests of one host, one for each channel.
@@ -174,6 +174,8 @@ pub struct Guests {
     endpoints: Vec<Endpoint>,
     /// Buffers that are being read: until when, by the guest of which channel.
     reading: BinaryHeap<Reverse<(u64, u32, u16)>>,
+    /// Buffers that are kept and sent from.
+    stores: Stores,
     /// What is still to be opened, and when.
     plans: Vec<(u64, usize)>,
     stalled_until: u64,
@@ -201,6 +203,7 @@ impl Guests {
             draw,
             endpoints: Vec::new(),
             reading: BinaryHeap::new(),
+            stores: Stores::new(scenario.setups[me].config.shared_sends_max),
             plans: mine.map(|(number, c)| (c.at, number)).collect(),
             stalled_until: 0,
             away_until: [0; CHANNELS as usize],
@@ -227,6 +230,7 @@ impl Guests {
         for endpoint in dead {
             end(world, &endpoint, now, End::Died);
         }
+        self.stores.die(now, channel, host);
         let (dead, alive) = std::mem::take(&mut self.reading)
             .into_iter()
             .partition(|Reverse((_, _, owner))| *owner == channel);
@@ -239,7 +243,15 @@ impl Guests {
 
     /// Whether there is nothing left to do.
     pub fn are_done(&self) -> bool {
-        self.endpoints.is_empty() && self.plans.is_empty() && self.reading.is_empty()
+        self.endpoints.is_empty()
+            && self.plans.is_empty()
+            && self.reading.is_empty()
+            && self.stores.is_empty()
+    }
+
+    /// Shared sends that there were.
+    pub fn shared(&self) -> u64 {
+        self.stores.sent
     }
 
     /// When a guest has something to do next that nobody tells it of.
@@ -281,6 +293,12 @@ impl Guests {
         for index in (0..self.endpoints.len()).rev() {
             self.follow_script(now, index, host, world, hooks);
         }
+        for channel in 0..CHANNELS {
+            if !self.endpoints.iter().any(|e| e.channel == channel) {
+                self.stores.give_up(now, channel, false, host);
+            }
+        }
+        self.stores.check(host);
     }
 
     fn poll(
@@ -345,7 +363,7 @@ impl Guests {
                     assert_eq!(endpoint.received, endpoint.expected, "bytes before FIN");
                 }
             }
-            Event::Acked => acked(endpoint, slot, host, world),
+            Event::Acked => self.acked(now, index, slot, host, world),
             Event::Writable => {
                 assert!(endpoint.blocked, "WRITABLE without a refusal");
                 endpoint.blocked = false;
@@ -433,8 +451,7 @@ impl Guests {
             assert_eq!(slot.csum, !headers::sum(bytes), "the payload's checksum");
         }
         if let Some((attempt, side)) = endpoint.role {
-            let key = world.key(attempt, 1 - side);
-            let wrong = pattern::difference(key, endpoint.received, bytes);
+            let wrong = world.stream(attempt, 1 - side).difference(endpoint.received, bytes);
             assert_eq!(wrong, None, "attempt {attempt}, side {side}: the first wrong byte");
         }
         endpoint.received += len as u64;
@@ -458,8 +475,8 @@ impl Guests {
         hooks: &mut Hooks<'_>,
     ) {
         let endpoint = self.endpoints.swap_remove(index);
-        let kept = endpoint.awaited.iter().any(|(_, kept)| kept.is_some());
-        assert!(!kept, "a kept buffer did not come back before the end");
+        let owed = endpoint.awaited.iter().any(|(_, owed)| !matches!(owed, Owed::Nothing));
+        assert!(!owed, "a kept or shared buffer did not come back before the end");
         let step = endpoint.manner.script.get(endpoint.step);
         hooks.note(
             now,
@@ -633,71 +650,6 @@ impl Guests {
             self.endpoints[index].step += 1;
         }
     }
-
-    /// Sends what there is room for; returns whether the step is done.
-    fn send(&mut self, now: u64, index: usize, total: u64, host: &mut Host, world: &World) -> bool {
-        let endpoint = &mut self.endpoints[index];
-        let (clock, size) = (host.clock(now), host.memory.buffer_size());
-        let headroom = usize::from(self.headroom);
-        while endpoint.sent_in_step < total {
-            if endpoint.blocked {
-                return false;
-            }
-            // Half the buffers are left to what arrives, or two ends that only
-            // send would wait for each other's acknowledgements forever. The
-            // buffer of a request, which is the guest's already, may be used.
-            let buf = match self.reading.peek() {
-                Some(&Reverse((_, buf, owner)))
-                    if endpoint.manner.reuse && owner == endpoint.channel =>
-                {
-                    self.reading.pop();
-                    buf
-                }
-                _ if host.memory.free() <= host.memory.buffer_count() / 2 => return false,
-                _ => match host.memory.take_for(Owner::Guest) {
-                    Some(buf) => buf,
-                    None => return false,
-                },
-            };
-            let offset =
-                headroom + self.draw.range(0, 64.min((size - headroom) as u64 / 2)) as usize;
-            let most = endpoint.manner.slot_max.min((size - offset) as u64);
-            let len = self.draw.range(1, most).min(total - endpoint.sent_in_step) as usize;
-            let (attempt, side) = endpoint.role.expect("strangers are told nothing");
-            let key = world.key(attempt, side);
-            pattern::fill(key, endpoint.sent, host.memory.bytes_mut(buf, offset, len));
-            let keep = self.draw.chance(endpoint.manner.keep);
-            let notify = keep || self.draw.chance(endpoint.manner.notify);
-            if keep {
-                host.memory.bytes_mut(buf, 0, offset).fill(MARK);
-            }
-            self.cookie += 1;
-            let (offset, len) = (offset as u16, len as u16);
-            let tx = Tx { buf, offset, len, cookie: self.cookie, notify, keep, share: false };
-            host.memory.pass(Owner::Guest, Owner::Stack, buf);
-            match host.stack.send(&mut host.memory, clock, endpoint.channel, endpoint.flow, &tx) {
-                Ok(()) => {
-                    if notify {
-                        let kept = Kept { buf, offset, len, at: endpoint.sent };
-                        endpoint.awaited.push_back((self.cookie, keep.then_some(kept)));
-                    }
-                    endpoint.sent += u64::from(len);
-                    endpoint.sent_in_step += u64::from(len);
-                }
-                Err(refusal) => {
-                    host.memory.pass(Owner::Stack, Owner::Guest, buf);
-                    self.reading.push(Reverse((now, buf, endpoint.channel)));
-                    match refusal {
-                        // Until WRITABLE, or until its end reaches the guest.
-                        Reason::FlowFull | Reason::Closed => endpoint.blocked = true,
-                        reason => panic!("send: {reason}"),
-                    }
-                    return false;
-                }
-            }
-        }
-        true
-    }
 }
 
 /// A flow ended at this end.
@@ -719,31 +671,6 @@ fn stranger() -> Manner {
         reuse: false,
         keepalive: 0,
         early: false,
+        shares: false,
     }
-}
-
-/// ACKED comes once for each slot that asked for it, in order, and a kept
-/// buffer comes back as it was given.
-fn acked(endpoint: &mut Endpoint, slot: &Slot, host: &mut Host, world: &World) {
-    let acknowledged = slot.len == Reason::Ok as u16;
-    let kept = loop {
-        let Some((cookie, kept)) = endpoint.awaited.pop_front() else {
-            panic!("ACKED of {}, which nobody waits for", slot.cookie);
-        };
-        if cookie == slot.cookie {
-            break kept;
-        }
-        // A flow that ended tells of kept buffers only.
-        assert!(!acknowledged && kept.is_none(), "ACKED of {cookie} is missing");
-    };
-    assert_eq!(kept.is_some(), slot.modifiers & KEEP != 0, "KEEP on ACKED");
-    let Some(Kept { buf, offset, len, at }) = kept else { return };
-    assert_eq!(slot.buf_idx, buf, "another buffer than was kept");
-    host.memory.pass(Owner::Stack, Owner::Guest, buf);
-    let (attempt, side) = endpoint.role.expect("strangers are told nothing");
-    let bytes = host.memory.bytes(buf, usize::from(offset), usize::from(len));
-    assert_eq!(pattern::difference(world.key(attempt, side), at, bytes), None, "a kept buffer");
-    let before = host.memory.bytes(buf, 0, usize::from(offset));
-    assert!(before.iter().all(|&byte| byte == MARK), "headroom of a kept buffer was written to");
-    host.memory.give_from(Owner::Guest, buf);
 }

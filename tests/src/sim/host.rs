@@ -117,11 +117,15 @@ impl Host {
         self.stack.poll_slots(&mut self.memory, channel, slots)
     }
 
-    /// The guest gives up a buffer that it was given.
+    /// The guest gives up a buffer that it was given, or that it kept and shared.
     pub fn release(&mut self, now: u64, buf: u32) {
         let now = self.clock(now);
-        self.stack.release(now, buf);
-        self.memory.give_from(Owner::Guest, buf);
+        if self.stack.release(now, buf) {
+            self.memory.pass(Owner::Guest, Owner::Stack, buf);
+            self.stack.retire(buf);
+        } else {
+            self.memory.give_from(Owner::Guest, buf);
+        }
     }
 
     /// Has the port take what is due, and send what it has had for its time.
@@ -153,8 +157,8 @@ impl Host {
             self.frame.clear();
             self.frame.extend_from_slice(frame.head());
             if let Some(p) = frame.payload {
-                // What the port reads must still be the stack's.
-                assert_eq!(self.memory.owner(p.buf), Owner::Stack, "buffer {} at the port", p.buf);
+                // What the port reads must still be the stack's, or lent to it.
+                assert!(self.memory.is_readable(p.buf), "buffer {} at the port", p.buf);
                 let (offset, len) = (usize::from(p.offset), usize::from(p.len));
                 self.frame.extend_from_slice(self.memory.bytes(p.buf, offset, len));
             }

@@ -22,6 +22,8 @@ pub struct StrictMemory {
     buffer_size: usize,
     bytes: Vec<u8>,
     owners: Vec<Owner>,
+    /// Buffers that the stack may read though they are their guest's.
+    lent: Vec<bool>,
     free: Vec<u32>,
     /// The pool hands out nothing for a while, as if others had emptied it.
     pub starved: bool,
@@ -34,6 +36,7 @@ impl StrictMemory {
             buffer_size,
             bytes: vec![0; count as usize * buffer_size],
             owners: vec![Owner::Pool; count as usize],
+            lent: vec![false; count as usize],
             free: (0..count).rev().collect(),
             starved: false,
         }
@@ -59,6 +62,24 @@ impl StrictMemory {
     pub fn pass(&mut self, from: Owner, to: Owner, buf: u32) {
         assert_eq!(self.owners[buf as usize], from, "buffer {buf} on its way to {to:?}");
         self.owners[buf as usize] = to;
+        self.lent[buf as usize] = false;
+    }
+
+    /// The guest sends a buffer that stays its own: the stack may read it until
+    /// it has another owner.
+    pub fn lend(&mut self, buf: u32) {
+        assert_eq!(self.owners[buf as usize], Owner::Guest, "buffer {buf} is lent");
+        self.lent[buf as usize] = true;
+    }
+
+    /// Whether the buffer was lent.
+    pub fn is_lent(&self, buf: u32) -> bool {
+        self.lent[buf as usize]
+    }
+
+    /// Whether the stack, and the port for it, may read the buffer.
+    pub fn is_readable(&self, buf: u32) -> bool {
+        self.owners[buf as usize] == Owner::Stack || self.lent[buf as usize]
     }
 
     /// Whose the buffer is.
@@ -111,6 +132,7 @@ impl Memory for StrictMemory {
     }
 
     fn read(&self, buf: u32, offset: usize, out: &mut [u8]) {
+        assert!(self.is_readable(buf), "a read of buffer {buf}");
         out.copy_from_slice(self.bytes(buf, offset, out.len()));
     }
 
@@ -129,6 +151,7 @@ impl Memory for StrictMemory {
     }
 
     fn sum(&self, buf: u32, offset: usize, len: usize) -> u16 {
+        assert!(self.is_readable(buf), "a sum of buffer {buf}");
         super::headers::sum(self.bytes(buf, offset, len))
     }
 }

@@ -72,6 +72,8 @@ pub struct Summary {
     pub frames: u64,
     /// Payload bytes that guests received.
     pub bytes: u64,
+    /// Slots that guests sent out of buffers that stayed their own.
+    pub shared: u64,
     /// Segments sent again.
     pub retransmits: u64,
     /// Retransmission timeouts.
@@ -310,6 +312,7 @@ impl<'a> Run<'a> {
         }
         let counters = self.hosts.each_ref().map(|host| *host.stack.counters());
         self.summary.bytes = self.guests.iter().map(|g| g.bytes).sum();
+        self.summary.shared = self.guests.iter().map(Guests::shared).sum();
         self.summary.retransmits = counters.iter().map(|c| c.retransmits).sum();
         self.summary.timeouts = counters.iter().map(|c| c.timeouts).sum();
         self.summary.time = self.now - START;
@@ -377,7 +380,9 @@ impl<'a> Run<'a> {
                     Some((_, End::Reset(Reason::PeerReset))) => false,
                     _ => true,
                 };
-                caused || scenario.is_harsh() || scenario.dies(hosts[1 - side])
+                // Payload overtook the answer to a cookie, so nobody knew the flow.
+                let overtook = self.hosts[hosts[1]].stack.counters().cookies_bad > 0;
+                caused || overtook || scenario.is_harsh() || scenario.dies(hosts[1 - side])
             }
             End::Reset(Reason::Refused) => {
                 scenario.dies(hosts[1 - side])

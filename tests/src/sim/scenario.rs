@@ -10,6 +10,7 @@ use pasted::port::prng::Prng;
 
 use super::host::Setup;
 use super::link::{Faults, Loss};
+use super::pattern::Stored;
 
 /// Channels of each guest that are in use.
 pub const CHANNELS: u16 = 2;
@@ -23,6 +24,10 @@ pub const START: u64 = 1_000 * SEC;
 const MTU_MIN: u16 = 576;
 /// RFC 8200 section 5: the same for IPv6.
 const MTU_MIN_V6: u16 = 1280;
+/// Places after the headroom where payload may begin.
+pub const OFFSETS: usize = 64;
+/// Pieces of what is stored in a conversation.
+const PIECES: u64 = 200;
 /// Ethernet's header, with a VLAN tag.
 const LINK_HEADER: usize = 18;
 
@@ -100,6 +105,8 @@ pub struct Manner {
     pub keepalive: u64,
     /// Payload is queued before the handshake is over.
     pub early: bool,
+    /// It says pieces of what its guest has stored, and shares the buffer.
+    pub shares: bool,
 }
 
 /// A flow and what is said on it.
@@ -162,6 +169,8 @@ pub struct Scenario {
     pub answers: bool,
     /// What is said.
     pub conversations: Vec<Conversation>,
+    /// What guests store and send from one buffer on many flows, if they do.
+    pub stored: Option<Stored>,
     /// What happens, in order.
     pub happenings: Vec<(u64, Happening)>,
     /// Time that passes between two turns of a host at least, ns.
@@ -190,6 +199,7 @@ impl Scenario {
             mtu,
             answers: draw.chance(0.5),
             conversations: Vec::new(),
+            stored: None,
             happenings: Vec::new(),
             turn_ns: draw.spread(100, 200_000),
             adversary: adversary || (!calm && draw.chance(0.1)),
@@ -198,6 +208,7 @@ impl Scenario {
         if !calm {
             scenario.happen(draw);
         }
+        scenario.share(calm);
         scenario
     }
 
@@ -265,14 +276,41 @@ impl Scenario {
 
     /// Draws what is said.
     fn converse(&mut self, draw: &mut Draw, calm: bool) {
-        let rough = !calm;
         let count = draw.spread(1, 9) as usize;
         let within = draw.spread(10 * MS, 20 * SEC);
-        let ipv6 = self.takes_ipv6();
         // A run is to be over soon: few bytes where few buffers carry them.
         let buffers = self.setups.iter().map(|s| s.buffers).min().unwrap_or(0);
         let budget = u64::from(buffers) * 4_000 / count as u64;
-        for number in 0..count {
+        self.converse_of(draw, calm, count, within, budget);
+    }
+
+    /// Draws what is said besides by guests that share their buffers. These draws
+    /// are apart from all others, which are what they are without them.
+    fn share(&mut self, calm: bool) {
+        let draw = &mut Draw::new(self.seed ^ 0x0073_6861_7265_6421);
+        if !draw.chance(0.25) {
+            return;
+        }
+        for setup in &mut self.setups {
+            setup.config.shared_sends_max = draw.one(&[8, 64, 1024]);
+        }
+        let room = |s: &Setup| s.buffer_size - usize::from(s.config.headroom) - OFFSETS;
+        let room = self.setups.iter().map(room).min().unwrap_or(1) as u64;
+        let len = draw.range(room / 2, room);
+        let piece = draw.range(len / 8, len);
+        self.stored = Some(Stored { key: draw.word(), len, piece });
+        let count = draw.range(1, 5) as usize;
+        let within = draw.spread(10 * MS, 5 * SEC);
+        self.converse_of(draw, calm, count, within, PIECES * piece);
+    }
+
+    /// Draws `count` conversations of about `budget` bytes each, opened in the
+    /// time `within`. Once something is stored, it is what most of them are of.
+    fn converse_of(&mut self, draw: &mut Draw, calm: bool, count: usize, within: u64, budget: u64) {
+        let rough = !calm;
+        let ipv6 = self.takes_ipv6();
+        let stored = self.stored.is_some();
+        for number in self.conversations.len()..self.conversations.len() + count {
             let opener = draw.range(0, 1) as usize;
             let port_of = (number > 0 && draw.chance(0.2))
                 .then(|| number - 1)
@@ -291,6 +329,7 @@ impl Scenario {
                     reuse: draw.chance(0.3),
                     keepalive: if draw.chance(0.5) { draw.range(1, 20) } else { 0 },
                     early: draw.chance(0.2),
+                    shares: stored && draw.chance(0.8),
                 }
             };
             let manners = scripts.map(&mut manner);
