@@ -10,6 +10,7 @@ use paste_stack::{Memory, Tx};
 use super::bed::{Bed, CHANNELS, MS, PEERS};
 use super::bytes::Bytes;
 use super::frames::flag;
+use super::sharing::{self, SHARING};
 use crate::sim::Owner;
 
 /// Steps of one run.
@@ -47,7 +48,11 @@ fn any_channel(bytes: &mut Bytes<'_>) -> u16 {
 
 fn step(bed: &mut Bed, bytes: &mut Bytes<'_>, listeners: &mut Vec<(u16, Flow)>) {
     let now = bed.now;
-    match bytes.below(20) {
+    let choice = bytes.u8();
+    if choice >= SHARING {
+        return sharing::step(bed, bytes, choice);
+    }
+    match choice % 20 {
         0 => {
             let (channel, port, backlog) = (any_channel(bytes), bytes.u16() % 100, bytes.u16());
             if let Ok(listener) = bed.stack.listen(channel, port, backlog) {
@@ -104,7 +109,7 @@ fn step(bed: &mut Bed, bytes: &mut Bytes<'_>, listeners: &mut Vec<(u16, Flow)>) 
         }
         11 => {
             let channel = any_channel(bytes);
-            bed.stack.close_channel(&mut bed.mem, now, channel);
+            bed.close_channel(channel);
         }
         12 => {
             let channel = bytes.u16() % CHANNELS;

@@ -5,13 +5,14 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use paste_abi::slot::KEEP;
+use paste_abi::slot::{KEEP, SHARE};
 use paste_abi::{CHANNELS_MAX, Event, Flow, Reason, Slot};
 use paste_stack::config::Network;
 use paste_stack::{Config, Memory, Outcome, Payload, RxCsum, RxFrame, Stack, Tx, TxBatch};
 
 use super::bytes::Bytes;
 use super::frames::{self, Around, ETHERNET, Mac, Said, Segment, TCP, flag};
+use super::sharing::{SHARES_MAX, Share, is_marked};
 use crate::sim::{Owner, StrictMemory};
 
 /// Our address.
@@ -33,10 +34,13 @@ pub const CHANNELS: u16 = 2;
 /// Nanoseconds in a millisecond.
 pub const MS: u64 = 1_000_000;
 
-const BUFFERS: u32 = 96;
-const BUFFER_SIZE: usize = 2048;
+/// Buffers of the stack.
+pub const BUFFERS: u32 = 96;
+/// Bytes of each.
+pub const BUFFER_SIZE: usize = 2048;
 const RX_OFFSET: u16 = 64;
-const HEADROOM: u16 = 128;
+/// What the stack wants before payload.
+pub const HEADROOM: u16 = 128;
 /// Frames that a stack this small can have to send while time stands still.
 const FRAMES_MAX: usize = 4096;
 /// Flows whose names the guest remembers, living or dead.
@@ -80,6 +84,8 @@ pub struct Bed {
     pub guest: Vec<u32>,
     /// Buffers in frames that the port has not sent.
     pub unsent: Vec<u32>,
+    /// Shared sends that are under way, in the order of their requests.
+    pub shares: Vec<Share>,
     /// What the stack said last.
     pub said: Vec<Said>,
     out: TxBatch,
@@ -100,6 +106,7 @@ impl Bed {
             neighbours_max: 4,
             time_wait_max: 3,
             send_queue_max: 6,
+            shared_sends_max: SHARES_MAX,
             recv_window_max: 16 << 10,
             headroom: HEADROOM,
             rst_per_second: 8,
@@ -153,6 +160,7 @@ impl Bed {
             names: VecDeque::new(),
             guest: Vec::new(),
             unsent: Vec::new(),
+            shares: Vec::new(),
             said: Vec::new(),
             out: TxBatch::new(16),
             csum,
@@ -169,6 +177,15 @@ impl Bed {
         if let Err(violation) = self.stack.audit(owned) {
             panic!("{violation}");
         }
+        self.check_shares();
+        let free = self.at_port().find(|&buf| self.mem.owner(buf) == Owner::Pool);
+        assert_eq!(free, None, "a free buffer that the port has");
+    }
+
+    /// Buffers in frames that were not sent, whether the port took them or not.
+    pub fn at_port(&self) -> impl Iterator<Item = u32> {
+        let waiting = self.out.frames().iter().filter_map(|frame| frame.payload);
+        waiting.map(|payload| payload.buf).chain(self.unsent.iter().copied())
     }
 
     /// A frame arrives, if there is a buffer for it.
@@ -289,7 +306,9 @@ impl Bed {
                 self.mem.pass(Owner::Stack, Owner::Guest, slot.buf_idx);
                 self.guest.push(slot.buf_idx);
             }
+            Event::Acked if slot.modifiers & SHARE != 0 => self.share_ended(channel, slot),
             Event::Accepted => self.remember(channel, slot.flow),
+            Event::Reset | Event::Closed => self.no_share_is_left(slot.flow),
             _ => {}
         }
     }
@@ -326,8 +345,15 @@ impl Bed {
         let tx = Tx { buf, ..tx };
         let sent = self.stack.send(&mut self.mem, self.now, name.0, name.1, &tx);
         match sent {
-            Ok(()) => self.mem.pass(Owner::Guest, Owner::Stack, buf),
-            Err(_) => self.guest.push(buf),
+            Ok(()) => {
+                assert!(!self.is_shared(buf), "buffer {buf} is given away while it is shared");
+                self.mem.pass(Owner::Guest, Owner::Stack, buf);
+            }
+            Err(refusal) => {
+                let shared = self.is_under_way(buf);
+                assert!(refusal != Reason::BadRequest || shared, "buffer {buf} is not shared");
+                self.guest.push(buf);
+            }
         }
         self.check();
         sent
@@ -339,8 +365,21 @@ impl Bed {
             return;
         }
         let buf = self.guest.swap_remove(choice % self.guest.len());
-        self.stack.release(self.now, buf);
-        self.mem.give_from(Owner::Guest, buf);
+        let sending = self.stack.release(self.now, buf);
+        assert_eq!(sending, self.is_under_way(buf), "buffer {buf} is given back");
+        if sending {
+            self.mem.pass(Owner::Guest, Owner::Stack, buf);
+            self.stack.retire(buf);
+        } else {
+            self.mem.give_from(Owner::Guest, buf);
+        }
+        self.check();
+    }
+
+    /// The guest of a channel is gone.
+    pub fn close_channel(&mut self, channel: u16) {
+        self.stack.close_channel(&mut self.mem, self.now, channel);
+        self.shares.retain(|share| share.channel != channel);
         self.check();
     }
 
@@ -357,7 +396,10 @@ impl Bed {
             for at in 0..count {
                 let mut bytes = self.out.frames()[at].head().to_vec();
                 if let Some(Payload { buf, offset, len }) = self.out.frames()[at].payload {
-                    bytes.extend(self.mem.bytes(buf, offset.into(), len.into()));
+                    assert!(self.mem.is_readable(buf), "buffer {buf} is sent");
+                    let payload = self.mem.bytes(buf, offset.into(), len.into());
+                    assert!(!self.is_shared(buf) || is_marked(buf, payload), "bytes of {buf}");
+                    bytes.extend(payload);
                     self.unsent.push(buf);
                 }
                 assert!(bytes.len() >= ETHERNET, "a frame without a header");
@@ -434,9 +476,8 @@ impl Bed {
     pub fn wind_down(mut self) {
         self.mem.starved = false;
         for channel in 0..CHANNELS_MAX {
-            self.stack.close_channel(&mut self.mem, self.now, channel);
+            self.close_channel(channel);
         }
-        self.check();
         while !self.guest.is_empty() {
             self.give_back(0);
         }

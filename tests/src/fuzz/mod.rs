@@ -8,6 +8,9 @@
 //! | [`options`] | options of TCP and IP, which a plain reading judges too |
 //! | [`api`] | the stack's methods in any order |
 //!
+//! Steps of `sequence` and `api` are also those of `sharing`: buffers that are
+//! sent and stay their guest's.
+//!
 //! After each step the stack's records are audited, the memory's books say whose
 //! each buffer is, and every frame that goes out is read and judged. In the end
 //! all flows are abandoned, and nothing may be left of them.
@@ -19,6 +22,7 @@ pub mod frames;
 pub mod options;
 pub mod packet;
 pub mod sequence;
+mod sharing;
 
 /// What a fuzzer calls.
 pub type Target = fn(&[u8]);

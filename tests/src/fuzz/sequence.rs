@@ -9,6 +9,7 @@ use paste_stack::Tx;
 use super::bed::{Bed, CHANNELS, HOST, HOST_MAC, HOST6, MS, PEER_MAC, PEERS};
 use super::bytes::Bytes;
 use super::frames::{self, Around, ICMP, ICMP6, TCP, flag};
+use super::sharing::{self, SHARING};
 
 /// Steps of one run: more say nothing new and only cost time.
 const STEPS_MAX: usize = 256;
@@ -54,7 +55,11 @@ pub fn sequence(data: &[u8]) {
 }
 
 fn step(bed: &mut Bed, bytes: &mut Bytes<'_>, last: &mut Vec<u8>) {
-    match bytes.below(22) {
+    let choice = bytes.u8();
+    if choice >= SHARING {
+        return sharing::step(bed, bytes, choice);
+    }
+    match choice % 22 {
         0 => open(bed, bytes),
         1..=5 => {
             *last = segment(bed, bytes);

@@ -8,7 +8,7 @@
 //! | --- | --- |
 //! | `scenario` | what is drawn from a seed: settings, conversations, faults |
 //! | `run` | the loop, what must hold at each turn, and the judgement at the end |
-//! | `guest` | applications that follow scripts and judge what they are told |
+//! | `guest` | applications that follow scripts and judge what they are told; what they keep and share |
 //! | `host`, `memory` | a stack, its port, and buffers of which each has one owner |
 //! | `link` | the wire, and what goes wrong on it |
 //! | `observer`, `headers` | what can be said of a stack by its segments alone |
