@@ -3,9 +3,11 @@
 //!
 //! Level 0 has a slot for each of the next 64 ticks, level 1 for each of the
 //! next 64 spans of 64 ticks, and so on. When the hand enters a span, its
-//! timers move down. Each id has at most one timer. Owners whose deadline moves
-//! later leave the timer where it is and set it again when it rings: most
-//! deadlines move many times for each time that one is reached.
+//! timers ring, early, and their owners set them again: an owner looks at its
+//! deadline whenever a timer rings. So one whose deadline moves later leaves the
+//! timer where it is: most deadlines move many times for each time that one is
+//! reached, and a timer that moved down the levels by itself would be touched
+//! once more for each level, for nothing. Each id has at most one timer.
 
 use core::ops::Range;
 
@@ -95,6 +97,12 @@ impl Wheel {
         self.nodes[id as usize].next
     }
 
+    /// The id that is likely to ring after this one, which just did.
+    #[inline]
+    pub(crate) fn following(&self, id: u32) -> Option<u32> {
+        Some(self.nodes[id as usize].next).filter(|&next| next != NIL)
+    }
+
     /// Stops the timer of `id`, if it is set.
     #[inline]
     pub(crate) fn cancel(&mut self, id: u32) {
@@ -163,28 +171,23 @@ impl Wheel {
         self.next_slot().map(|(tick, _)| tick << TICK_BITS)
     }
 
-    /// Takes out an id whose timer rings at or before `now`, if there is one.
+    /// Takes out an id whose timer rings by `now`, if there is one. Its deadline may
+    /// be later still: one that is set again then rings closer to it, and after
+    /// one early ring for each level at most.
     #[inline]
     pub(crate) fn pop(&mut self, now: u64) -> Option<u32> {
         let now = now >> TICK_BITS;
-        loop {
-            let Some((tick, slot)) = self.next_slot() else {
-                self.tick = self.tick.max(now);
-                return None;
-            };
-            if tick > now {
-                self.tick = self.tick.max(now);
-                return None;
+        match self.next_slot() {
+            Some((tick, slot)) if tick <= now => {
+                self.tick = tick;
+                let id = self.heads[slot];
+                self.cancel(id);
+                Some(id)
             }
-            self.tick = tick;
-            let id = self.heads[slot];
-            let due = self.nodes[id as usize].tick;
-            self.cancel(id);
-            if due <= now {
-                return Some(id);
+            _ => {
+                self.tick = self.tick.max(now);
+                None
             }
-            // It is in a span that the hand has entered: one level down.
-            self.insert(id, due);
         }
     }
 }
@@ -214,7 +217,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn rings_when_due_and_once(
+        fn rings_when_due_and_at_most_once_early_for_each_level(
             start in 0u64..1 << 50,
             steps in proptest::collection::vec((0u32..16, 0u64..1 << 36, 0u64..1 << 35, any::<bool>()), 1..120),
         ) {
@@ -238,9 +241,16 @@ mod tests {
                     prop_assert!(next <= first.max(now) + TICK);
                 }
                 now += pass;
+                let mut early = [0; 16];
                 while let Some(rung) = wheel.pop(now) {
-                    let due = model[rung as usize].take();
-                    prop_assert!(due.is_some_and(|d| d <= now));
+                    let due = model[rung as usize].expect("a timer that is set");
+                    if due <= now {
+                        model[rung as usize] = None;
+                    } else {
+                        early[rung as usize] += 1;
+                        prop_assert!(early[rung as usize] < LEVELS);
+                        wheel.set_earlier(rung, due);
+                    }
                 }
                 for due in model.iter().flatten() {
                     prop_assert!(*due + TICK > now - now % TICK, "late: {due} at {now}");

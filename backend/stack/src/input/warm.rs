@@ -73,6 +73,17 @@ impl Stack {
         Some(Key::new(local, remote.octets(), be16(ip, ports), be16(ip, ports + 2)))
     }
 
+    /// Reads what the timer after that of `id`, which rings now, will need: with many
+    /// flows, each would wait for the memory alone.
+    #[inline]
+    pub(crate) fn warm_timer(&self, id: u32) {
+        if let Some(next) = self.wheel.following(id)
+            && next < self.config.flows_max
+        {
+            black_box(self.wheel.touch(next) ^ self.flows[next].touch());
+        }
+    }
+
     fn warm_flows(&self, hashes: &[u32]) {
         let mut read = 0;
         for &hash in hashes {

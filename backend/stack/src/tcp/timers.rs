@@ -35,6 +35,7 @@ impl Stack {
     pub fn advance<M: Memory>(&mut self, mem: &mut M, now: u64) {
         let now = self.clock(now);
         while let Some(id) = self.wheel.pop(now) {
+            self.warm_timer(id);
             match id.checked_sub(self.config.flows_max) {
                 Some(host) if host == self.neighbours.count() => self.host_timer(mem, now),
                 Some(neighbour) => self.neighbour_timer(mem, now, neighbour),
@@ -134,7 +135,7 @@ impl Stack {
     /// ns, to probe the tail (RFC 8985 section 7.2), or to retransmit.
     #[inline]
     pub(crate) fn rearm(&mut self, now: u64, index: u32, wait: Option<u64>) {
-        let rto = self.rto(&self.flows[index]);
+        let timers = &self.config.timers;
         let flow = &mut self.flows[index];
         if !flow.outstanding() {
             if flow.timer != Timer::Persist {
@@ -161,18 +162,18 @@ impl Stack {
         if let Some(resent) = scoreboard::head_resent(&self.bufs, flow) {
             elapsed = elapsed.min(Stamp::at(now).since(resent));
         }
+        let rto = flow.rtt.timeout(timers.rto_min, timers.rto_max);
         let mut left = rto.saturating_sub(elapsed).max(1);
         if running {
             left = left.max(flow.rexmit_at.ns(now).saturating_sub(now));
         }
-        flow.timer = Timer::Retransmit;
-        flow.rexmit_at = Deadline::after(now, left);
         let probes = flow.sack()
             && flow.phase == Phase::Open
             && flow.tail == Tail::None
             && !flow.tail_due()
             && flow.rtt.is_measured()
             && flow.rtt.backoff() == 0;
+        flow.timer = Timer::Retransmit;
         if probes {
             let mut wait = 2 * flow.rtt.smoothed();
             if flow.flight() <= u32::from(flow.mss) {
@@ -180,8 +181,9 @@ impl Stack {
             }
             // Section 7.2 too: in place of the timeout, if that comes first.
             flow.timer = Timer::TailProbe;
-            flow.rexmit_at = Deadline::after(now, wait.min(left));
+            left = left.min(wait);
         }
+        flow.rexmit_at = Deadline::after(now, left);
     }
 
     /// TIME-WAIT, FIN-WAIT-2 or keepalive. `false` when the flow ended.
