@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use crate::checksum;
 use crate::sys::Mapping;
 
 /// A range that is not inside a buffer, or a buffer that does not exist.
@@ -123,7 +124,10 @@ impl Buffers {
     /// [`RangeError`].
     #[inline]
     pub fn sum(&self, buf: u32, offset: usize, len: usize) -> Result<u16, RangeError> {
-        Ok(sum(self.as_ptr(buf, offset, len)?, len))
+        let from = self.as_ptr(buf, offset, len)?;
+        #[allow(unsafe_code)]
+        // SAFETY: the range was found to lie in the mapping.
+        Ok(unsafe { checksum::sum_at(from, len) })
     }
 
     /// Where a range lies, for a port's system calls. Valid for `len` bytes
@@ -146,42 +150,4 @@ impl Buffers {
         let at = self.locate(buf, offset, len)?;
         self.mapping.at(at, len).ok_or(RangeError { buf, offset, len })
     }
-}
-
-/// Sums `len` bytes at `from`, which the caller has found to lie in a mapping.
-///
-/// Words are added in the machine's order of bytes and swapped once at the end
-/// (RFC 1071 section 2B). Two sums are kept, of whole 32-bit words and of their
-/// upper halves, both wrapping; what the lower halves add up to follows from
-/// them. Compilers make vectors of that, and of nothing more elaborate. Neither
-/// the halves of 2^16 words nor what remains can overflow, and a buffer has fewer.
-#[inline]
-fn sum(from: *const u8, len: usize) -> u16 {
-    let (mut whole, mut upper) = (0u32, 0u32);
-    let words = len / 4;
-    let mut done = words * 4;
-    let mut total = 0u64;
-    #[allow(unsafe_code)]
-    // SAFETY: every read lies in `from..from + len`, which is mapped; the reads
-    // ask for no alignment. Others may write meanwhile: what comes of it is
-    // some number, which is all that a checksum of moving bytes can be.
-    unsafe {
-        for at in 0..words {
-            let word = from.add(at * 4).cast::<u32>().read_unaligned();
-            whole = whole.wrapping_add(word);
-            upper = upper.wrapping_add(word >> 16);
-        }
-        if len - done >= 2 {
-            total += u64::from(from.add(done).cast::<u16>().read_unaligned());
-            done += 2;
-        }
-        if done < len {
-            total += u64::from(u16::from_ne_bytes([from.add(done).read(), 0]));
-        }
-    }
-    total += u64::from(upper) + u64::from(whole.wrapping_sub(upper << 16));
-    while total > 0xffff {
-        total = (total & 0xffff) + (total >> 16);
-    }
-    (total as u16).to_be()
 }

@@ -3,7 +3,8 @@
 
 use std::ops::Range;
 
-use paste_stack::{Memory, checksum};
+use paste_pmem::checksum;
+use paste_stack::Memory;
 
 /// Bytes of one buffer.
 pub const BUFFER_SIZE: usize = 2048;
