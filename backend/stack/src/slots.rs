@@ -175,7 +175,9 @@ impl Stack {
             // Shared sends of it are under way.
             return Err(Reason::BadRequest);
         } else {
-            self.release(now, tx.buf);
+            if meta.place == Place::Delivered {
+                self.release(now, tx.buf);
+            }
             tx.buf
         };
         let flow_state = &mut self.flows[index];

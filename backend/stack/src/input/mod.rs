@@ -6,6 +6,7 @@ mod warm;
 
 use core::net::Ipv6Addr;
 
+use crate::bufs::Place;
 use crate::checksum;
 use crate::flow::Local;
 use crate::frame::RxFrame;
@@ -65,7 +66,9 @@ impl Stack {
             return Outcome::Consumed;
         }
         // A buffer that comes with a frame is nobody's any more.
-        self.release(now, frame.buf);
+        if self.bufs.get(frame.buf).place == Place::Delivered {
+            self.release(now, frame.buf);
+        }
         let mut copy = [0; HEADER_COPY];
         let (at, len) = (usize::from(frame.offset), usize::from(frame.len));
         let bytes = if len >= HEADER_COPY {

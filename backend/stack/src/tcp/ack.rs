@@ -98,6 +98,7 @@ impl Stack {
     }
 
     /// Moves SND.UNA, and takes what lies before it out of the send queue.
+    #[inline]
     fn advance_una<M: Memory>(
         &mut self,
         mem: &mut M,
@@ -186,6 +187,7 @@ impl Stack {
         dsack
     }
 
+    #[inline]
     fn make_writable(&mut self, index: u32) {
         let flow = &mut self.flows[index];
         if flow.want_writable() && flow.tx_len <= self.config.send_queue_max / 2 {

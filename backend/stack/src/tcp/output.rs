@@ -136,6 +136,15 @@ impl Stack {
         flow.rtt.timeout(self.config.timers.rto_min, self.config.timers.rto_max)
     }
 
+    /// Whether a flow without anything in flight has been so for longer than a
+    /// retransmission timeout (RFC 5681 section 4.1).
+    #[inline]
+    fn was_idle(&self, now: u64, flow: &FlowState) -> bool {
+        let elapsed = flow.progress_at.elapsed(now);
+        // The first alone says no to most.
+        elapsed > self.config.timers.rto_min && elapsed > self.rto(flow)
+    }
+
     /// Chooses the next segment.
     #[inline]
     fn plan(&self, now: u64, index: u32) -> Option<Plan> {
@@ -233,18 +242,16 @@ impl Stack {
     }
 
     /// Something new, as far as both windows allow.
+    #[inline]
     fn plan_next(&self, now: u64, index: u32) -> Option<Plan> {
         let flow = &self.flows[index];
         let mut window = flow.congestion.window();
-        if !flow.outstanding() {
+        if !flow.outstanding() && self.was_idle(now, flow) {
             // A copy is asked what an idle flow may do; it is idle no more when
             // something was sent.
-            let rto = self.rto(flow);
-            if flow.progress_at.elapsed(now) > rto {
-                let mut restarted = flow.congestion;
-                restarted.on_idle(now, u32::from(flow.mss));
-                window = restarted.window();
-            }
+            let mut restarted = flow.congestion;
+            restarted.on_idle(now, u32::from(flow.mss));
+            window = restarted.window();
         }
         let meta = self.bufs.get(flow.tx_cursor);
         let fresh = flow.snd_nxt == Seq(meta.seq);
@@ -286,6 +293,7 @@ impl Stack {
     }
 
     /// Payload bytes that a segment has room for now.
+    #[inline]
     fn segment_room(&self, flow: &FlowState) -> u16 {
         flow.mss - flow.sack_len()
     }
@@ -382,12 +390,14 @@ impl Stack {
         }
     }
 
+    #[inline]
     fn sent_next(&mut self, now: u64, index: u32, plan: &Plan) {
-        let rto = self.rto(&self.flows[index]);
+        let first = !self.flows[index].outstanding();
+        let was_idle = first && self.was_idle(now, &self.flows[index]);
         let (bufs, flow) = (&mut self.bufs, &mut self.flows[index]);
         let stamp = Stamp::at(now);
-        if !flow.outstanding() {
-            if flow.progress_at.elapsed(now) > rto {
+        if first {
+            if was_idle {
                 flow.congestion.on_idle(now, u32::from(flow.mss));
             }
             flow.progress_at = Moment::at(now);

@@ -58,6 +58,47 @@ impl Stack {
         // RFC 5681 section 2, RMSS: no more than we said that we take, though a
         // wire that gathers segments may carry more.
         flow.rcv_mss = flow.rcv_mss.max(segment.len.min(self.mss));
+        // Most are: what was expected, within the window, and nothing odd about it.
+        let plain = segment.header.seq == flow.rcv_nxt
+            && !segment.end().after(flow.rcv_adv)
+            && !segment.header.has(flag::FIN)
+            && !flow.fin_known()
+            && flow.held.is_empty();
+        if !plain && !self.trim_to_window(index, segment) {
+            return Outcome::Consumed;
+        }
+
+        let mut outcome = Outcome::Consumed;
+        if segment.len > 0 {
+            if self.flows[index].note_ecn(segment) {
+                self.ack_now(index);
+            }
+            outcome = if segment.header.seq == self.flows[index].rcv_nxt {
+                self.receive_in_order(mem, now, index, segment)
+            } else {
+                self.hold(mem, index, segment)
+            };
+        }
+        if plain {
+            return outcome;
+        }
+        let flow = &mut self.flows[index];
+        if segment.header.has(flag::FIN) && flow.fin_at().is_none() {
+            flow.set_fin_at(segment.end());
+            if segment.end() != flow.rcv_nxt {
+                self.ack_now(index);
+            }
+        }
+        if self.flows[index].fin_at() == Some(self.flows[index].rcv_nxt) {
+            self.receive_fin(mem, now, index);
+        }
+        outcome
+    }
+
+    /// Cuts off what was received already and what the window does not cover.
+    /// `false` if nothing is left, which is acknowledged.
+    fn trim_to_window(&mut self, index: u32, segment: &mut Segment) -> bool {
+        let flow = &mut self.flows[index];
         let old = flow.rcv_nxt.since(segment.header.seq);
         if segment.header.seq.before(flow.rcv_nxt) {
             let repeated = old.min(u32::from(segment.len));
@@ -65,14 +106,14 @@ impl Stack {
             if old >= u32::from(segment.len) && !segment.header.has(flag::FIN) {
                 self.counters.drop_duplicate += 1;
                 self.ack_now(index);
-                return Outcome::Consumed;
+                return false;
             }
             segment.trim_front(repeated);
             if segment.header.seq.before(flow.rcv_nxt) {
                 // A FIN of long ago.
                 self.counters.drop_duplicate += 1;
                 self.ack_now(index);
-                return Outcome::Consumed;
+                return false;
             }
         }
         // What the window, or a FIN that came before, does not cover.
@@ -81,7 +122,7 @@ impl Stack {
             if !segment.header.seq.before(limit) {
                 self.counters.drop_out_of_window += 1;
                 self.ack_now(index);
-                return Outcome::Consumed;
+                return false;
             }
             let len = limit.since(segment.header.seq);
             segment.trim_to(len);
@@ -96,29 +137,7 @@ impl Stack {
             self.counters.drop_bad_fin += 1;
             self.ack_now(index);
         }
-
-        let mut outcome = Outcome::Consumed;
-        if segment.len > 0 {
-            if self.flows[index].note_ecn(segment) {
-                self.ack_now(index);
-            }
-            outcome = if segment.header.seq == self.flows[index].rcv_nxt {
-                self.receive_in_order(mem, now, index, segment)
-            } else {
-                self.hold(mem, index, segment)
-            };
-        }
-        let flow = &mut self.flows[index];
-        if segment.header.has(flag::FIN) && flow.fin_at().is_none() {
-            flow.set_fin_at(segment.end());
-            if segment.end() != flow.rcv_nxt {
-                self.ack_now(index);
-            }
-        }
-        if self.flows[index].fin_at() == Some(self.flows[index].rcv_nxt) {
-            self.receive_fin(mem, now, index);
-        }
-        outcome
+        true
     }
 
     #[inline]
@@ -165,6 +184,7 @@ impl Stack {
 
     /// Makes the payload at `rcv_nxt` readable; `None` if the flow may not have
     /// another buffer.
+    #[inline]
     fn take_in_order<M: Memory>(
         &mut self,
         mem: &mut M,
@@ -202,6 +222,7 @@ impl Stack {
     }
 
     /// Moves `rcv_nxt` over payload that is readable now.
+    #[inline]
     pub(crate) fn advance_received(&mut self, index: u32, len: u16) {
         let flow = &mut self.flows[index];
         flow.rcv_nxt += u32::from(len);

@@ -43,8 +43,9 @@ impl Stack {
     }
 
     /// The window that the flow could have now, bytes; never less than it has.
+    /// `largest` is [`Stack::largest_window`].
     #[inline]
-    fn desired_window(&self, index: u32) -> u32 {
+    fn desired_window(&self, index: u32, largest: u32) -> u32 {
         let flow = &self.flows[index];
         let mss = u32::from(self.mss);
         let current = flow.rcv_wnd();
@@ -53,12 +54,12 @@ impl Stack {
         // if others do not take them much faster.
         let own = self.spare(self.pool_free).saturating_sub(flow.rx_bufs) / 4;
         let limit = self.config.recv_window_max.saturating_sub(used);
-        let limit = limit.min(self.largest_window(index)).min(own.saturating_mul(mss));
+        let limit = limit.min(largest).min(own.saturating_mul(mss));
         let part = if flow.rcv_space > SPACE_FIRST { 2 } else { UNPROVEN_PART };
         let fair = (self.unpromised() + u64::from(current)) / part;
         let wanted = fair.min(u64::from(limit)) as u32;
         let floor = SPACE_FLOOR * mss;
-        let floor = floor.min(if used == 0 { self.largest_window(index) } else { limit });
+        let floor = floor.min(if used == 0 { largest } else { limit });
         current.max(wanted).max(floor)
     }
 
@@ -89,8 +90,9 @@ impl Stack {
     /// the right edge never moves left.
     #[inline]
     pub(crate) fn advertise(&mut self, index: u32, ack: Seq, scaled: bool) -> u16 {
-        let desired = self.desired_window(index);
-        let least = u32::from(self.mss).min(self.largest_window(index) / 2);
+        let largest = self.largest_window(index);
+        let desired = self.desired_window(index, largest);
+        let least = u32::from(self.mss).min(largest / 2);
         let flow = &mut self.flows[index];
         let current = flow.rcv_wnd();
         let scale = if scaled { u32::from(flow.rcv_scale) } else { 0 };
@@ -153,6 +155,7 @@ impl Stack {
     }
 
     /// Acknowledges now if a window that has opened is news.
+    #[inline]
     fn tell_of_window(&mut self, index: u32) {
         // RFC 9293 section 3.8.6.2.2: tell the peer when it may be waiting, and
         // otherwise let the next segment carry the news.
@@ -162,7 +165,7 @@ impl Stack {
             // It is open by more than half, whatever it could be.
             return;
         }
-        let growth = self.desired_window(index) - current;
+        let growth = self.desired_window(index, largest) - current;
         if growth >= largest / 2 || (current < mss && growth >= mss) {
             self.ack_now(index);
         }

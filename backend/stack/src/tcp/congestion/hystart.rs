@@ -55,6 +55,7 @@ impl HyStart {
         self.left == cwnd && self.last_min == INFINITE
     }
 
+    #[inline]
     pub(super) fn on_rtt(&mut self, rtt_ns: u64) {
         let rtt = (rtt_ns >> UNIT_SHIFT).min(u64::from(INFINITE - 1)) as u16;
         self.current_min = self.current_min.min(rtt);
@@ -79,6 +80,7 @@ impl HyStart {
 
     /// `acked` bytes of a window of `cwnd` were acknowledged. Gives by how much
     /// the window may grow, or `None` when slow start is over.
+    #[inline]
     pub(super) fn on_ack(&mut self, acked: u32, cwnd: u32, mss: u32) -> Option<u32> {
         self.left = self.left.saturating_sub(acked);
         if self.left == 0 {
