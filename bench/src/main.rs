@@ -8,10 +8,12 @@
 //! | `quick` | the order of measurements of `paste-bench quick` |
 //! | `row` | what rounds add up to |
 //! | `report` | tables, Markdown and JSON |
+//! | `durable` | durable writes, beside Redis |
 //! | `stack` | the stack alone, beside smoltcp |
 //! | `sys` | the operating system |
 
 mod client;
+mod durable;
 mod network;
 mod quick;
 mod report;
@@ -39,6 +41,8 @@ enum Command {
     Quick(quick::Args),
     /// CPU time and memory of the stack alone, beside smoltcp
     Stack(stack::Args),
+    /// Durable writes of the key-value server, beside Redis
+    Durable(durable::Args),
     #[command(flatten)]
     Serve(serve::Role),
 }
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Quick(args) => quick::run(&args),
         Command::Stack(args) => stack::run(&args),
+        Command::Durable(args) => durable::run(&args),
         Command::Serve(role) => serve::run(&role),
     }
 }

@@ -16,7 +16,10 @@ use pasted::demo::http::{BODY, response};
 use pasted::demo::{self, GuestArgs};
 use pasted::{logging, wiring};
 
-/// What the epoll server prints when it listens.
+use crate::durable;
+use crate::durable::serve::RedisArgs;
+
+/// What a server prints when it listens.
 pub const READY: &str = "ready";
 /// How often the epoll server looks whether it is to stop.
 const STOP_INTERVAL: Duration = Duration::from_millis(200);
@@ -37,6 +40,12 @@ pub enum Role {
     /// The guest
     #[command(hide = true, name = "serve-guest")]
     Guest(GuestArgs),
+    /// The guest that stores keys and values
+    #[command(hide = true, name = "serve-kv")]
+    KeyValues(GuestArgs),
+    /// Redis, in a network of its own
+    #[command(hide = true, name = "serve-redis")]
+    Redis(RedisArgs),
 }
 
 /// What the epoll server is told.
@@ -62,6 +71,8 @@ pub fn run(role: &Role) -> ExitCode {
         Role::Guest(args) => return demo::run_guest(args),
         Role::Epoll(args) => epoll(args).map_err(|e| e.to_string()),
         Role::Pasted { config } => pasted(config),
+        Role::KeyValues(args) => durable::serve::key_values(args).map_err(|e| e.to_string()),
+        Role::Redis(args) => Err(durable::serve::redis(args).to_string()),
     };
     result.map_or_else(
         |message| {
@@ -100,7 +111,7 @@ fn epoll(args: &EpollArgs) -> io::Result<()> {
 }
 
 /// Prints a line to who started the process.
-fn say(line: &str) -> io::Result<()> {
+pub fn say(line: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{line}")?;
     out.flush()

@@ -1,7 +1,7 @@
 //! Linux: the bridge's ioctls (`linux/sockios.h`), and what /proc tells. All
 //! that is `unsafe` in the benchmarks is here.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -22,27 +22,35 @@ const SIOCSIFTXQLEN: libc::Ioctl = 0x8943;
 /// forward at once. In the network namespace of the calling thread; the bridge
 /// goes with it.
 pub fn bridge(name: &str, ports: &[&str], queue_len: i32) -> io::Result<()> {
-    let control = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    let control = control()?;
     let bridge = request(name)?;
     // SAFETY: SIOCBRADDBR reads a name of IFNAMSIZ bytes, and `ifr_name` is one.
     check(unsafe { libc::ioctl(control.as_raw_fd(), SIOCBRADDBR, bridge.ifr_name.as_ptr()) })?;
-    for port in ports {
-        let mut device = request(port)?;
-        interface(&control, libc::SIOCGIFINDEX as _, &mut device)?;
-        let mut member = request(name)?;
-        // SAFETY: SIOCGIFINDEX filled in this member.
-        member.ifr_ifru.ifru_ifindex = unsafe { device.ifr_ifru.ifru_ifindex };
-        interface(&control, SIOCBRADDIF, &mut member)?;
-        // The queue's length is in the place of the metric, an int.
-        device.ifr_ifru.ifru_metric = queue_len;
-        interface(&control, SIOCSIFTXQLEN, &mut device)?;
-        interface(&control, libc::SIOCGIFFLAGS as _, &mut device)?;
-        // SAFETY: SIOCGIFFLAGS filled in this member.
-        let flags = unsafe { device.ifr_ifru.ifru_flags };
-        device.ifr_ifru.ifru_flags = flags | libc::IFF_UP as c_short;
-        interface(&control, libc::SIOCSIFFLAGS as _, &mut device)?;
-    }
-    Ok(())
+    ports.iter().try_for_each(|port| join(name, port, queue_len))
+}
+
+/// Makes `port` a port of a bridge that is there, as [`bridge`] does.
+pub fn join(bridge: &str, port: &str, queue_len: i32) -> io::Result<()> {
+    let control = control()?;
+    let mut device = request(port)?;
+    interface(&control, libc::SIOCGIFINDEX as _, &mut device)?;
+    let mut member = request(bridge)?;
+    // SAFETY: SIOCGIFINDEX filled in this member.
+    member.ifr_ifru.ifru_ifindex = unsafe { device.ifr_ifru.ifru_ifindex };
+    interface(&control, SIOCBRADDIF, &mut member)?;
+    // The queue's length is in the place of the metric, an int.
+    device.ifr_ifru.ifru_metric = queue_len;
+    interface(&control, SIOCSIFTXQLEN, &mut device)?;
+    interface(&control, libc::SIOCGIFFLAGS as _, &mut device)?;
+    // SAFETY: SIOCGIFFLAGS filled in this member.
+    let flags = unsafe { device.ifr_ifru.ifru_flags };
+    device.ifr_ifru.ifru_flags = flags | libc::IFF_UP as c_short;
+    interface(&control, libc::SIOCSIFFLAGS as _, &mut device)
+}
+
+/// A socket to ask about interfaces.
+fn control() -> io::Result<OwnedFd> {
+    Ok(socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?)
 }
 
 /// A request about an interface, with nothing but its name.
@@ -146,6 +154,65 @@ fn parse_stolen(stat: &str) -> Option<Stolen> {
     Some(Stolen { steal: *ticks.get(7)?, all: ticks.iter().sum() })
 }
 
+/// How long a core was busy, and all time that passed, in the kernel's ticks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CoreTime {
+    busy: u64,
+    all: u64,
+}
+
+impl CoreTime {
+    /// Of this core, since the machine started.
+    pub fn of(core: usize) -> io::Result<CoreTime> {
+        parse_core(&fs::read_to_string("/proc/stat")?, core)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/stat: no such core"))
+    }
+
+    /// How much of the time since `earlier` it was busy, in percent.
+    pub fn busy_percent_since(self, earlier: CoreTime) -> f64 {
+        let all = self.all.saturating_sub(earlier.all).max(1);
+        100.0 * self.busy.saturating_sub(earlier.busy) as f64 / all as f64
+    }
+}
+
+/// All but idle and iowait of a core's line (proc_stat(5)).
+fn parse_core(stat: &str, core: usize) -> Option<CoreTime> {
+    let prefix = format!("cpu{core} ");
+    let fields = stat.lines().find_map(|line| line.strip_prefix(&prefix))?;
+    let ticks: Vec<u64> =
+        fields.split_ascii_whitespace().take(8).map(str::parse).collect::<Result<_, _>>().ok()?;
+    let all = ticks.iter().sum();
+    Some(CoreTime { busy: all - ticks.get(3)? - ticks.get(4)?, all })
+}
+
+/// Processes that want a core, in the mean of the last minute.
+pub fn load() -> f64 {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(0.0)
+}
+
+/// Bytes that a process has caused to be written to storage (proc_pid_io(5)):
+/// pages that it made dirty, counted anew whenever they were clean.
+pub fn written_bytes(pid: u32) -> io::Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/io"))?;
+    field(&text, "write_bytes")
+        .and_then(|value| value.parse().ok())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/PID/io: no write_bytes"))
+}
+
+/// The type of file systems in memory (statfs(2)).
+const TMPFS_MAGIC: i64 = 0x0102_1994;
+
+/// Whether a file or directory is in memory alone.
+pub fn is_in_memory(file: &File) -> io::Result<bool> {
+    Ok(rustix::fs::fstatfs(file)?.f_type as i64 == TMPFS_MAGIC)
+}
+
+/// Writes back what the file system with this file or directory holds.
+pub fn sync(file: &File) -> io::Result<()> {
+    Ok(rustix::fs::syncfs(file)?)
+}
+
 /// What describes the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Machine {
@@ -172,7 +239,7 @@ impl Machine {
     }
 }
 
-/// The first value of a field of /proc/cpuinfo.
+/// The first value of a field of /proc/cpuinfo or /proc/PID/io.
 fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     info.lines().find_map(|line| {
         let (key, value) = line.split_once(':')?;
@@ -194,6 +261,27 @@ mod tests {
         assert_eq!(later.percent_since(Stolen { steal: 80, all }), 25.0);
         assert_eq!(later.percent_since(later), 0.0);
         assert!(stolen().unwrap().all > 0);
+    }
+
+    #[test]
+    fn a_core_is_busy_when_it_neither_idles_nor_waits() {
+        let stat = "cpu  1 1 1 1 1 1 1 1\ncpu0 9 9 9 9 9 9 9 9\ncpu1 1 2 3 40 50 6 7 8 0 0\n";
+        let (earlier, all) = (parse_core(stat, 1).unwrap(), 117);
+        assert_eq!(earlier, CoreTime { busy: 27, all });
+        assert_eq!(parse_core(stat, 2), None);
+        let later = CoreTime { busy: 30, all: all + 4 };
+        assert_eq!(later.busy_percent_since(earlier), 75.0);
+        assert!(CoreTime::of(0).unwrap().all > 0);
+    }
+
+    #[test]
+    fn what_a_process_writes_is_counted() {
+        assert!(written_bytes(std::process::id()).is_ok());
+        assert!(load() >= 0.0);
+        let file = File::open("/dev/shm").unwrap();
+        assert!(is_in_memory(&file).unwrap());
+        assert!(!is_in_memory(&File::open("/proc").unwrap()).unwrap());
+        sync(&file).unwrap();
     }
 
     #[test]

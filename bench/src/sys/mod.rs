@@ -9,5 +9,6 @@ mod linux;
 pub use allocator::allocated;
 #[cfg(target_os = "linux")]
 pub use linux::{
-    Machine, Stolen, bridge, congestion_control, settle_network, stolen, wait_readable,
+    CoreTime, Machine, Stolen, bridge, congestion_control, is_in_memory, join, load,
+    settle_network, stolen, sync, wait_readable, written_bytes,
 };

@@ -1,0 +1,330 @@
+//! `paste-bench durable`: keys and values that are durable when they are
+//! acknowledged, our `kv` beside Redis, in turns.
+//!
+//! For each size of value, number of connections and depth of pipeline all servers
+//! are started anew and filled; then they are measured A/B/A/B, each held still
+//! while another is measured. The client is on the first core, the servers are on
+//! the second.
+//!
+//! | module | knows |
+//! | --- | --- |
+//! | `bed` | the network, and who is where |
+//! | `server`, `serve` | the servers, from outside and from inside |
+//! | `load` | redis-benchmark, and how values are judged |
+//! | `row` | what rounds add up to |
+//! | `report` | tables, Markdown and JSON |
+
+mod bed;
+mod load;
+mod report;
+mod row;
+pub mod serve;
+mod server;
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use pasted::demo::{Directory, SceneError};
+use pasted::sys::demo::children;
+
+use self::bed::Kind;
+use self::load::{Cell, Client, LoadError, Op};
+use self::report::{Conditions, Report};
+use self::row::{Round, Row};
+use self::server::{Server, ServerError};
+use crate::network::NetworkError;
+use crate::sys::{self, CoreTime, Machine};
+
+/// The numbers of connections of a whole and of a quick comparison.
+const CONNECTIONS: [u32; 4] = [1, 16, 64, 256];
+const CONNECTIONS_QUICK: [u32; 1] = [64];
+/// Sizes of values.
+const VALUE_BYTES: [usize; 3] = [64, 1024, 16 * 1024];
+/// Depths of pipelines.
+const PIPELINES: [u32; 2] = [1, 16];
+/// Rounds of each server, and how long one is planned to be.
+const ROUNDS: (u32, f64) = (5, 1.0);
+const ROUNDS_QUICK: (u32, f64) = (3, 0.5);
+/// Requests of each connection, in pieces of the pipeline, that tell how many a
+/// round needs.
+const TRIAL: u64 = 20;
+const TRIAL_MIN: u64 = 200;
+/// Bytes of values that one trial or one round moves at most: what Redis logs must
+/// find room on the disk.
+const TRIAL_BYTES_MAX: u64 = 32 << 20;
+const ROUND_BYTES_MAX: u64 = 512 << 20;
+
+/// The options of `paste-bench durable`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Only 64 connections, and fewer and shorter rounds: less than five minutes
+    #[arg(long)]
+    quick: bool,
+    /// Print the result as Markdown in place of the table
+    #[arg(long)]
+    markdown: bool,
+    /// Print the result as a JSON object too, on the last line
+    #[arg(long)]
+    json: bool,
+}
+
+/// Why there is no result.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    /// No network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// No directory.
+    #[error(transparent)]
+    Scene(#[from] SceneError),
+    /// No server.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// No load.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Client and server on one core would only measure how these share it.
+    #[error("this process may use one core only: the comparison needs two")]
+    OneCore,
+    /// Nothing is durable there.
+    #[error("{} is in memory: set TMPDIR to a directory on a disk", .0.display())]
+    InMemory(PathBuf),
+    /// The system refused.
+    #[error("{what}: {source}")]
+    System {
+        /// What was refused.
+        what: &'static str,
+        /// What it said.
+        source: io::Error,
+    },
+}
+
+fn refused(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::System { what, source }
+}
+
+/// Measures, and prints the result. The exit code is 0 only if every value was
+/// right. Must be called before the process has a second thread.
+pub fn run(args: &Args) -> ExitCode {
+    match measure(args) {
+        Ok(report) => {
+            let text = if args.markdown { report.markdown() } else { report.table() };
+            print!("{text}");
+            if args.json {
+                println!("{}", report.json());
+            }
+            if report.is_right() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            eprintln!("paste-bench durable: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Where and how is measured.
+struct Setting {
+    directory: Directory,
+    /// The same, to be synced.
+    disk: File,
+    client_core: usize,
+    server_core: usize,
+    seconds: f64,
+    rounds: u32,
+}
+
+fn measure(args: &Args) -> Result<Report, Error> {
+    load::check_programs()?;
+    let load = sys::load();
+    bed::enter()?;
+    let cores = children::cores().map_err(refused("the cores cannot be counted"))?;
+    let [client_core, server_core, ..] = cores[..] else {
+        return Err(Error::OneCore);
+    };
+    children::pin(client_core).map_err(refused("the client cannot be bound to a core"))?;
+    let directory = Directory::new()?;
+    let disk = File::open(directory.path()).map_err(refused("the directory cannot be opened"))?;
+    if sys::is_in_memory(&disk).map_err(refused("the file system cannot be told"))? {
+        return Err(Error::InMemory(directory.path().to_owned()));
+    }
+    let (rounds, seconds) = if args.quick { ROUNDS_QUICK } else { ROUNDS };
+    let setting = Setting { directory, disk, client_core, server_core, seconds, rounds };
+    let counts = if args.quick { &CONNECTIONS_QUICK[..] } else { &CONNECTIONS[..] };
+    let mut rows = Vec::new();
+    for value_bytes in VALUE_BYTES {
+        for &connections in counts {
+            for pipeline in PIPELINES {
+                rows.extend(compare(&setting, Cell { value_bytes, connections, pipeline })?);
+            }
+        }
+    }
+    Ok(Report {
+        conditions: Conditions {
+            machine: Machine::this(),
+            redis: redis_version(),
+            congestion_control: sys::congestion_control(),
+            client_core,
+            server_core,
+            seconds,
+            rounds,
+            load,
+            arguments: if args.quick { "--quick".to_owned() } else { String::new() },
+        },
+        rows,
+    })
+}
+
+/// What Redis calls itself, without its build.
+fn redis_version() -> String {
+    let output = Command::new("redis-server").arg("--version").output();
+    let said = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    let words = said.unwrap_or_default();
+    let words: Vec<&str> = words.split_ascii_whitespace().take(3).collect();
+    words.join(" ")
+}
+
+/// One of the compared: a server, how many requests a round of each kind has,
+/// its rounds, and the writes that it was asked for in all.
+struct Side {
+    server: Server,
+    requests: u64,
+    rounds: Vec<Round>,
+    writes: u64,
+}
+
+/// All servers in one cell.
+fn compare(setting: &Setting, cell: Cell) -> Result<Vec<Row>, Error> {
+    let value = load::value(cell.value_bytes);
+    let mut sides = Vec::with_capacity(Kind::ALL.len());
+    for kind in Kind::ALL {
+        let server = Server::start(kind, setting.server_core, &setting.directory)?;
+        Client::connect(kind.address())?.fill(&value)?;
+        server.hold(true).map_err(refused("a server cannot be held still"))?;
+        let writes = u64::from(load::KEYS);
+        sides.push(Side { server, requests: 0, rounds: Vec::new(), writes });
+    }
+    let mut rows = Vec::with_capacity(2 * sides.len());
+    for op in Op::ALL {
+        for side in &mut sides {
+            let trial = side.round(setting, cell, op, trial_requests(cell))?;
+            side.requests = round_requests(cell, trial.figures.rps * setting.seconds);
+        }
+        for number in 1..=setting.rounds {
+            for side in &mut sides {
+                let round = side.round(setting, cell, op, side.requests)?;
+                eprintln!(
+                    "{} of {} bytes, {} connections, pipeline {}, round {number} of {}: {} {:.0} \
+                     requests/s",
+                    op.name(),
+                    cell.value_bytes,
+                    cell.connections,
+                    cell.pipeline,
+                    setting.rounds,
+                    side.server.kind.name(),
+                    round.figures.rps,
+                );
+                side.rounds.push(round);
+            }
+        }
+        for side in &mut sides {
+            rows.push(Row::new(side.server.kind, op, cell, &side.rounds));
+            side.rounds.clear();
+        }
+    }
+    for side in sides {
+        let Side { server, writes, .. } = side;
+        let kind = server.kind;
+        server.hold(false).map_err(refused("a server cannot be let go on"))?;
+        let wrong = Client::connect(kind.address())?.wrong(&value)?;
+        let counted = server.stop()?;
+        for row in rows.iter_mut().filter(|row| row.kind == kind) {
+            row.errors = wrong;
+            if row.op == Op::Set && kind == Kind::KvMirror && counted.commits > 0 {
+                row.writes_per_sync = Some(writes as f64 / counted.commits as f64);
+            }
+        }
+    }
+    Ok(rows)
+}
+
+impl Side {
+    /// Lets the server go on for one run of redis-benchmark.
+    fn round(
+        &mut self,
+        setting: &Setting,
+        cell: Cell,
+        op: Op,
+        requests: u64,
+    ) -> Result<Round, Error> {
+        let unread = || refused("what was used cannot be read");
+        sys::sync(&setting.disk).map_err(refused("the disk cannot be synced"))?;
+        self.server.hold(false).map_err(refused("a server cannot be let go on"))?;
+        let spent = |server: &Server| -> io::Result<(u64, CoreTime, sys::Stolen)> {
+            let core = CoreTime::of(setting.client_core)?;
+            Ok((server.written_bytes()?, core, sys::stolen()?))
+        };
+        let before = spent(&self.server).map_err(unread())?;
+        let figures = match load::run(self.server.kind.address(), cell, op, requests) {
+            Ok(figures) => figures,
+            Err(error) => {
+                self.server.check()?;
+                return Err(error.into());
+            }
+        };
+        let after = spent(&self.server).map_err(unread())?;
+        self.server.hold(true).map_err(refused("a server cannot be held still"))?;
+        if op == Op::Set {
+            self.writes += requests;
+        }
+        Ok(Round {
+            figures,
+            requests,
+            written_bytes: after.0.saturating_sub(before.0),
+            client_busy_percent: after.1.busy_percent_since(before.1),
+            steal_percent: after.2.percent_since(before.2),
+        })
+    }
+}
+
+/// The least number of requests that keeps all connections busy, twice.
+fn requests_min(cell: Cell) -> u64 {
+    2 * u64::from(cell.connections) * u64::from(cell.pipeline)
+}
+
+/// Requests that tell how many a round needs.
+fn trial_requests(cell: Cell) -> u64 {
+    let wanted = TRIAL * u64::from(cell.connections) * u64::from(cell.pipeline);
+    let most = TRIAL_BYTES_MAX / cell.value_bytes as u64;
+    wanted.max(TRIAL_MIN).min(most).max(requests_min(cell))
+}
+
+/// Requests of a round that is to have `wanted`.
+fn round_requests(cell: Cell, wanted: f64) -> u64 {
+    let most = ROUND_BYTES_MAX / cell.value_bytes as u64;
+    (wanted as u64).min(most).max(requests_min(cell))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_are_neither_too_short_nor_too_large() {
+        let cell = |value_bytes, connections, pipeline| Cell { value_bytes, connections, pipeline };
+        assert_eq!(trial_requests(cell(64, 1, 1)), TRIAL_MIN);
+        assert_eq!(trial_requests(cell(64, 64, 16)), 20 * 1024);
+        assert_eq!(trial_requests(cell(16384, 64, 16)), 2048);
+        assert_eq!(trial_requests(cell(16384, 256, 16)), 8192);
+        assert_eq!(round_requests(cell(64, 64, 1), 50_000.7), 50_000);
+        assert_eq!(round_requests(cell(64, 64, 1), 1.0), 128);
+        assert_eq!(round_requests(cell(16384, 64, 1), 1e9), 32768);
+    }
+
+    #[test]
+    fn a_quick_comparison_is_part_of_the_whole() {
+        assert!(CONNECTIONS_QUICK.iter().all(|count| CONNECTIONS.contains(count)));
+        assert!(redis_version().is_empty() || redis_version().starts_with("Redis server v="));
+    }
+}
