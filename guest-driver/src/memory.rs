@@ -116,6 +116,24 @@ impl Memory {
         // buffer, so nobody else reads or writes.
         unsafe { std::slice::from_raw_parts_mut(self.mapping.as_ptr().add(at), len) }
     }
+
+    /// Copies the beginning of a buffer's range into another buffer, in bytes from
+    /// that one's start. Whether both names are good and both ranges in the buffers.
+    #[cfg(feature = "http")]
+    pub(crate) fn copy(&mut self, from: &Buffer, len: usize, to: &mut Buffer, at: usize) -> bool {
+        let (start, end) = (from.offset(), from.offset().saturating_add(len));
+        let source = self.locate(from, &(start..end));
+        let target = self.locate(to, &(at..at.saturating_add(len)));
+        let (Some(source), Some(target)) = (source, target) else {
+            return false;
+        };
+        let base = self.mapping.as_ptr();
+        // SAFETY: `locate` has put both ranges inside buffers, and `new` all buffers
+        // inside the mapping. `&mut Buffer` is the only name of the second one, so it
+        // is another than the first, and nobody else reads or writes there.
+        unsafe { std::ptr::copy_nonoverlapping(base.add(source), base.add(target), len) };
+        true
+    }
 }
 
 #[cfg(test)]
@@ -157,6 +175,19 @@ mod tests {
         memory.bytes_mut(&mut last, 2000..2048).fill(0xAB);
         assert_eq!(memory.bytes(&last), [0xAB; 48]);
         assert_eq!(memory.bytes(&buffer(2, 7, 0, 2048)), [0; 2048]);
+    }
+
+    #[cfg(feature = "http")]
+    #[test]
+    fn a_copy_stays_in_both_buffers() {
+        let mut memory = Memory::new(mapping(3 * 4096), &geometry(), 7).unwrap();
+        let (mut from, mut to) = (buffer(1, 7, 100, 48), buffer(3, 7, 2000, 48));
+        memory.bytes_mut(&mut from, 100..148).fill(0xAB);
+        assert!(memory.copy(&from, 48, &mut to, 2000));
+        assert_eq!(memory.bytes(&to), [0xAB; 48]);
+        assert!(!memory.copy(&from, 48, &mut to, 2001), "beyond the buffer");
+        assert!(!memory.copy(&from, 1949, &mut to, 0), "beyond the other");
+        assert!(!memory.copy(&buffer(1, 6, 100, 48), 48, &mut to, 0), "another opening's");
     }
 
     #[test]

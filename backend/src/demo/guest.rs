@@ -62,7 +62,7 @@ pub fn run(args: &GuestArgs) -> Result<(), GuestError> {
     };
     let mut channel = Channel::open(&Endpoint::vhost_user(&args.socket), options)?;
     let server = ServerOptions { port: SERVER_PORT, ..ServerOptions::default() };
-    Server::new(&channel, &server)?.run(&mut channel, &stop)?;
+    Server::new(&mut channel, &server)?.run(&mut channel, &stop)?;
     let stats = channel.stats();
     let report = GuestReport { mean_batch: stats.mean_batch(), bytes_copied: stats.bytes_copied };
     let line = serde_json::to_string(&report).map_err(io::Error::from)?;

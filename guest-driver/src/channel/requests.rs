@@ -166,6 +166,17 @@ impl Channel {
         }
     }
 
+    /// Copies the first `len` bytes of a buffer's range into another buffer, in bytes
+    /// from that one's start; nothing if a name is stale or a range not in its buffer.
+    #[cfg(feature = "http")]
+    pub(crate) fn copy(&mut self, from: &Buffer, len: usize, to: &mut Buffer, at: usize) {
+        if let Some(memory) = &mut self.memory
+            && memory.copy(from, len, to, at)
+        {
+            self.stats.bytes_copied += len as u64;
+        }
+    }
+
     /// An empty buffer to fill, its range at the headroom. `None` when the
     /// reserve is used up; the next polls bring more.
     #[must_use = "a dropped buffer is missing from the pool"]

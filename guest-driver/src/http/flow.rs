@@ -6,9 +6,11 @@
 
 use paste_abi::Flow;
 
-use super::files::{OpenFile, Root};
+use super::files::OpenFile;
+use super::log::{Draft, Full, Log};
 use super::parse::{self, Body, Chunks, HEAD_MAX, Method};
-use super::respond::{CONTINUE, Content, Date, RESPONSE_MAX, Response, Status};
+use super::respond::{CONTINUE, Content, RESPONSE_MAX, Response, Status};
+use super::shared::{NONE, Shared, Waiting};
 use crate::buffer::Buffer;
 use crate::channel::{Channel, SendOptions};
 use crate::error::SendCause;
@@ -19,8 +21,6 @@ const UNACKED_MAX: u16 = 64;
 /// One acknowledgement is asked for per so many slots: often enough to go on
 /// before [`UNACKED_MAX`], and seldom enough not to cost an event per response.
 const SLOTS_PER_ACK: u16 = 16;
-/// No buffer, in the list of buffers that wait.
-const NONE: u32 = u32::MAX;
 
 /// What the flow is in the middle of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,16 +51,21 @@ pub(super) enum Pause {
     /// It waits for its peer.
     Idle,
     /// It waits for something that all flows share: a buffer to fill, or room
-    /// in the channel's queue.
+    /// in the channel's queue or in the log.
     Starved,
+    /// Its answers wait for the log's next commit.
+    Uncommitted,
 }
 
-/// A flow's state. Small, and without allocations of its own.
+/// A flow's state. Small, and without allocations of its own, but for the pieces of
+/// a request that is to be logged.
 #[derive(Debug)]
 pub(super) struct Conn {
     pub(super) flow: Flow,
     /// Whether the server waits to take this flow up again.
     pub(super) waiting: bool,
+    /// Whether its answers wait for the log's next commit.
+    pub(super) uncommitted: bool,
     phase: Phase,
     /// The block that holds the beginning of a head, and its length.
     head: Option<(u32, usize)>,
@@ -74,64 +79,14 @@ pub(super) struct Conn {
     file: Option<OpenFile>,
     /// What the peer says that the body's CRC32C is, and what it is so far.
     digest: Option<(u32, u32)>,
+    /// What has come of the present request; whether it is one to be logged; when it
+    /// came.
+    draft: Draft,
+    logs: bool,
+    came_ns: u64,
+    /// A request was logged whose answer is not sent.
+    recorded: bool,
     fin: bool,
-}
-
-/// A buffer in a flow's list.
-#[derive(Debug)]
-struct Waiting {
-    buffer: Option<Buffer>,
-    next: u32,
-}
-
-/// What all flows use.
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) root: Option<Root>,
-    pub(super) date: Date,
-    pub(super) body_max: u64,
-    /// Bytes of a file that one slot carries: what fits a packet.
-    pub(super) chunk: usize,
-    lists: Box<[Waiting]>,
-    heads: Heads,
-}
-
-/// Blocks for heads that span slots. Their memory is touched when used first.
-#[derive(Debug)]
-struct Heads {
-    bytes: Box<[u8]>,
-    free: Vec<u32>,
-}
-
-impl Heads {
-    fn block(&mut self, block: u32) -> &mut [u8] {
-        let start = block as usize * HEAD_MAX;
-        &mut self.bytes[start..start + HEAD_MAX]
-    }
-}
-
-impl Shared {
-    pub(super) fn new(root: Option<Root>, body_max: u64, heads: u32) -> Shared {
-        Shared {
-            root,
-            date: Date::new(0),
-            body_max,
-            chunk: 0,
-            lists: Box::default(),
-            heads: Heads {
-                bytes: vec![0; heads as usize * HEAD_MAX].into(),
-                free: (0..heads).rev().collect(),
-            },
-        }
-    }
-
-    /// Begins anew with a region of `buffers` buffers.
-    pub(super) fn reset(&mut self, buffers: u32) {
-        self.lists = (0..buffers).map(|_| Waiting { buffer: None, next: NONE }).collect();
-        let heads = (self.heads.bytes.len() / HEAD_MAX) as u32;
-        self.heads.free.clear();
-        self.heads.free.extend((0..heads).rev());
-    }
 }
 
 impl Conn {
@@ -139,6 +94,7 @@ impl Conn {
         Conn {
             flow,
             waiting: false,
+            uncommitted: false,
             phase: Phase::Head,
             head: None,
             first: NONE,
@@ -148,6 +104,10 @@ impl Conn {
             since_ack: 0,
             file: None,
             digest: None,
+            draft: Draft::default(),
+            logs: false,
+            came_ns: 0,
+            recorded: false,
             fin: false,
         }
     }
@@ -184,9 +144,8 @@ impl Conn {
 
     /// The flow is gone: gives back all that it has.
     pub(super) fn end(&mut self, shared: &mut Shared, channel: &mut Channel) {
-        while let Some(buffer) = self.pop(shared) {
-            channel.give_back(buffer);
-        }
+        self.forget_draft(shared, channel);
+        self.discard(shared, channel);
         if let Some(out) = self.out.take() {
             channel.give_back(out);
         }
@@ -199,6 +158,19 @@ impl Conn {
     pub(super) fn abort(&mut self) {
         if self.phase != Phase::Done {
             self.phase = Phase::Abort;
+        }
+    }
+
+    /// Gives back what waits to be read.
+    fn discard(&mut self, shared: &mut Shared, channel: &mut Channel) {
+        while let Some(buffer) = self.pop(shared) {
+            shared.give_back(channel, buffer);
+        }
+    }
+
+    fn forget_draft(&mut self, shared: &mut Shared, channel: &mut Channel) {
+        if let Some(log) = &mut shared.log {
+            log.forget(channel, &mut self.draft);
         }
     }
 
@@ -222,7 +194,7 @@ impl Conn {
         match self.phase {
             Phase::Head | Phase::Body(..) | Phase::Chunked(..) => self.read(shared, channel),
             Phase::Invite(body, response) => {
-                if let Err(pause) = self.room(CONTINUE.len(), channel) {
+                if let Err(pause) = self.room(CONTINUE.len(), shared, channel) {
                     return Some(pause);
                 }
                 self.write(channel, |out| {
@@ -231,13 +203,16 @@ impl Conn {
                 });
                 self.phase = after_head(body, response);
                 // The peer waits for it, so it cannot wait for the response.
-                self.flush(channel).err()
+                self.flush(shared, channel).err()
             }
             Phase::Respond(response) => {
-                if let Err(pause) = self.room(RESPONSE_MAX, channel) {
+                let response = self.judge(response);
+                // Remembered, so that a body is not judged again, whatever is lacking.
+                self.phase = Phase::Respond(response);
+                let ready = self.room(RESPONSE_MAX, shared, channel);
+                if let Err(pause) = ready.and_then(|()| self.record(response, shared, channel)) {
                     return Some(pause);
                 }
-                let response = self.judge(response);
                 let date = shared.date;
                 self.write(channel, |out| response.write(&date, out));
                 self.phase = match response.content {
@@ -248,7 +223,7 @@ impl Conn {
             }
             Phase::File(keep_alive) => self.send_file(keep_alive, shared, channel),
             Phase::Close => {
-                if let Err(pause) = self.flush(channel) {
+                if let Err(pause) = self.flush(shared, channel) {
                     return Some(pause);
                 }
                 if channel.close(self.flow).is_err() {
@@ -265,9 +240,7 @@ impl Conn {
                 Some(Pause::Idle)
             }
             Phase::Done => {
-                while let Some(buffer) = self.pop(shared) {
-                    channel.give_back(buffer);
-                }
+                self.discard(shared, channel);
                 Some(Pause::Idle)
             }
         }
@@ -281,21 +254,25 @@ impl Conn {
                 self.phase = Phase::Close;
                 return None;
             }
-            return Some(self.flush(channel).err().unwrap_or(Pause::Idle));
+            return Some(self.flush(shared, channel).err().unwrap_or(Pause::Idle));
         };
         let Some(mut buffer) = waiting.buffer.take() else {
             return Some(Pause::Idle);
         };
+        if let Some(log) = &mut shared.log
+            && !log.prepare(channel, buffer.len())
+        {
+            waiting.buffer = Some(buffer);
+            return Some(Pause::Starved);
+        }
         let outcome = self.consume(&buffer, shared, channel);
         let used = match outcome {
             Ok(used) => used,
-            Err(status) => {
-                // Where the next request would begin is not known any more.
-                self.phase = Phase::Respond(Response::fatal(status));
-                self.digest = None;
-                self.forget_head(shared);
-                buffer.len()
-            }
+            Err(status) => self.refuse(status, &buffer, shared, channel),
+        };
+        let used = match self.draft(&buffer, used, shared, channel) {
+            Ok(()) => used,
+            Err(status) => self.refuse(status, &buffer, shared, channel),
         };
         buffer.advance(used);
         if !buffer.is_empty() {
@@ -304,15 +281,77 @@ impl Conn {
         }
         let _ = self.pop(shared);
         let answers = matches!(self.phase, Phase::Respond(_) | Phase::Invite(..));
-        if answers && self.out.is_none() {
+        let logged = shared.log.as_ref().is_some_and(|log| log.uses(&buffer));
+        if answers && self.out.is_none() && !logged {
             // The request was the last thing in its buffer: answer from there.
             let headroom = headroom(channel);
             buffer.set_range(headroom..headroom);
             self.out = Some(buffer);
         } else {
-            channel.give_back(buffer);
+            shared.give_back(channel, buffer);
         }
         None
+    }
+
+    /// Answers with an error: where the next request would begin is not known any
+    /// more. Returns the bytes used up, which are all.
+    fn refuse(
+        &mut self,
+        status: Status,
+        buffer: &Buffer,
+        shared: &mut Shared,
+        channel: &mut Channel,
+    ) -> usize {
+        self.phase = Phase::Respond(Response::fatal(status));
+        self.digest = None;
+        self.logs = false;
+        self.forget_head(shared);
+        self.forget_draft(shared, channel);
+        buffer.len()
+    }
+
+    /// Takes note of the part of a buffer that belongs to the present request, if
+    /// that is to be logged or may turn out to be.
+    fn draft(
+        &mut self,
+        buffer: &Buffer,
+        used: usize,
+        shared: &mut Shared,
+        channel: &mut Channel,
+    ) -> Result<(), Status> {
+        let Some(log) = &mut shared.log else {
+            return Ok(());
+        };
+        if self.phase != Phase::Head && !self.logs {
+            log.forget(channel, &mut self.draft);
+            return Ok(());
+        }
+        log.draft(channel, &mut self.draft, buffer, used)?;
+        if matches!(self.phase, Phase::Respond(_)) {
+            log.close(channel, &mut self.draft, buffer);
+            self.came_ns = buffer.time_ns();
+        }
+        Ok(())
+    }
+
+    /// Logs the request that is to be answered, if it is to be logged.
+    fn record(
+        &mut self,
+        response: Response,
+        shared: &mut Shared,
+        channel: &mut Channel,
+    ) -> Result<(), Pause> {
+        let Some(log) = shared.log.as_mut().filter(|_| self.logs) else {
+            return Ok(());
+        };
+        if response.status == Status::Ok {
+            log.record(channel, &mut self.draft, self.came_ns).map_err(|Full| Pause::Starved)?;
+            self.recorded = true;
+        } else {
+            log.forget(channel, &mut self.draft);
+        }
+        self.logs = false;
+        Ok(())
     }
 
     /// Reads what the buffer holds, up to the end of a head or body. Returns
@@ -357,6 +396,7 @@ impl Conn {
         let Some((block, before)) = self.head else {
             if let Some(head) = parse::head(bytes)? {
                 let (used, phase) = (head.len, decide(&head, shared, &mut self.file)?);
+                self.logs = head.method == Method::Post;
                 self.digest = head.digest.map(|digest| (digest, 0));
                 self.phase = phase;
                 return Ok(used);
@@ -380,6 +420,7 @@ impl Conn {
         let judged = match parse::head(&heads[start..start + len]) {
             Ok(Some(head)) => {
                 self.digest = head.digest.map(|digest| (digest, 0));
+                self.logs = head.method == Method::Post;
                 decide(&head, shared, &mut self.file).map(|phase| Some((head.len, phase)))
             }
             Ok(None) => Ok(None),
@@ -408,9 +449,9 @@ impl Conn {
     }
 
     /// Makes room for `len` bytes in the buffer that is being filled.
-    fn room(&mut self, len: usize, channel: &mut Channel) -> Result<(), Pause> {
+    fn room(&mut self, len: usize, shared: &Shared, channel: &mut Channel) -> Result<(), Pause> {
         if self.out.as_ref().is_some_and(|out| out.offset() + out.len() + len > end_of(out)) {
-            self.flush(channel)?;
+            self.flush(shared, channel)?;
         }
         if self.out.is_none() {
             if self.unacked >= UNACKED_MAX {
@@ -431,7 +472,7 @@ impl Conn {
     }
 
     /// Sends the buffer that is being filled, if there is one.
-    fn flush(&mut self, channel: &mut Channel) -> Result<(), Pause> {
+    fn flush(&mut self, shared: &Shared, channel: &mut Channel) -> Result<(), Pause> {
         let Some(out) = self.out.take() else {
             return Ok(());
         };
@@ -443,11 +484,17 @@ impl Conn {
             self.out = Some(out);
             return Err(Pause::Idle);
         }
+        if self.recorded && shared.log.as_ref().is_some_and(Log::is_fresh) {
+            self.out = Some(out);
+            return Err(Pause::Uncommitted);
+        }
         let notify = self.since_ack + 1 >= SLOTS_PER_ACK;
         let cookie = u64::from(self.since_ack + 1);
-        match channel.send(self.flow, out, SendOptions { cookie, notify, ..SendOptions::default() })
-        {
+        let durable = self.recorded;
+        let options = SendOptions { cookie, notify, durable, ..SendOptions::default() };
+        match channel.send(self.flow, out, options) {
             Ok(()) => {
+                self.recorded = false;
                 self.since_ack = if notify { 0 } else { self.since_ack + 1 };
                 self.unacked += 1;
                 Ok(())
@@ -480,9 +527,9 @@ impl Conn {
         }
         let chunk = shared.chunk;
         if self.out.as_ref().is_some_and(|out| out.len() >= chunk) {
-            return self.flush(channel).err();
+            return self.flush(shared, channel).err();
         }
-        if let Err(pause) = self.room(1, channel) {
+        if let Err(pause) = self.room(1, shared, channel) {
             return Some(pause);
         }
         let (Some(out), Some(file)) = (&mut self.out, &mut self.file) else {

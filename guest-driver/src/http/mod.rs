@@ -14,20 +14,28 @@
 //! in it, else into a granted one; the responses to requests that arrived in
 //! one slot leave in one slot.
 //!
+//! With [`ServerOptions::log`], a POST is answered when it is durable as a record of
+//! the region's log, which keeps it where it arrived.
+//!
 //! | module | knows |
 //! | --- | --- |
 //! | `parse` | heads and chunked bodies, as bytes |
 //! | `respond` | responses, as bytes |
 //! | `files` | the directory |
 //! | `flow` | what one flow is in the middle of, and how it goes on |
+//! | `shared` | what all flows use |
+//! | `log` | requests that are durable before they are answered |
 //! | `server` | all flows, and the channel |
 
 mod files;
 mod flow;
+mod log;
 mod parse;
 mod respond;
 mod server;
+mod shared;
 
+pub use log::{Found, LogError, LogOptions};
 pub use server::{ServeError, Server, ServerOptions};
 
 #[cfg(doc)]

@@ -8,7 +8,9 @@ use std::time::{Duration, SystemTime};
 use paste_abi::{Flow, Reason};
 
 use super::files::Root;
-use super::flow::{Conn, Pause, Shared};
+use super::flow::{Conn, Pause};
+use super::log::{Found, Log, LogError, LogOptions};
+use super::shared::Shared;
 use crate::channel::Channel;
 use crate::error::PollError;
 use crate::event::Event;
@@ -31,11 +33,21 @@ pub struct ServerOptions {
     pub body_max: u64,
     /// Heads that may be incomplete at the same time, 8 KiB each.
     pub heads_max: u32,
+    /// Log every POST, head and body, before it is answered. What is in the region's
+    /// log already stays there, as long as there is room.
+    pub log: Option<LogOptions>,
 }
 
 impl Default for ServerOptions {
     fn default() -> ServerOptions {
-        ServerOptions { port: 80, backlog: 1024, root: None, body_max: 1 << 20, heads_max: 1024 }
+        ServerOptions {
+            port: 80,
+            backlog: 1024,
+            root: None,
+            body_max: 1 << 20,
+            heads_max: 1024,
+            log: None,
+        }
     }
 }
 
@@ -59,6 +71,9 @@ pub enum ServeError {
         /// Why.
         reason: Reason,
     },
+    /// There is no log.
+    #[error(transparent)]
+    Log(#[from] LogError),
     /// The channel is gone for good.
     #[error(transparent)]
     Poll(#[from] PollError),
@@ -74,6 +89,12 @@ pub struct Server {
     shared: Shared,
     /// Flows that wait for what all share, each at most once.
     starved: VecDeque<Flow>,
+    /// Flows whose answers wait for the log's next commit, each at most once.
+    uncommitted: Vec<Flow>,
+    log: Option<LogOptions>,
+    found: Option<Found>,
+    /// Why the log could not be taken up again.
+    failed: Option<LogError>,
     /// A listen request that is to be made, or that waits for its answer.
     listen_due: bool,
     listen_cookie: Option<u64>,
@@ -82,8 +103,8 @@ pub struct Server {
 
 impl Server {
     /// A server for a channel that is open; it listens with the first
-    /// [`Server::turn`].
-    pub fn new(channel: &Channel, options: &ServerOptions) -> Result<Server, ServeError> {
+    /// [`Server::turn`]. With a log, it waits for the host until that is taken up.
+    pub fn new(channel: &mut Channel, options: &ServerOptions) -> Result<Server, ServeError> {
         let root = match &options.root {
             None => None,
             Some(path) => {
@@ -97,17 +118,26 @@ impl Server {
             conns: Box::default(),
             shared: Shared::new(root, options.body_max, options.heads_max),
             starved: VecDeque::new(),
+            uncommitted: Vec::new(),
+            log: options.log,
+            found: None,
+            failed: None,
             listen_due: false,
             listen_cookie: None,
             refused: None,
         };
-        server.reset(channel);
+        server.reset(channel)?;
         Ok(server)
+    }
+
+    /// What was found in the log when it was taken up last; once.
+    pub fn take_found(&mut self) -> Option<Found> {
+        self.found.take()
     }
 
     /// Begins anew with the geometry of an opening: the only place that
     /// allocates.
-    fn reset(&mut self, channel: &Channel) {
+    fn reset(&mut self, channel: &mut Channel) -> Result<(), LogError> {
         if let Some(geometry) = channel.geometry() {
             // IP and TCP headers with timestamps (RFC 7323).
             let headers = if geometry.address.is_ipv4() { 52 } else { 72 };
@@ -116,9 +146,19 @@ impl Server {
             self.shared.reset(geometry.buffer_count);
             self.conns = (0..geometry.flows_max).map(|_| None).collect();
             self.starved = VecDeque::with_capacity(self.conns.len());
+            self.uncommitted = Vec::with_capacity(self.conns.len());
+        }
+        if let Some(options) = self.log {
+            let (log, found) = match Log::open(channel, options) {
+                // There will be another opening.
+                Err(LogError::Lost) => return Ok(()),
+                other => other?,
+            };
+            (self.shared.log, self.found) = (Some(log), Some(found));
         }
         self.listen_due = true;
         self.listen_cookie = None;
+        Ok(())
     }
 
     /// Serves until `stop` is set or the channel is gone for good. A channel
@@ -139,16 +179,54 @@ impl Server {
             self.listen_due = false;
             self.listen_cookie = Some(cookie);
         }
-        channel.poll(timeout)?;
+        channel.poll(self.patience(channel, timeout))?;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         self.shared.date.renew(now.as_secs());
         while let Some(event) = channel.next_event() {
             self.handle(channel, event);
         }
         self.resume(channel);
+        self.commit(channel);
+        if let Some(error) = self.failed.take() {
+            return Err(error.into());
+        }
         match self.refused.take() {
             Some(reason) => Err(ServeError::Listen { port: self.port, reason }),
             None => Ok(()),
+        }
+    }
+
+    /// How long a turn may wait for events: not at all if flows wait for room that
+    /// the log makes with its next commit.
+    fn patience(&self, channel: &Channel, timeout: Timeout) -> Timeout {
+        match &self.shared.log {
+            Some(log) if !self.starved.is_empty() && log.is_unfinished(channel) => Timeout::Now,
+            _ => timeout,
+        }
+    }
+
+    /// Ends the log's epoch, and sends the answers that waited for it.
+    fn commit(&mut self, channel: &mut Channel) {
+        while let Some(log) = &mut self.shared.log
+            && (log.is_fresh() || log.is_unfinished(channel))
+        {
+            log.commit(channel);
+            // Those that go on and wait again are for the next round.
+            let waiting = std::mem::take(&mut self.uncommitted);
+            if waiting.is_empty() {
+                return;
+            }
+            for &flow in &waiting {
+                if let Some(conn) = find(&mut self.conns, flow) {
+                    conn.uncommitted = false;
+                    self.go_on(channel, flow);
+                }
+            }
+            if self.uncommitted.is_empty() {
+                self.uncommitted = waiting;
+                self.uncommitted.clear();
+                return;
+            }
         }
     }
 
@@ -208,10 +286,12 @@ impl Server {
                 self.listen_cookie = None;
                 self.refused = result.err();
             }
-            Event::Opened => self.reset(channel),
+            Event::Opened => self.failed = self.reset(channel).err(),
             Event::Lost { .. } => {
                 self.conns.fill_with(|| None);
                 self.starved.clear();
+                self.uncommitted.clear();
+                self.shared.log = None;
                 self.shared.reset(0);
             }
             Event::Connected { .. }
@@ -224,9 +304,9 @@ impl Server {
 
     /// Lets a flow go on, and remembers it if it lacks something.
     fn go_on(&mut self, channel: &mut Channel, flow: Flow) {
-        if let Some(conn) = find(&mut self.conns, flow)
-            && !conn.waiting
-            && conn.run(&mut self.shared, channel) == Pause::Starved
+        if find(&mut self.conns, flow).is_some_and(|conn| !conn.waiting)
+            && self.step(channel, flow) == Pause::Starved
+            && let Some(conn) = find(&mut self.conns, flow)
         {
             conn.waiting = true;
             if self.starved.len() == self.starved.capacity() {
@@ -237,14 +317,27 @@ impl Server {
         }
     }
 
+    /// Runs a flow, and remembers it if its answers wait for a commit.
+    fn step(&mut self, channel: &mut Channel, flow: Flow) -> Pause {
+        let Some(conn) = find(&mut self.conns, flow) else {
+            return Pause::Idle;
+        };
+        let pause = conn.run(&mut self.shared, channel);
+        if pause == Pause::Uncommitted && !conn.uncommitted {
+            conn.uncommitted = true;
+            self.uncommitted.push(flow);
+        }
+        pause
+    }
+
     /// Lets flows that lacked something go on, in their order, until one lacks
     /// it again.
     fn resume(&mut self, channel: &mut Channel) {
         while let Some(&flow) = self.starved.front() {
+            if self.step(channel, flow) == Pause::Starved {
+                return;
+            }
             if let Some(conn) = find(&mut self.conns, flow) {
-                if conn.run(&mut self.shared, channel) == Pause::Starved {
-                    return;
-                }
                 conn.waiting = false;
             }
             self.starved.pop_front();

@@ -17,8 +17,8 @@ impl Rig {
     fn new(options: ServerOptions) -> Rig {
         let (transport, host) = loopback::pair();
         let options_of_channel = Options { reserve: RESERVE, queue: 64, ..Options::default() };
-        let channel = Channel::open_on(transport, options_of_channel).unwrap();
-        let server = Server::new(&channel, &options).unwrap();
+        let mut channel = Channel::open_on(transport, options_of_channel).unwrap();
+        let server = Server::new(&mut channel, &options).unwrap();
         let mut rig = Rig { channel, server, host };
         rig.turns(2);
         rig.host.lock().accept(FLOW);
