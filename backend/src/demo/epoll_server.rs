@@ -2,6 +2,9 @@
 //! edge-triggered readiness, requests parsed by the parser that the guest's
 //! server uses, the same response.
 //!
+//! With a [`RequestLog`], requests are copied into it as they are read, and the
+//! answers of one wait go together, once it is durable.
+//!
 //! It is meant to be as good as such a server can be, not as a straw man: one
 //! read and one write per request, no allocation per request, and the same
 //! waiting discipline as the backend's (it polls for as long before it sleeps).
@@ -45,6 +48,14 @@ pub struct Served {
     /// Requests answered before the present turn.
     #[serde(skip)]
     requests_before: u64,
+}
+
+/// What requests are logged in before they are answered.
+pub trait RequestLog {
+    /// Copies what has been read behind what is there.
+    fn append(&mut self, bytes: &[u8]);
+    /// Makes durable what was appended.
+    fn commit(&mut self) -> io::Result<()>;
 }
 
 struct Connection {
@@ -150,6 +161,9 @@ pub struct EpollServer {
     output: Vec<u8>,
     events: Vec<Ready>,
     spin: Duration,
+    log: Option<Box<dyn RequestLog>>,
+    /// Connections whose answers wait for the log.
+    owing: Vec<usize>,
 }
 
 impl EpollServer {
@@ -166,7 +180,14 @@ impl EpollServer {
             output: Vec::with_capacity(READ_LEN),
             events: Vec::with_capacity(READY_MAX),
             spin,
+            log: None,
+            owing: Vec::with_capacity(READY_MAX),
         })
+    }
+
+    /// Logs every request before it is answered.
+    pub fn log(&mut self, log: Box<dyn RequestLog>) {
+        self.log = Some(log);
     }
 
     /// Serves one more listener.
@@ -211,6 +232,7 @@ impl EpollServer {
                 self.serve(token as usize, readable, writable);
             }
         }
+        self.pay()?;
         for (_, served) in &mut self.listeners {
             served.batches += u64::from(served.requests > served.requests_before);
         }
@@ -256,7 +278,7 @@ impl EpollServer {
         };
         let served = &mut self.listeners[connection.listener].1;
         let mut going = true;
-        if writable && !connection.unsent.is_empty() {
+        if writable && !connection.unsent.is_empty() && !self.owing.contains(&index) {
             going = connection.send_unsent(served);
         }
         while going && readable && !connection.last {
@@ -278,7 +300,14 @@ impl EpollServer {
                     }
                     served.requests += found.requests;
                     connection.last = found.last;
-                    going = connection.send(&self.output, served);
+                    match &mut self.log {
+                        Some(log) => {
+                            log.append(&self.buffer[..n]);
+                            connection.unsent.extend_from_slice(&self.output);
+                            self.owing.push(index);
+                        }
+                        None => going = connection.send(&self.output, served),
+                    }
                 }
                 Err(Malformed) => going = false,
             }
@@ -288,7 +317,30 @@ impl EpollServer {
                 break;
             }
         }
-        if !going || (connection.last && connection.unsent.is_empty()) {
+        self.end_if(index, !going);
+    }
+
+    /// Makes the log durable and sends the answers that waited for it.
+    fn pay(&mut self) -> io::Result<()> {
+        let Some(log) = self.log.as_mut().filter(|_| !self.owing.is_empty()) else {
+            return Ok(());
+        };
+        log.commit()?;
+        let owing = std::mem::take(&mut self.owing);
+        for &index in &owing {
+            let Some(connection) = &mut self.connections[index] else { continue };
+            let going = connection.send_unsent(&mut self.listeners[connection.listener].1);
+            self.end_if(index, !going);
+        }
+        self.owing = owing;
+        self.owing.clear();
+        Ok(())
+    }
+
+    /// Ends a connection that is broken, or that was to end when all is sent.
+    fn end_if(&mut self, index: usize, broken: bool) {
+        let done = |c: &mut Connection| broken || (c.last && c.unsent.is_empty());
+        if self.connections[index].as_mut().is_some_and(done) {
             self.connections[index] = None;
             self.free.push(index);
         }
@@ -409,6 +461,47 @@ mod tests {
         let served = server.served().next().unwrap();
         assert_eq!(served.bytes_out, answer.len() as u64);
         assert!(served.batches >= 1 && served.batches <= 3);
+    }
+
+    #[test]
+    fn answers_wait_until_the_log_is_durable() {
+        use std::sync::{Arc, Mutex};
+
+        /// What was appended, and how much of it is durable.
+        #[derive(Default)]
+        struct Memory(Arc<Mutex<(Vec<u8>, usize)>>);
+        impl RequestLog for Memory {
+            fn append(&mut self, bytes: &[u8]) {
+                self.0.lock().unwrap().0.extend_from_slice(bytes);
+            }
+            fn commit(&mut self) -> io::Result<()> {
+                let mut log = self.0.lock().unwrap();
+                log.1 = log.0.len();
+                Ok(())
+            }
+        }
+
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut server = EpollServer::new(response(b"body"), Duration::ZERO).unwrap();
+        let log = Memory::default();
+        let seen = log.0.clone();
+        server.log(Box::new(log));
+        server.listen(listener).unwrap();
+        let request = b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello";
+        for (piece, count) in [(&request[..9], 0), (&request[9..], 1)] {
+            stream.write_all(piece).unwrap();
+            serve_until(&mut server, |s| {
+                let served = s.served().next().unwrap();
+                served.bytes_in >= piece.len() as u64 && served.requests == count
+            });
+        }
+        serve_until(&mut server, |s| s.served().next().unwrap().bytes_out > 0);
+        let (log, durable) = seen.lock().unwrap().clone();
+        assert_eq!((log.as_slice(), durable), (&request[..], request.len()));
+        let mut answer = vec![0; response(b"body").len()];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(answer, response(b"body"));
     }
 
     #[test]
