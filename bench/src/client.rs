@@ -20,7 +20,7 @@ use paste_pmem::{
     RegionError, Uuid,
 };
 use paste_stack::{Memory, Stack, Tx};
-use pasted::demo::http::{BODY, Judgement, judge, request};
+use pasted::demo::http::{BODY, Judgement, judge};
 use pasted::demo::sample::Sample;
 use pasted::engine::{Now, PlainSink, RegionMemory, StackPort, UserEngine};
 use pasted::port::{OpenContext, OpenError, PortError, PortSpec, PortSpecError, Wires};
@@ -29,12 +29,13 @@ use pasted::sys::clock::{monotonic_ns, realtime_ns};
 use crate::network::{CLIENT, CLIENT_DEVICE, CLIENT_MAC, MTU, PREFIX};
 use crate::sys;
 
-/// Bytes of a request, head and body together.
-pub const REQUEST_LEN: usize = 1400;
 /// The one channel of this stack.
 const CHANNEL: u16 = 0;
 /// Where a request starts in its buffer: behind the room for headers.
 const HEADROOM: usize = paste_stack::HEAD_MAX;
+/// Bytes of the longest request: one segment, with IP and TCP headers and timestamps
+/// (RFC 7323).
+pub const REQUEST_LEN_MAX: usize = MTU as usize - 52;
 /// Bytes of the client's region.
 const REGION_SIZE: u64 = 64 << 20;
 /// Flows at once: two servers with the most connections, and what is ending.
@@ -109,8 +110,9 @@ enum State {
 struct Connection {
     flow: Flow,
     state: State,
-    /// The buffer with the request.
+    /// The buffer with the request, and the request's length.
     buf: u32,
+    len: u16,
     /// The buffer is ours, and not on its way.
     holds_buf: bool,
     /// A response is expected.
@@ -216,10 +218,16 @@ impl Client {
         })
     }
 
-    /// Opens connections, a few at a time. A server that refuses is asked again:
-    /// it may have just been started.
-    pub fn connect(&mut self, server: SocketAddrV4, count: usize) -> Result<Group, ClientError> {
-        let bytes = request(REQUEST_LEN, server);
+    /// Opens connections, a few at a time, on each of which `request` will be sent
+    /// again and again: at most [`REQUEST_LEN_MAX`] bytes. A server that refuses is
+    /// asked again: it may have just been started.
+    pub fn connect(
+        &mut self,
+        server: SocketAddrV4,
+        count: usize,
+        request: &[u8],
+    ) -> Result<Group, ClientError> {
+        debug_assert!(request.len() <= REQUEST_LEN_MAX);
         let mut group = Group { members: Vec::with_capacity(count) };
         let end = monotonic_ns() + PATIENCE_NS;
         loop {
@@ -239,7 +247,7 @@ impl Client {
                 return Err(ClientError::Connect { server, connected, wanted: count });
             }
             for _ in group.members.len()..count.min(connected + OPENING_MAX) {
-                group.members.push(self.open_one(server, &bytes)?);
+                group.members.push(self.open_one(server, request)?);
             }
             self.turn_and_wait(end)?;
         }
@@ -271,6 +279,7 @@ impl Client {
             flow,
             state: State::Opening,
             buf,
+            len: request.len() as u16,
             holds_buf: true,
             waits: false,
             sent_ns: 0,
@@ -488,7 +497,7 @@ impl Client {
         let tx = Tx {
             buf: connection.buf,
             offset: HEADROOM as u16,
-            len: REQUEST_LEN as u16,
+            len: connection.len,
             cookie: u64::from(number),
             notify: true,
             keep: true,
@@ -541,16 +550,10 @@ mod tests {
     use pasted::demo::http::response;
 
     use super::*;
-    use crate::network::{EPOLL, GUEST};
 
     #[test]
-    fn a_request_is_one_segment_of_exactly_1400_bytes() {
-        for server in [EPOLL, GUEST] {
-            assert_eq!(request(REQUEST_LEN, server).len(), 1400);
-        }
-        // IP and TCP headers with timestamps (RFC 7323).
-        assert!(REQUEST_LEN + 52 <= usize::from(MTU));
-        assert!(HEADROOM + REQUEST_LEN <= BUFFER_SIZE_MIN as usize);
+    fn the_longest_request_fits_its_buffer() {
+        assert!(HEADROOM + REQUEST_LEN_MAX <= BUFFER_SIZE_MIN as usize);
     }
 
     #[test]

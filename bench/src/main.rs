@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `client` | the load: our own stack on a TAP device |
 //! | `network` | the devices and addresses of a comparison |
+//! | `processes` | the processes of a server |
 //! | `server`, `serve` | the servers, from outside and from inside |
 //! | `quick` | the order of measurements of `paste-bench quick` |
 //! | `row` | what rounds add up to |
@@ -15,6 +16,7 @@
 mod client;
 mod durable;
 mod network;
+mod processes;
 mod quick;
 mod report;
 mod row;

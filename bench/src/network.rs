@@ -61,13 +61,14 @@ pub enum NetworkError {
     Address(io::Error),
 }
 
-/// Moves the process into a network of its own and makes the devices in it.
-/// Must be called before the process has a second thread.
-pub fn enter() -> Result<(), NetworkError> {
+/// Moves the process into a network of its own and makes the devices in it: the
+/// client's, and these of guests. Must be called before the process has a second
+/// thread.
+pub fn enter(guests: &[&str]) -> Result<(), NetworkError> {
     netns::enter()?;
     sys::settle_network();
-    let ports = [CLIENT_DEVICE, GUEST_DEVICE];
-    for name in ports {
+    let ports = [&[CLIENT_DEVICE], guests].concat();
+    for &name in &ports {
         Tap::open(name).and_then(Tap::keep).map_err(NetworkError::Tap)?;
     }
     sys::bridge(BRIDGE, &ports, QUEUE_LEN).map_err(NetworkError::Bridge)?;

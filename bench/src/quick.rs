@@ -10,14 +10,15 @@ use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
 
+use pasted::demo::http::request;
 use pasted::demo::{Directory, SceneError};
 use pasted::sys::demo::{children, usage};
 
 use crate::client::{Client, ClientError, Group};
-use crate::network::{self, NetworkError};
+use crate::network::{self, GUEST_DEVICE, NetworkError};
 use crate::report::{Conditions, Report};
 use crate::row::{Round, Row};
-use crate::server::{Kind, Server, Setting};
+use crate::server::{Kind, REQUEST_LEN, Server, Setting};
 use crate::sys::{self, Machine};
 
 /// How long each server is driven before the first round, so that caches are
@@ -123,7 +124,7 @@ pub fn run(args: &Args) -> ExitCode {
 }
 
 fn measure(args: &Args) -> Result<Report, Error> {
-    network::enter()?;
+    network::enter(&[GUEST_DEVICE])?;
     let cores = children::cores().map_err(refused("the cores cannot be counted"))?;
     let [client_core, server_core, ..] = cores[..] else {
         return Err(Error::OneCore);
@@ -169,7 +170,8 @@ fn compare(
     let mut sides = Vec::with_capacity(Kind::ALL.len());
     for kind in Kind::ALL {
         let mut server = Server::start(kind, setting)?;
-        let group = match client.connect(kind.address(), connections) {
+        let bytes = request(REQUEST_LEN, kind.address());
+        let group = match client.connect(kind.address(), connections, &bytes) {
             Ok(group) => group,
             Err(error) => {
                 server.check()?;

@@ -4,10 +4,9 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
 
-use crate::client::REQUEST_LEN;
 use crate::network::{MTU, QUEUE_LEN};
 use crate::row::{Row, Spread};
-use crate::server::Kind;
+use crate::server::{Kind, REQUEST_LEN};
 use crate::sys::Machine;
 
 /// From this many connections on, less CPU time per request is the aim.

@@ -17,7 +17,8 @@ use pasted::demo::{self, GuestArgs};
 use pasted::{logging, wiring};
 
 use crate::durable;
-use crate::durable::serve::RedisArgs;
+use crate::durable::http::log::RingLog;
+use crate::durable::serve::{HttpArgs, RedisArgs};
 
 /// What a server prints when it listens.
 pub const READY: &str = "ready";
@@ -43,6 +44,9 @@ pub enum Role {
     /// The guest that stores keys and values
     #[command(hide = true, name = "serve-kv")]
     KeyValues(GuestArgs),
+    /// The guest that logs requests
+    #[command(hide = true, name = "serve-http")]
+    Http(HttpArgs),
     /// Redis, in a network of its own
     #[command(hide = true, name = "serve-redis")]
     Redis(RedisArgs),
@@ -63,6 +67,12 @@ pub struct EpollArgs {
     /// The directory to be removed if that process dies without doing so
     #[arg(long)]
     directory: PathBuf,
+    /// Bytes of the log that requests are copied into, if they are
+    #[arg(long)]
+    log_len: Option<usize>,
+    /// The log's file on a disk, if it has one
+    #[arg(long)]
+    log_file: Option<PathBuf>,
 }
 
 /// Is the server that it is told to be, until it is stopped.
@@ -72,6 +82,7 @@ pub fn run(role: &Role) -> ExitCode {
         Role::Epoll(args) => epoll(args).map_err(|e| e.to_string()),
         Role::Pasted { config } => pasted(config),
         Role::KeyValues(args) => durable::serve::key_values(args).map_err(|e| e.to_string()),
+        Role::Http(args) => durable::serve::logged_http(args).map_err(|e| e.to_string()),
         Role::Redis(args) => Err(durable::serve::redis(args).to_string()),
     };
     result.map_or_else(
@@ -96,6 +107,9 @@ fn epoll(args: &EpollArgs) -> io::Result<()> {
         signal_hook::flag::register(signal, stop.clone())?;
     }
     let mut server = EpollServer::new(response(BODY), Duration::from_micros(args.poll_us))?;
+    if let Some(len) = args.log_len {
+        server.log(Box::new(RingLog::new(len, args.log_file.as_deref())?));
+    }
     server.listen(TcpListener::bind(args.address)?)?;
     say(READY)?;
     while !stop.load(Ordering::Relaxed) {

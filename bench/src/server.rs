@@ -7,22 +7,19 @@ use std::fs;
 use std::io;
 use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use pasted::demo::epoll_server::Served;
 use pasted::demo::{Directory, Process, SceneError};
 use pasted::metrics::Snapshot;
 use pasted::sys::demo::children::DeathSignal;
-use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 
 use crate::network::{EPOLL, GUEST, GUEST_DEVICE, GUEST_MAC, PREFIX};
+use crate::processes::{Processes, start_backend, text};
 use crate::serve::READY;
 
-/// How long a server may take until it serves.
-const START_TIME: Duration = Duration::from_secs(10);
-/// How often is looked whether it does.
-const START_INTERVAL: Duration = Duration::from_millis(5);
+/// Bytes of a request, head and body together.
+pub const REQUEST_LEN: usize = 1400;
 /// Stands for "always" where a number of microseconds is wanted: an hour.
 const ALWAYS_US: u64 = 3_600_000_000;
 
@@ -96,8 +93,8 @@ pub struct Counted {
 pub struct Server {
     /// Who it is.
     pub kind: Kind,
-    /// In the order of [`Kind::parts`]; ended from the last to the first.
-    processes: Vec<Process>,
+    /// In the order of [`Kind::parts`].
+    processes: Processes,
     stats: PathBuf,
 }
 
@@ -116,48 +113,31 @@ impl Server {
             Kind::Pasted => start_pasted(setting, &stats)?,
             Kind::Epoll => start_epoll(setting)?,
         };
-        Ok(Server { kind, processes, stats })
+        Ok(Server { kind, processes: Processes::new(processes), stats })
     }
 
     /// The numbers of its processes.
     pub fn pids(&self) -> Vec<u32> {
-        self.processes.iter().map(Process::id).collect()
+        self.processes.ids()
     }
 
     /// An error if one of its processes has ended.
     pub fn check(&mut self) -> Result<(), SceneError> {
-        self.processes.iter_mut().try_for_each(Process::check)
+        self.processes.check()
     }
 
     /// Holds its processes still, or lets them go on.
     pub fn hold(&self, still: bool) -> io::Result<()> {
-        let signal = if still { Signal::STOP } else { Signal::CONT };
-        for pid in self.pids() {
-            let pid = Pid::from_raw(pid as i32).ok_or(io::ErrorKind::InvalidInput)?;
-            kill_process(pid, signal)?;
-        }
-        Ok(())
+        self.processes.hold(still)
     }
 
     /// Ends it in good order, and returns what it counted.
-    pub fn stop(mut self) -> Result<Counted, SceneError> {
-        let _ = self.hold(false);
-        let mut said = Vec::new();
-        while let Some(process) = self.processes.pop() {
-            said.push(process.stop()?);
-        }
-        let last = said.first().map(String::as_str).unwrap_or_default();
+    pub fn stop(self) -> Result<Counted, SceneError> {
+        let said = self.processes.stop()?;
         Ok(match self.kind {
-            Kind::Pasted => count_pasted(last, &fs::read(&self.stats).unwrap_or_default()),
-            Kind::Epoll => count_epoll(last),
+            Kind::Pasted => count_pasted(&said, &fs::read(&self.stats).unwrap_or_default()),
+            Kind::Epoll => count_epoll(&said),
         })
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // A process that is held still does not hear that it is to end.
-        let _ = self.hold(false);
     }
 }
 
@@ -180,19 +160,10 @@ fn count_pasted(said: &str, stats: &[u8]) -> Counted {
         .filter(|(name, value)| *value > 0 && is_count(name))
         .collect();
     Counted {
-        requests: counters.get("stack.bytes_in").copied().unwrap_or(0)
-            / crate::client::REQUEST_LEN as u64,
+        requests: counters.get("stack.bytes_in").copied().unwrap_or(0) / REQUEST_LEN as u64,
         batch_mean: report.mean_batch,
         counters,
     }
-}
-
-/// A path as an argument, or in a configuration.
-fn text(path: &Path) -> Result<&str, SceneError> {
-    path.to_str().ok_or_else(|| SceneError::Directory {
-        path: path.to_owned(),
-        source: io::Error::new(io::ErrorKind::InvalidInput, "its name is not UTF-8"),
-    })
 }
 
 fn start_epoll(setting: Setting<'_>) -> Result<Vec<Process>, SceneError> {
@@ -220,27 +191,14 @@ fn start_epoll(setting: Setting<'_>) -> Result<Vec<Process>, SceneError> {
 }
 
 fn start_pasted(setting: Setting<'_>, stats: &Path) -> Result<Vec<Process>, SceneError> {
-    let directory = setting.directory.path();
-    let (socket, file) = (directory.join("guest.sock"), directory.join("bench.toml"));
+    let base = setting.directory.path().join("guest");
+    let socket = base.with_extension("sock");
     let settings = configuration(text(&socket)?, text(stats)?, setting.poll_us);
-    fs::write(&file, settings)
-        .map_err(|source| SceneError::Directory { path: file.clone(), source })?;
-    let core = Some(setting.core);
-    let start = |name, args: &[&str]| {
-        Process::start(name, args, core, DeathSignal::Kill, setting.directory)
-    };
-    let mut backend = start("backend", &["serve-pasted", "--config", text(&file)?])?;
-    let end = Instant::now() + START_TIME;
-    while !socket.exists() {
-        backend.check()?;
-        if Instant::now() >= end {
-            return Err(backend.failed("opens no socket"));
-        }
-        std::thread::sleep(START_INTERVAL);
-    }
+    let backend = start_backend(&base, &settings, setting.core, setting.directory)?;
     let poll = setting.poll_us.unwrap_or(ALWAYS_US).to_string();
     let args = ["serve-guest", "--socket", text(&socket)?, "--poll-us", &poll];
-    let guest = start("guest", &args)?;
+    let core = Some(setting.core);
+    let guest = Process::start("guest", &args, core, DeathSignal::Kill, setting.directory)?;
     Ok(vec![backend, guest])
 }
 
@@ -262,6 +220,7 @@ mod tests {
     use std::time::Duration;
 
     use pasted::config::{Config, Poll};
+    use pasted::demo::http::request;
 
     use super::*;
 
@@ -278,6 +237,14 @@ mod tests {
             assert_eq!(config.guests[0].address(), *GUEST.ip());
             assert_eq!(config.guests[0].socket.path, Path::new("/run/a \"b\".sock"));
         }
+    }
+
+    #[test]
+    fn a_request_is_one_segment_of_exactly_1400_bytes() {
+        for server in [EPOLL, GUEST] {
+            assert_eq!(request(REQUEST_LEN, server).len(), 1400);
+        }
+        const { assert!(REQUEST_LEN <= crate::client::REQUEST_LEN_MAX) };
     }
 
     #[test]

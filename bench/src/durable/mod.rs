@@ -1,5 +1,6 @@
 //! `paste-bench durable`: keys and values that are durable when they are
-//! acknowledged, our `kv` beside Redis, in turns.
+//! acknowledged, our `kv` beside Redis; and requests that are logged before they are
+//! answered, our `http` beside an epoll server; in turns.
 //!
 //! For each size of value, number of connections and depth of pipeline all servers
 //! are started anew and filled; then they are measured A/B/A/B, each held still
@@ -12,9 +13,11 @@
 //! | `server`, `serve` | the servers, from outside and from inside |
 //! | `load` | redis-benchmark, and how values are judged |
 //! | `row` | what rounds add up to |
+//! | `http` | the same for logged requests |
 //! | `report` | tables, Markdown and JSON |
 
 mod bed;
+pub mod http;
 mod load;
 mod report;
 mod row;
@@ -34,6 +37,7 @@ use self::load::{Cell, Client, LoadError, Op};
 use self::report::{Conditions, Report};
 use self::row::{Round, Row};
 use self::server::{Server, ServerError};
+use crate::client::ClientError;
 use crate::network::NetworkError;
 use crate::sys::{self, CoreTime, Machine};
 
@@ -56,12 +60,24 @@ const TRIAL_MIN: u64 = 200;
 const TRIAL_BYTES_MAX: u64 = 32 << 20;
 const ROUND_BYTES_MAX: u64 = 512 << 20;
 
+/// A part of the comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Keys and values, beside Redis.
+    Kv,
+    /// Logged requests, beside an epoll server.
+    Http,
+}
+
 /// The options of `paste-bench durable`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Only 64 connections, and fewer and shorter rounds: less than five minutes
     #[arg(long)]
     quick: bool,
+    /// Only keys and values, or only logged requests
+    #[arg(long)]
+    only: Option<Part>,
     /// Print the result as Markdown in place of the table
     #[arg(long)]
     markdown: bool,
@@ -85,6 +101,9 @@ enum Error {
     /// No load.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// No load of requests.
+    #[error(transparent)]
+    Client(#[from] ClientError),
     /// Client and server on one core would only measure how these share it.
     #[error("this process may use one core only: the comparison needs two")]
     OneCore,
@@ -135,10 +154,25 @@ struct Setting {
     rounds: u32,
 }
 
+impl Setting {
+    /// Bytes that were written to the disk once all that is due has been.
+    fn written_bytes(&self) -> Result<Option<u64>, Error> {
+        sys::sync(&self.disk).map_err(refused("the disk cannot be synced"))?;
+        sys::written_bytes(&self.disk).map_err(refused("what was written cannot be read"))
+    }
+}
+
+/// What was written meanwhile.
+fn written_since(before: Option<u64>, after: Option<u64>) -> Option<u64> {
+    Some(after?.saturating_sub(before?))
+}
+
 fn measure(args: &Args) -> Result<Report, Error> {
-    load::check_programs()?;
+    let has = |part| args.only.is_none_or(|only| only == part);
+    if has(Part::Kv) {
+        load::check_programs()?;
+    }
     let load = sys::load();
-    bed::enter()?;
     let cores = children::cores().map_err(refused("the cores cannot be counted"))?;
     let [client_core, server_core, ..] = cores[..] else {
         return Err(Error::OneCore);
@@ -153,12 +187,19 @@ fn measure(args: &Args) -> Result<Report, Error> {
     let setting = Setting { directory, disk, client_core, server_core, seconds, rounds };
     let counts = if args.quick { &CONNECTIONS_QUICK[..] } else { &CONNECTIONS[..] };
     let mut rows = Vec::new();
-    for value_bytes in VALUE_BYTES {
-        for &connections in counts {
-            for pipeline in PIPELINES {
-                rows.extend(compare(&setting, Cell { value_bytes, connections, pipeline })?);
+    if has(Part::Kv) {
+        bed::enter()?;
+        for value_bytes in VALUE_BYTES {
+            for &connections in counts {
+                for pipeline in PIPELINES {
+                    rows.extend(compare(&setting, Cell { value_bytes, connections, pipeline })?);
+                }
             }
         }
+    }
+    let mut logged = http::report::Rows::default();
+    if has(Part::Http) {
+        logged.0 = http::measure(&setting, counts)?;
     }
     Ok(Report {
         conditions: Conditions {
@@ -173,6 +214,7 @@ fn measure(args: &Args) -> Result<Report, Error> {
             arguments: if args.quick { "--quick".to_owned() } else { String::new() },
         },
         rows,
+        logged,
     })
 }
 
@@ -259,13 +301,12 @@ impl Side {
         requests: u64,
     ) -> Result<Round, Error> {
         let unread = || refused("what was used cannot be read");
-        sys::sync(&setting.disk).map_err(refused("the disk cannot be synced"))?;
+        let written_before = setting.written_bytes()?;
         self.server.hold(false).map_err(refused("a server cannot be let go on"))?;
-        let spent = |server: &Server| -> io::Result<(u64, CoreTime, sys::Stolen)> {
-            let core = CoreTime::of(setting.client_core)?;
-            Ok((server.written_bytes()?, core, sys::stolen()?))
+        let spent = || -> io::Result<(CoreTime, sys::Stolen)> {
+            Ok((CoreTime::of(setting.client_core)?, sys::stolen()?))
         };
-        let before = spent(&self.server).map_err(unread())?;
+        let before = spent().map_err(unread())?;
         let figures = match load::run(self.server.kind.address(), cell, op, requests) {
             Ok(figures) => figures,
             Err(error) => {
@@ -273,7 +314,7 @@ impl Side {
                 return Err(error.into());
             }
         };
-        let after = spent(&self.server).map_err(unread())?;
+        let after = spent().map_err(unread())?;
         self.server.hold(true).map_err(refused("a server cannot be held still"))?;
         if op == Op::Set {
             self.writes += requests;
@@ -281,9 +322,9 @@ impl Side {
         Ok(Round {
             figures,
             requests,
-            written_bytes: after.0.saturating_sub(before.0),
-            client_busy_percent: after.1.busy_percent_since(before.1),
-            steal_percent: after.2.percent_since(before.2),
+            written_bytes: written_since(written_before, setting.written_bytes()?),
+            client_busy_percent: after.0.busy_percent_since(before.0),
+            steal_percent: after.1.percent_since(before.1),
         })
     }
 }

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 
 use super::bed::Kind;
+use super::http::report as http;
 use super::load::{KEYS, Op};
 use super::row::Row;
 use super::server::{POLL_US, REGION_SIZE};
@@ -47,13 +48,15 @@ pub struct Conditions {
 pub struct Report {
     /// The conditions.
     pub conditions: Conditions,
-    /// The rows, in the order of their measurement.
+    /// The rows of keys and values, in the order of their measurement.
     pub rows: Vec<Row>,
+    /// Those of logged requests.
+    pub logged: http::Rows,
 }
 
 /// What the figures do not say by themselves.
 const NOTES: [&str; 5] = [
-    "The client is redis-benchmark over the kernel's TCP on a core of its own, which is the limit \
+    "SET and GET: the client is redis-benchmark over the kernel's TCP on a core of its own, which is the limit \
      where `client core` is near 100 %. All servers share the other core with all their threads; \
      the one that is not measured is held still. Our server polls before it sleeps, Redis cannot.",
     "All are reached over one bridge. A Redis is behind it by a veth pair, whose other end is the \
@@ -65,9 +68,10 @@ const NOTES: [&str; 5] = [
      may lose a second, `redis:no` more, and `kv:memory` everything that the machine loses. Mirror \
      and logs are on one file system, which is synced between rounds, so that nobody pays for what \
      another has left: `redis:no` and `redis:everysec` do not pay for theirs in full either.",
-    "`written` is what the kernel counts as written to storage per byte of value (write_bytes of \
-     /proc/PID/io: pages made dirty), without the file system's own journal. `SET/sync` is over \
-     the life of a server, filling included. Redis's log is not rewritten during a measurement.",
+    "`written` is what was written to the disk per byte of value, by the disk's own count, with the \
+     file system's journal and all that was due at the end of a round; of other programs as well. \
+     `SET/sync` is over the life of a server, filling included. Redis's log is not rewritten \
+     during a measurement.",
     "Keys are chosen at random of those that were stored before; every key's value is judged byte \
      by byte after the last round. Rows with LOST are slower than the Redis that promises as much.",
 ];
@@ -75,7 +79,8 @@ const NOTES: [&str; 5] = [
 impl Report {
     /// Whether every value was right.
     pub fn is_right(&self) -> bool {
-        self.rows.iter().all(|row| row.errors == 0 && row.rps.min > 0.0)
+        let is_right = |row: &Row| row.errors == 0 && row.rps.min > 0.0;
+        self.rows.iter().all(is_right) && self.logged.is_right()
     }
 
     /// How many times the rate of the Redis that promises as much.
@@ -100,12 +105,7 @@ impl Report {
         if row.errors > 0 {
             remarks.push(format!("{} WRONG VALUES", row.errors));
         }
-        if row.client_busy_percent > CLIENT_LIMIT_PERCENT {
-            remarks.push("client's core full".to_owned());
-        }
-        if row.steal_percent > STEAL_LIMIT_PERCENT {
-            remarks.push(format!("{:.1} % stolen", row.steal_percent));
-        }
+        remarks.extend(shared_remarks(row.client_busy_percent, row.steal_percent));
         remarks
     }
 
@@ -148,7 +148,6 @@ impl Report {
             "client core",
             "remarks",
         ];
-        let optional = |value: Option<f64>| value.map_or_else(String::new, |v| format!("{v:.1}"));
         let cells = |row: &Row| {
             let ratio = self.ratio(row);
             vec![
@@ -170,15 +169,33 @@ impl Report {
         (heads, self.rows.iter().map(cells).collect())
     }
 
+    /// The tables that have rows.
+    fn tables(&self) -> impl Iterator<Item = (Vec<&'static str>, Vec<Vec<String>>)> {
+        [self.cells(), self.logged.cells()].into_iter().filter(|(_, rows)| !rows.is_empty())
+    }
+
+    /// What is to be said of these tables.
+    fn notes(&self) -> Vec<&'static str> {
+        let mut notes = Vec::new();
+        if !self.rows.is_empty() {
+            notes.extend(NOTES);
+        }
+        if !self.logged.0.is_empty() {
+            notes.extend(http::NOTES);
+        }
+        notes
+    }
+
     /// The result for a terminal.
     pub fn table(&self) -> String {
-        let (heads, rows) = self.cells();
-        let mut out = padded(&heads, &rows);
-        let _ = writeln!(out);
+        let mut out = String::new();
+        for (heads, rows) in self.tables() {
+            let _ = writeln!(out, "{}", padded(&heads, &rows));
+        }
         for text in self.described() {
             let _ = writeln!(out, "{text}");
         }
-        for note in NOTES {
+        for note in self.notes() {
             let _ = writeln!(out, "\n{}", wrapped(note, 100));
         }
         out
@@ -186,7 +203,6 @@ impl Report {
 
     /// The result as a section of `bench/RESULTS.md`.
     pub fn markdown(&self) -> String {
-        let (heads, rows) = self.cells();
         let mut out = format!(
             "## Durable writes\n\nWritten by\n\n```sh\ncargo run --release -p paste-bench -- \
              durable {} --markdown\n```\n\n",
@@ -195,11 +211,13 @@ impl Report {
         for text in self.described() {
             let _ = writeln!(out, "- {text}");
         }
-        let _ = writeln!(out, "\n| {} |\n|{}", heads.join(" | "), " --- |".repeat(heads.len()));
-        for row in &rows {
-            let _ = writeln!(out, "| {} |", row.join(" | "));
+        for (heads, rows) in self.tables() {
+            let _ = writeln!(out, "\n| {} |\n|{}", heads.join(" | "), " --- |".repeat(heads.len()));
+            for row in &rows {
+                let _ = writeln!(out, "| {} |", row.join(" | "));
+            }
         }
-        for note in NOTES {
+        for note in self.notes() {
             let _ = writeln!(out, "\n{}", wrapped(note, 80));
         }
         out
@@ -222,11 +240,15 @@ impl Report {
                 "keys": KEYS,
                 "region": REGION_SIZE,
                 "poll_us": POLL_US,
-                "way": { "kv": "bridge, tap", "redis": "bridge, veth" },
+                "way": { "kv": "bridge, tap", "redis": "bridge, veth", "http": "tap, bridge" },
                 "kernel_congestion_control": self.conditions.congestion_control,
-                "client": "redis-benchmark",
             },
-            "rows": self.rows.iter().map(|row| self.row_json(row)).collect::<Vec<_>>(),
+            "rows": self
+                .rows
+                .iter()
+                .map(|row| self.row_json(row))
+                .chain(self.logged.json())
+                .collect::<Vec<_>>(),
         })
     }
 
@@ -237,6 +259,7 @@ impl Report {
             "value_bytes": row.cell.value_bytes,
             "connections": row.cell.connections,
             "pipeline": row.cell.pipeline,
+            "client": "redis-benchmark",
             "rps": rounded(row.rps.median),
             "rps_min": rounded(row.rps.min),
             "rps_max": rounded(row.rps.max),
@@ -253,8 +276,26 @@ impl Report {
     }
 }
 
+/// What is to be said of a row of either kind.
+pub fn shared_remarks(client_busy_percent: f64, steal_percent: f64) -> Vec<String> {
+    let mut remarks = Vec::new();
+    if client_busy_percent > CLIENT_LIMIT_PERCENT {
+        remarks.push("client's core full".to_owned());
+    }
+    if steal_percent > STEAL_LIMIT_PERCENT {
+        remarks.push(format!("{steal_percent:.1} % stolen"));
+    }
+    remarks
+}
+
+/// A cell of what not every row has.
+pub fn optional(value: Option<f64>) -> String {
+    value.map_or_else(String::new, |value| format!("{value:.1}"))
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::http::report::tests::rows;
     use super::super::row::tests::row;
     use super::*;
 
@@ -280,6 +321,7 @@ mod tests {
                 row(Kind::KvMirror, Op::Get, 200.0),
                 row(Kind::RedisAlways, Op::Get, 100.0),
             ],
+            logged: rows(),
         }
     }
 
@@ -321,13 +363,18 @@ mod tests {
 
     #[test]
     fn every_line_of_the_document_s_table_has_as_many_cells() {
-        let text = report().markdown();
-        let counts: Vec<usize> = text
-            .lines()
-            .filter(|line| line.starts_with('|'))
-            .map(|line| line.matches('|').count())
-            .collect();
-        assert_eq!(counts.len(), 8);
-        assert!(counts.iter().all(|&count| count == counts[0]), "{counts:?}");
+        let mut report = report();
+        let whole = report.markdown();
+        assert!(whole.contains("| SET | 64 |") && whole.contains("| POST | 1024 | mirror |"));
+        let counts = |text: &str| -> Vec<usize> {
+            let lines = text.lines().filter(|line| line.starts_with('|'));
+            lines.map(|line| line.matches('|').count()).collect()
+        };
+        report.rows.clear();
+        let logged = counts(&report.markdown());
+        assert_eq!((logged.len(), counts(&whole).len()), (8, 16));
+        assert!(logged.iter().all(|&count| count == logged[0]), "{logged:?}");
+        let kept = &counts(&whole)[..8];
+        assert!(kept.iter().all(|&count| count == kept[0]), "{kept:?}");
     }
 }

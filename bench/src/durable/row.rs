@@ -11,8 +11,8 @@ pub struct Round {
     pub figures: Figures,
     /// Requests of the round.
     pub requests: u64,
-    /// Bytes that the server caused to be written.
-    pub written_bytes: u64,
+    /// Bytes that were written to the disk, if that is known.
+    pub written_bytes: Option<u64>,
     /// How much of the time the client's core was busy, in percent.
     pub client_busy_percent: f64,
     /// CPU time that the machine was not given, in percent.
@@ -54,7 +54,7 @@ impl Row {
         };
         let stored = |round: &Round| (round.requests * cell.value_bytes as u64) as f64;
         let value_bytes: f64 = rounds.iter().map(stored).sum();
-        let written: u64 = rounds.iter().map(|round| round.written_bytes).sum();
+        let written: Option<u64> = rounds.iter().map(|round| round.written_bytes).sum();
         Row {
             kind,
             op,
@@ -62,8 +62,9 @@ impl Row {
             rps: each(&|r| r.figures.rps),
             p50_us: each(&|r| r.figures.p50_us).median,
             p99_us: each(&|r| r.figures.p99_us).median,
-            amplification: (op == Op::Set && value_bytes > 0.0)
-                .then(|| written as f64 / value_bytes),
+            amplification: written
+                .filter(|_| op == Op::Set && value_bytes > 0.0)
+                .map(|bytes| bytes as f64 / value_bytes),
             writes_per_sync: None,
             errors: 0,
             client_busy_percent: each(&|r| r.client_busy_percent).median,
@@ -84,7 +85,7 @@ pub mod tests {
     pub fn row(kind: Kind, op: Op, rps: f64) -> Row {
         let cell = Cell { value_bytes: 64, connections: 64, pipeline: 1 };
         let figures = Figures { rps, p50_us: 1.0, p99_us: 2.0 };
-        let round = Round { figures, requests: 10, written_bytes: 1280, ..Round::default() };
+        let round = Round { figures, requests: 10, written_bytes: Some(1280), ..Round::default() };
         Row::new(kind, op, cell, &[round])
     }
 
@@ -94,7 +95,7 @@ pub mod tests {
         let round = |rps, p99_us, written_bytes| Round {
             figures: Figures { rps, p50_us: 5.0, p99_us },
             requests: 10,
-            written_bytes,
+            written_bytes: Some(written_bytes),
             client_busy_percent: 50.0,
             steal_percent: rps / 100.0,
         };

@@ -1,5 +1,5 @@
-//! What the started processes are: the guest of the `kv` example, and Redis in a
-//! network of its own.
+//! What the started processes are: the guests of the `kv` and `http` examples, and
+//! Redis in a network of its own.
 
 use std::error::Error;
 use std::io;
@@ -11,10 +11,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use paste_guest::kv::{Server, ServerOptions};
-use paste_guest::{Channel, Endpoint, Options, Polling};
+use paste_guest::http::LogOptions;
+use paste_guest::{Channel, Endpoint, Options, Polling, http, kv};
 use pasted::demo::GuestArgs;
 use pasted::sys::demo::{Network, netns};
+use serde::{Deserialize, Serialize};
 
 use super::bed::PREFIX;
 use crate::serve::{READY, say};
@@ -49,23 +50,57 @@ pub struct RedisArgs {
     directory: PathBuf,
 }
 
+/// What the guest that logs requests is told.
+#[derive(Debug, clap::Args)]
+pub struct HttpArgs {
+    #[command(flatten)]
+    guest: GuestArgs,
+    /// Copy requests into other buffers
+    #[arg(long)]
+    copy: bool,
+}
+
+/// What a guest prints when it has stopped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GuestSaid {
+    /// Payload bytes that it has copied.
+    pub bytes_copied: u64,
+}
+
 /// Serves keys and values until SIGTERM.
 pub fn key_values(args: &GuestArgs) -> Result<(), Box<dyn Error>> {
+    let (stop, mut channel) = open("kv", args)?;
+    let mut server = kv::Server::new(&mut channel, &kv::ServerOptions::default())?;
+    server.run(&mut channel, &stop)?;
+    channel.shutdown()?;
+    Ok(())
+}
+
+/// Logs requests and answers them until SIGTERM.
+pub fn logged_http(args: &HttpArgs) -> Result<(), Box<dyn Error>> {
+    let (stop, mut channel) = open("http", &args.guest)?;
+    let log = Some(LogOptions { copy: args.copy });
+    let options = http::ServerOptions { log, ..http::ServerOptions::default() };
+    http::Server::new(&mut channel, &options)?.run(&mut channel, &stop)?;
+    let said = GuestSaid { bytes_copied: channel.stats().bytes_copied };
+    channel.shutdown()?;
+    say(&serde_json::to_string(&said)?)?;
+    Ok(())
+}
+
+/// A flag that SIGTERM sets, and a channel.
+fn open(name: &str, args: &GuestArgs) -> Result<(Arc<AtomicBool>, Channel), Box<dyn Error>> {
     let stop = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(signal_hook::consts::SIGTERM, stop.clone())?;
     let options = Options {
-        name: "kv".to_owned(),
+        name: name.to_owned(),
         reserve: RESERVE,
         queue: QUEUE,
         // The backend is on the same core.
         polling: Polling { poll_time: Duration::from_micros(args.poll_us), yield_now: true },
         ..Options::default()
     };
-    let mut channel = Channel::open(&Endpoint::vhost_user(&args.socket), options)?;
-    let mut server = Server::new(&mut channel, &ServerOptions::default())?;
-    server.run(&mut channel, &stop)?;
-    channel.shutdown()?;
-    Ok(())
+    Ok((stop, Channel::open(&Endpoint::vhost_user(&args.socket), options)?))
 }
 
 /// Becomes Redis. Returns only why it did not.

@@ -3,24 +3,19 @@
 
 use std::fs;
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use pasted::demo::{Directory, Process, SceneError};
 use pasted::metrics::Snapshot;
 use pasted::sys::demo::children::DeathSignal;
-use rustix::process::{Pid, Signal, kill_process};
 
 use super::bed::{self, Kind, PREFIX};
 use super::load::{Client, LoadError};
 use crate::network::NetworkError;
+use crate::processes::{Files, Processes, no_directory, start_backend, text};
 use crate::serve::READY;
-use crate::sys;
 
-/// How long a server may take until it serves: a new mirror is written in full.
-const START_TIME: Duration = Duration::from_secs(60);
-/// How often is looked whether it does.
-const START_INTERVAL: Duration = Duration::from_millis(5);
 /// How long our server polls before it sleeps; Redis cannot.
 pub const POLL_US: u64 = 50;
 /// Size of our regions.
@@ -56,10 +51,9 @@ pub struct Counted {
 pub struct Server {
     /// Who it is.
     pub kind: Kind,
-    /// Ended from the last to the first.
-    processes: Vec<Process>,
+    processes: Processes,
     /// What it makes goes with it.
-    files: Vec<PathBuf>,
+    _files: Files,
     stats: PathBuf,
 }
 
@@ -72,11 +66,11 @@ impl Server {
             Some(appendfsync) => start_redis(kind, appendfsync, core, directory, &base)?,
             None => start_kv(kind, core, directory, &base)?,
         };
-        let server = Server { kind, processes, files, stats };
+        let processes = Processes::new(processes);
+        let mut server = Server { kind, processes, _files: Files(files), stats };
         let mut client = match Client::connect(kind.address()) {
             Ok(client) => client,
             Err(error) => {
-                let mut server = server;
                 server.check()?;
                 return Err(error.into());
             }
@@ -93,64 +87,28 @@ impl Server {
 
     /// An error if one of its processes has ended.
     pub fn check(&mut self) -> Result<(), ServerError> {
-        Ok(self.processes.iter_mut().try_for_each(Process::check)?)
+        Ok(self.processes.check()?)
     }
 
     /// Holds its processes still, or lets them go on.
     pub fn hold(&self, still: bool) -> io::Result<()> {
-        let signal = if still { Signal::STOP } else { Signal::CONT };
-        for process in &self.processes {
-            let pid = Pid::from_raw(process.id() as i32).ok_or(io::ErrorKind::InvalidInput)?;
-            kill_process(pid, signal)?;
-        }
-        Ok(())
-    }
-
-    /// Bytes that it has caused to be written to storage.
-    pub fn written_bytes(&self) -> io::Result<u64> {
-        self.processes.iter().map(|process| sys::written_bytes(process.id())).sum()
+        self.processes.hold(still)
     }
 
     /// Ends it in good order, and returns what it counted.
-    pub fn stop(mut self) -> Result<Counted, ServerError> {
-        let _ = self.hold(false);
-        while let Some(process) = self.processes.pop() {
-            process.stop()?;
-        }
+    pub fn stop(self) -> Result<Counted, ServerError> {
+        self.processes.stop()?;
         Ok(count(&fs::read(&self.stats).unwrap_or_default()))
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        // A process that is held still does not hear that it is to end.
-        let _ = self.hold(false);
-        while let Some(process) = self.processes.pop() {
-            drop(process);
-        }
-        for file in &self.files {
-            let _ = fs::remove_dir_all(file).or_else(|_| fs::remove_file(file));
-        }
-    }
-}
-
-fn count(stats: &[u8]) -> Counted {
+/// What a backend counted of its flushes, of its figures at its end.
+pub fn count(stats: &[u8]) -> Counted {
     let snapshot: Snapshot = serde_json::from_slice(stats).unwrap_or_default();
     snapshot.guests.first().map_or_else(Counted::default, |guest| Counted {
         commits: guest.get("flush.commits"),
         epochs: guest.get("flush.epochs"),
     })
-}
-
-fn no_directory(path: &Path) -> impl FnOnce(io::Error) -> SceneError {
-    let path = path.to_owned();
-    move |source| SceneError::Directory { path, source }
-}
-
-/// A path as an argument, or in a configuration.
-fn text(path: &Path) -> Result<&str, SceneError> {
-    let invalid = || io::Error::new(io::ErrorKind::InvalidInput, "its name is not UTF-8");
-    path.to_str().ok_or_else(|| no_directory(path)(invalid()))
 }
 
 type Started = (Vec<Process>, Vec<PathBuf>);
@@ -189,42 +147,43 @@ fn start_kv(
     directory: &Directory,
     base: &Path,
 ) -> Result<Started, ServerError> {
-    let (socket, file) = (base.with_extension("sock"), base.with_extension("toml"));
-    let (stats, mirror) = (base.with_extension("json"), base.with_extension("mirror"));
+    let (socket, stats) = (base.with_extension("sock"), base.with_extension("json"));
+    let mirror = base.with_extension("mirror");
     let _ = fs::remove_file(&stats);
     let mirror = (kind == Kind::KvMirror).then_some(mirror.as_path());
+    let place = Place { mac: kind.mac(), address: *kind.address().ip(), device: kind.device() };
     let settings =
-        configuration(kind, text(&socket)?, text(&stats)?, mirror.map(text).transpose()?);
-    fs::write(&file, settings).map_err(no_directory(&file))?;
-    let start =
-        |name, args: &[&str]| Process::start(name, args, Some(core), DeathSignal::Kill, directory);
-    let mut backend = start("backend", &["serve-pasted", "--config", text(&file)?])?;
-    let end = Instant::now() + START_TIME;
-    while !socket.exists() {
-        backend.check()?;
-        if Instant::now() >= end {
-            return Err(backend.failed("opens no socket").into());
-        }
-        std::thread::sleep(START_INTERVAL);
-    }
+        configuration(&place, text(&socket)?, text(&stats)?, mirror.map(text).transpose()?);
+    let backend = start_backend(base, &settings, core, directory)?;
     let poll = POLL_US.to_string();
-    let guest = start("kv", &["serve-kv", "--socket", text(&socket)?, "--poll-us", &poll])?;
+    let args = ["serve-kv", "--socket", text(&socket)?, "--poll-us", &poll];
+    let guest = Process::start("kv", &args, Some(core), DeathSignal::Kill, directory)?;
     Ok((vec![backend, guest], mirror.map(Path::to_owned).into_iter().collect()))
 }
 
-/// The backend's configuration.
-fn configuration(kind: Kind, socket: &str, stats: &str, mirror: Option<&str>) -> String {
+/// Where a guest is.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Its Ethernet address.
+    pub mac: String,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// The TAP device of its port.
+    pub device: &'static str,
+}
+
+/// The configuration of a backend whose guest has a region, with a mirror or in
+/// memory alone.
+pub fn configuration(place: &Place, socket: &str, stats: &str, mirror: Option<&str>) -> String {
     let quoted = |text: &str| toml::Value::from(text).to_string();
     let mirror = mirror.map_or_else(String::new, |file| format!(", mirror = {}", quoted(file)));
+    let Place { mac, address, device } = place;
     format!(
-        "stats = {}\n\n[[guest]]\nname = \"kv\"\nsocket = {}\nmac = \"{}\"\n\
-         addresses = [\"{}/{PREFIX}\"]\nport = \"tap:{}\"\npoll = \"{POLL_US}us\"\n\
+        "stats = {}\n\n[[guest]]\nname = \"durable\"\nsocket = {}\nmac = \"{mac}\"\n\
+         addresses = [\"{address}/{PREFIX}\"]\nport = \"tap:{device}\"\npoll = \"{POLL_US}us\"\n\
          region = {{ size = \"{REGION_SIZE}\"{mirror} }}\n",
         quoted(stats),
         quoted(socket),
-        kind.mac(),
-        kind.address().ip(),
-        kind.device(),
     )
 }
 
@@ -236,12 +195,14 @@ mod tests {
 
     #[test]
     fn the_backend_takes_its_configuration() {
+        let address = Ipv4Addr::new(10, 72, 0, 9);
+        let place = Place { mac: Kind::KvMirror.mac(), address, device: "tapm" };
         for mirror in [Some("/srv/\"m\""), None] {
-            let text = configuration(Kind::KvMirror, "/run/a.sock", "/run/s.json", mirror);
+            let text = configuration(&place, "/run/a.sock", "/run/s.json", mirror);
             let config = Config::parse("kv.toml", &text).unwrap_or_else(|e| panic!("{e}"));
             assert_eq!(config.guests[0].region.mirror.as_deref(), mirror.map(Path::new));
             assert_eq!(config.guests[0].region.size, 256 << 20);
-            assert_eq!(config.guests[0].address(), *Kind::KvMirror.address().ip());
+            assert_eq!(config.guests[0].address(), address);
         }
     }
 
