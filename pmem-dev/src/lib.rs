@@ -27,6 +27,7 @@ pub mod device;
 mod domain;
 mod flusher;
 pub mod index;
+mod journal;
 mod layout;
 mod medium;
 mod pool;

@@ -3,7 +3,10 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+
+use crate::sys;
 
 /// A file with storage behind it. An error of [`Storage::sync`] means that
 /// anything written since the last success may be lost, though reading it back
@@ -20,6 +23,10 @@ pub trait Storage: Send {
     /// # Errors
     /// Those of fdatasync(2).
     fn sync(&mut self) -> io::Result<()>;
+
+    /// Says that these bytes, just written, will be synced, so that the sync has less
+    /// to wait for. Promises nothing.
+    fn begin_sync(&mut self, _at: u64, _len: u64) {}
 }
 
 impl Storage for File {
@@ -29,6 +36,10 @@ impl Storage for File {
 
     fn sync(&mut self) -> io::Result<()> {
         self.sync_data()
+    }
+
+    fn begin_sync(&mut self, at: u64, len: u64) {
+        sys::begin_sync(self.as_fd(), at, len);
     }
 }
 

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use paste_abi::superblock::{COPY_OFFSETS, HOST_HEAD_LEN};
 use paste_pmem::{
-    Backing, Domain, FlushRange, Geometry, HugePages, Identity, Opened, Origin, Provided, Region,
-    RegionError, Spec, Uuid, provide,
+    Backing, Domain, FlushRange, Geometry, HugePages, Identity, Image, Opened, Origin, Provided,
+    Region, RegionError, Spec, Uuid, provide,
 };
 use tempfile::TempDir;
 
@@ -39,6 +39,10 @@ impl Place {
             geometry: Geometry::new(SIZE, 2048).unwrap(),
             identity: Identity { guest: "web1", uuid: Uuid::random().unwrap(), created_ns: 77 },
         }
+    }
+
+    fn journal(&self) -> PathBuf {
+        self.mirror.with_extension("mirror.journal")
     }
 
     fn file(&self) -> Result<Provided, RegionError> {
@@ -86,7 +90,7 @@ fn memory_comes_back_from_its_mirror_after_a_loss_of_power() {
     let place = Place::new();
     let Provided { region, origin, made } = place.memory().unwrap();
     assert_eq!(origin, Origin::New);
-    assert_eq!(made, std::slice::from_ref(&place.mirror));
+    assert_eq!(made, [place.mirror.clone(), place.journal()]);
     assert_eq!(region.domain(), Domain::Mirror);
     let uuid = region.uuid();
     store(&region, 100_000, b"flushed");
@@ -130,7 +134,7 @@ fn a_mirror_is_a_region_s_file_itself() {
 fn after_a_crash_of_the_process_the_file_has_more_than_its_mirror() {
     let place = Place::new();
     let Provided { region, made, .. } = place.file().unwrap();
-    assert_eq!(made, [place.region.clone(), place.mirror.clone()]);
+    assert_eq!(made, [place.region.clone(), place.mirror.clone(), place.journal()]);
     store(&region, 100_000, b"flushed");
     flush(&region, 100_000, 7);
     store(&region, 300_000, b"stored");
@@ -266,6 +270,91 @@ fn what_cannot_be_the_mirror_is_refused_and_left_alone() {
     fs::remove_file(&place.mirror).unwrap();
     fs::create_dir(&place.mirror).unwrap();
     assert!(matches!(place.memory(), Err(RegionError::NotAFile { .. })));
+}
+
+#[test]
+fn a_mirror_that_was_left_open_needs_its_journal() {
+    let place = Place::new();
+    let Provided { region, .. } = place.memory().unwrap();
+    store(&region, 100_000, b"flushed");
+    flush(&region, 100_000, 7);
+    drop(region);
+    let aside = place.journal().with_extension("aside");
+    fs::rename(place.journal(), &aside).unwrap();
+    let before = fs::read(&place.mirror).unwrap();
+    let error = place.memory().unwrap_err();
+    assert!(matches!(error, RegionError::Journal { .. }), "{error}");
+    assert!(error.to_string().contains("put the journal back"), "{error}");
+    assert!(matches!(Image::open(&place.mirror), Err(RegionError::Journal { .. })));
+    // Neither does another region's do.
+    let other = Place::new();
+    drop(other.memory().unwrap());
+    fs::copy(other.journal(), place.journal()).unwrap();
+    assert!(matches!(place.memory(), Err(RegionError::Journal { .. })));
+    assert!(fs::read(&place.mirror).unwrap() == before);
+
+    fs::rename(aside, place.journal()).unwrap();
+    let Provided { region, .. } = place.memory().unwrap();
+    assert_eq!(&loaded(&region, 100_000), b"flushed");
+    region.close().unwrap();
+    // One that was closed in good order is whole.
+    fs::remove_file(place.journal()).unwrap();
+    let Provided { region, made, .. } = place.memory().unwrap();
+    assert_eq!(&loaded(&region, 100_000), b"flushed");
+    assert!(made.is_empty() && place.journal().exists());
+}
+
+#[test]
+fn what_the_journal_has_is_shown_and_served() {
+    let place = Place::new();
+    let Provided { region, .. } = place.memory().unwrap();
+    let geometry = *region.geometry();
+    let at = geometry.buffers().offset as usize + 3 * 2048;
+    store(&region, at, b"in the journal");
+    flush(&region, at as u64, 14);
+    drop(region);
+    let image = Image::open(&place.mirror).unwrap();
+    let mut bytes = [0; 14];
+    assert!(image.read_buffer(3, 0, &mut bytes));
+    assert_eq!(&bytes, b"in the journal");
+    drop(image);
+    // The mirror in the place of its region.
+    let expect = paste_pmem::Expect { guest: "web1", uuid: None, size: None, buffer_size: None };
+    let (region, opened) = Region::open(&place.mirror, &expect).unwrap();
+    assert_eq!(opened, LEFT_OPEN);
+    assert_eq!(&loaded(&region, at), b"in the journal");
+    region.close().unwrap();
+    fs::remove_file(place.journal()).unwrap();
+    let (region, opened) = Region::open(&place.mirror, &expect).unwrap();
+    assert_eq!(opened, CLEAN);
+    assert_eq!(&loaded(&region, at), b"in the journal");
+}
+
+#[test]
+fn a_journal_that_is_used_again_and_again_loses_nothing() {
+    let place = Place::new();
+    let Provided { region, .. } = place.memory().unwrap();
+    let mut flusher = region.flusher().unwrap().unwrap();
+    let slot = |round: u32| 8192 + (round.wrapping_mul(2_654_435_761) % 400) as usize * 4096;
+    let mut last = std::collections::BTreeMap::new();
+    for round in 1..=700u32 {
+        store(&region, slot(round), &round.to_le_bytes());
+        // Of up to nine blocks: the areas of this mirror hold 64.
+        let len = 4 + u64::from(round % 9) * 4096;
+        let len = len.min(region.guest_len() - slot(round) as u64);
+        flusher.add(FlushRange { offset: slot(round) as u64, len }).unwrap();
+        flusher.commit(0).unwrap();
+        if round % 5 != 0 {
+            flusher.tidy();
+        }
+        last.insert(slot(round), round);
+    }
+    drop((flusher, region));
+    let Provided { region, origin, .. } = place.memory().unwrap();
+    assert_eq!(origin, Origin::Mirror(LEFT_OPEN));
+    for (at, round) in last {
+        assert_eq!(u32::from_le_bytes(loaded(&region, at)), round);
+    }
 }
 
 #[test]

@@ -3,17 +3,15 @@
 //! either gets nothing.
 
 use std::io::{Read, Write};
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use paste_abi::control::{FEATURE_FLUSH, FEATURE_STORE};
 use paste_abi::frame::{self, RECORD_LEN};
 use paste_abi::slot::{DURABLE, SHARE};
-use paste_abi::superblock::HOST_HEAD_LEN;
 use paste_abi::{Event as SlotEvent, Flow, Frame, Kind, NO_BUFFER, Reason, Request, Slot};
 use paste_guest::{Channel, Endpoint, Event, FlushDomain, Options, SendOptions, Timeout};
-use paste_pmem::{Claims, Medium, Ticket};
+use paste_pmem::{Claims, Image, Medium, Ticket};
 use paste_tests::backend::{Backend, Guest};
 use paste_tests::client;
 use paste_tests::frontend::RawGuest;
@@ -58,9 +56,10 @@ impl Bed {
 
     /// What the mirror has of the guest's mapping.
     fn mirrored(&self, at: u64, len: usize) -> Vec<u8> {
-        let file = std::fs::File::open(self.mirror()).expect("the mirror is there");
+        // With what its journal has.
+        let mirror = Image::open(&self.mirror()).expect("the mirror is there");
         let mut bytes = vec![0; len];
-        file.read_exact_at(&mut bytes, HOST_HEAD_LEN + at).expect("the mirror is whole");
+        mirror.load(at, &mut bytes);
         bytes
     }
 }

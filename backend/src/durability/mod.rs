@@ -33,6 +33,10 @@ pub trait MakeDurable: Send {
 
     /// What was written for it.
     fn counters(&self) -> FlushCounters;
+
+    /// Does a little of what has to be done some time, after each batch and beside
+    /// those who wait for one.
+    fn tidy(&mut self) {}
 }
 
 impl MakeDurable for Flusher {
@@ -46,6 +50,10 @@ impl MakeDurable for Flusher {
 
     fn counters(&self) -> FlushCounters {
         Flusher::counters(self)
+    }
+
+    fn tidy(&mut self) {
+        Flusher::tidy(self);
     }
 }
 
@@ -285,5 +293,8 @@ fn serve(shared: &Shared, mut flusher: Box<dyn MakeDurable>, waker: &Waker) {
         shared.done.store(true, Ordering::Release);
         shared.changed.notify_all();
         waker.wake();
+        // What panics here has harmed nothing that was promised; the next batch tells.
+        let tidying = std::panic::AssertUnwindSafe(|| flusher.tidy());
+        let _ = std::panic::catch_unwind(tidying);
     }
 }

@@ -80,8 +80,12 @@ pub struct Superblock {
     /// Names the start of the host's system that last wrote the superblock: with
     /// another one, the memory of that time is lost. Zeros where it is not known.
     pub boot: [u8; 16],
+    /// In a mirror: bytes of each area of its journal, which lies in a file beside it.
+    /// While the mirror is open, it is whole only together with that one. 0
+    /// elsewhere.
+    pub journal_area: U64,
     /// Zero.
-    pub reserved: [u8; 276],
+    pub reserved: [u8; 268],
     /// CRC-32C of all bytes before it.
     pub crc: U32,
 }

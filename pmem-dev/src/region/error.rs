@@ -131,6 +131,17 @@ pub enum RegionError {
         /// Name of the mirror.
         region: String,
     },
+    /// A mirror that was left open, without its journal.
+    #[error(
+        "{region}: was left open, and what it lacks is in its journal {journal}, which is missing \
+         or not its own; put the journal back, or restore both from a backup"
+    )]
+    Journal {
+        /// Name of the mirror.
+        region: String,
+        /// Name of the journal.
+        journal: String,
+    },
     /// The mirror has another layout than the region.
     #[error("{region}: is laid out otherwise than the region that it mirrors; correct the path")]
     MirrorLayout {

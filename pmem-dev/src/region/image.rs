@@ -9,16 +9,16 @@ use paste_abi::superblock::STATE_CLEAN;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-use super::error::{RegionError, system};
+use super::error::{RegionError, reserve_error, system};
 use super::file::map_guest_read_only;
-use super::mirror::Progress;
+use super::mirror::{Progress, replay};
 use crate::claims::{self, Claims};
 use crate::devdax;
 use crate::domain::Domain;
 use crate::layout::{Geometry, SIZE_MIN};
 use crate::medium::{Medium, Ticket};
 use crate::superblock::{self, Found};
-use crate::sys::Mapping;
+use crate::sys::{self, HugePages, Mapping};
 use crate::uuid::Uuid;
 
 /// Bytes that are read at a time.
@@ -94,7 +94,10 @@ impl Image {
         if have != want {
             return Err(RegionError::Size { region: name, have, want });
         }
-        let guest = map_guest_read_only(&name, file.as_fd(), &found.geometry)?;
+        let mut guest = map_guest_read_only(&name, file.as_fd(), &found.geometry)?;
+        if let Some(whole) = with_journal(path, &name, &found, &guest)? {
+            guest = whole;
+        }
         let domain = Domain::of(&file).map_err(|e| system(&name, "examine", e))?;
         Ok(Image { name, file, in_use, found, guest, domain })
     }
@@ -186,6 +189,40 @@ impl Image {
         let start = geometry.buffers().offset + u64::from(buf) * u64::from(geometry.buffer_size());
         inside && self.guest.read_at(start as usize + usize::from(offset), out)
     }
+}
+
+/// What the guest would map of a mirror together with its journal, if that has
+/// something: a copy in memory, as nothing is written.
+fn with_journal(
+    path: &Path,
+    name: &str,
+    found: &Found,
+    guest: &Mapping,
+) -> Result<Option<Mapping>, RegionError> {
+    let mut records = Vec::new();
+    replay(path, &found.block, |offset, bytes| {
+        records.push((offset as usize, bytes.to_vec()));
+        Ok(())
+    })?;
+    if records.is_empty() {
+        return Ok(None);
+    }
+    let len = guest.len();
+    let memory = sys::memory_file("paste-image", len as u64, HugePages::No)
+        .map_err(|errno| reserve_error(name, len as u64, errno))?;
+    let whole = Mapping::from_fd(memory.as_fd(), 0, len, true)
+        .map_err(|source| RegionError::Map { region: name.to_owned(), source })?;
+    let mut chunk = vec![0; CHUNK];
+    for at in (0..len).step_by(CHUNK) {
+        let chunk = &mut chunk[..CHUNK.min(len - at)];
+        let copied = guest.read_at(at, chunk) && whole.write_at(at, chunk);
+        debug_assert!(copied, "both are of this length");
+    }
+    for (at, bytes) in records {
+        let written = whole.write_at(at, &bytes);
+        debug_assert!(written, "the journal judges what it gives");
+    }
+    Ok(Some(whole))
 }
 
 /// What persistent structures are read through. It takes no stores: what

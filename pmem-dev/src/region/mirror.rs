@@ -1,10 +1,17 @@
 //! The mirror of a region: a file on a disk that is itself a region's file, so it
 //! is created, judged and shown like one. Nobody maps it; the flusher writes to
 //! it what is to be durable, and its superblock says how it was left.
+//!
+//! Beside it lies its [journal](crate::journal), with `.journal` added to its name.
+//! A mirror that was left open is whole only together with its journal; one that
+//! was closed in good order needs none.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use paste_abi::superblock::{HOST_HEAD_LEN, STATE_CLEAN, Superblock};
 
@@ -12,6 +19,8 @@ use super::error::{RegionError, reserve_error, system};
 use super::file::{Unfinished, check, lock_file, open_file};
 use super::{Expect, Region};
 use crate::devdax;
+use crate::flusher::Flusher;
+use crate::journal::{self, Journal};
 use crate::layout::SIZE_MIN;
 use crate::superblock::{self, Found};
 use crate::sys::{self, Mapping};
@@ -25,11 +34,54 @@ const BLOCK: usize = 4096;
 /// Hears how many bytes of how many are copied.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
 
-/// A mirror, locked by this process.
+/// A mirror, locked by this process, and its journal with it.
 #[derive(Debug)]
 pub(super) struct Mirror {
+    path: PathBuf,
     name: String,
     file: File,
+    journal: Option<OpenJournal>,
+}
+
+#[derive(Debug)]
+struct OpenJournal {
+    file: File,
+    area: u64,
+}
+
+/// Where the journal of the mirror at `path` lies.
+pub(super) fn journal_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".journal");
+    name.into()
+}
+
+/// Gives what the journal of the file at `path` has for it beyond what is in it,
+/// with offsets into what a guest maps; nothing for a file that needs no journal.
+/// Returns the number of the last record.
+pub(super) fn replay(
+    path: &Path,
+    block: &Superblock,
+    apply: impl FnMut(u64, &[u8]) -> io::Result<()>,
+) -> Result<u64, RegionError> {
+    if block.journal_area.get() == 0 || block.state.get() == STATE_CLEAN {
+        return Ok(0);
+    }
+    let journal = journal_path(path);
+    let name = journal.display().to_string();
+    let missing =
+        || RegionError::Journal { region: path.display().to_string(), journal: name.clone() };
+    let file = File::open(&journal).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => missing(),
+        _ => system(&name, "open", error),
+    })?;
+    let area = journal::recognize(&file, block.uuid).map_err(|e| system(&name, "read", e))?;
+    if area != Some(block.journal_area.get()) {
+        return Err(missing());
+    }
+    let (sequence, len) = (block.sequence.get(), block.guest_len.get());
+    journal::replay(&file, block.journal_area.get(), sequence, len, apply)
+        .map_err(|e| system(&name, "read", e))
 }
 
 /// A mirror that was there already.
@@ -73,7 +125,8 @@ impl Mirror {
             .map_err(|e| system(&name, "read", e))?
             .map_err(|error| RegionError::Superblock { region: name.clone(), error })?;
         check(&name, &found, have, expect)?;
-        Ok(Some(OldMirror { mirror: Mirror { name, file }, found }))
+        let mirror = Mirror { path: path.to_owned(), name, file, journal: None };
+        Ok(Some(OldMirror { mirror, found }))
     }
 
     /// Creates a mirror for `region`, which holds nothing yet and says so: its
@@ -89,13 +142,17 @@ impl Mirror {
             .map_err(|e| reserve_error(&name, size, e))?;
         let dax = devdax::block(Uuid(region.block.uuid), size, HOST_HEAD_LEN);
         file.write_all_at(&dax, devdax::BLOCK_OFFSET).map_err(|e| system(&name, "write to", e))?;
-        let mirror = Mirror { name, file };
+        let mirror = Mirror { path: path.to_owned(), name, file, journal: None };
         let mut block = region.block;
         block.sequence = 0.into();
-        superblock::seal(&mut block);
         mirror.store(&block)?;
         std::mem::forget(unfinished);
         Ok(mirror)
+    }
+
+    /// Where its file lies.
+    pub(super) fn path(&self) -> &PathBuf {
+        &self.path
     }
 
     /// The file's name in messages.
@@ -103,14 +160,84 @@ impl Mirror {
         &self.name
     }
 
-    /// The file, for the flusher. The lock is shared and stays here.
-    pub(super) fn file(&self) -> Result<File, RegionError> {
-        self.file.try_clone().map_err(|e| system(&self.name, "duplicate", e))
+    /// Writes what the journal has to the mirror, whose superblock this is, so that
+    /// it is whole by itself. Returns the number of the last record.
+    pub(super) fn settle(&self, block: &Superblock) -> Result<u64, RegionError> {
+        let last = replay(&self.path, block, |offset, bytes| {
+            self.file.write_all_at(bytes, HOST_HEAD_LEN + offset)
+        })?;
+        if last > 0 {
+            self.sync()?;
+        }
+        Ok(last)
     }
 
-    /// Writes the superblock, which is sealed.
+    /// Opens the journal, or makes it, for a mirror that is whole by itself. Gives
+    /// the journal's path if it was made.
+    pub(super) fn prepare(&mut self, block: &Superblock) -> Result<Option<PathBuf>, RegionError> {
+        let path = journal_path(&self.path);
+        let name = path.display().to_string();
+        let written = |e| system(&name, "write to", e);
+        let area = journal::area_len(block.guest_len.get());
+        let (file, made) = match open_file(&path, &name, false) {
+            Err(RegionError::NotFound { .. }) => (open_file(&path, &name, true)?, true),
+            other => (other?, false),
+        };
+        let unfinished = made.then(|| Unfinished { path: &path });
+        let known = journal::recognize(&file, block.uuid).map_err(|e| system(&name, "read", e))?;
+        if known != Some(area) {
+            let len = journal::file_len(area);
+            file.set_len(len).map_err(|e| system(&name, "resize", e))?;
+            sys::reserve(std::os::fd::AsFd::as_fd(&file), len)
+                .map_err(|e| reserve_error(&name, len, e))?;
+            // Where there were holes, a sync would have to put blocks on record.
+            let zeros = vec![0; CHUNK];
+            for at in (0..len).step_by(CHUNK) {
+                let zeros = &zeros[..CHUNK.min((len - at) as usize)];
+                file.write_all_at(zeros, at).map_err(written)?;
+            }
+            file.write_all_at(&journal::header(block.uuid, area), 0).map_err(written)?;
+            file.sync_all().map_err(|e| system(&name, "sync", e))?;
+        }
+        self.journal = Some(OpenJournal { file, area });
+        std::mem::forget(unfinished);
+        Ok(made.then_some(path))
+    }
+
+    /// The flusher for what `guest` maps, while `block` is the superblock. The lock
+    /// stays here.
+    pub(super) fn flusher(
+        &self,
+        guest: Arc<Mapping>,
+        block: &Superblock,
+        suspect: Arc<AtomicBool>,
+    ) -> Result<Option<Flusher>, RegionError> {
+        let Some(OpenJournal { file, area }) = &self.journal else { return Ok(None) };
+        let duplicate =
+            |file: &File| file.try_clone().map_err(|e| system(&self.name, "duplicate", e));
+        // One before this one may have left records.
+        let last = self.settle(&self.marked(block))?;
+        let mut journal =
+            Journal::new(Box::new(duplicate(file)?), block.sequence.get(), *area, last);
+        if last > 0 {
+            journal.forget().map_err(|e| system(&self.name, "write the journal of", e))?;
+        }
+        let storage = Box::new(duplicate(&self.file)?);
+        Ok(Some(Flusher::mirror(guest, storage, HOST_HEAD_LEN, journal, suspect)))
+    }
+
+    /// The region's superblock as the mirror has it.
+    fn marked(&self, block: &Superblock) -> Superblock {
+        let mut block = *block;
+        block.journal_area = self.journal.as_ref().map_or(0, |journal| journal.area).into();
+        superblock::seal(&mut block);
+        block
+    }
+
+    /// Writes the region's superblock.
     pub(super) fn store(&self, block: &Superblock) -> Result<(), RegionError> {
-        superblock::store_file(block, &self.file).map_err(|e| system(&self.name, "write to", e))
+        superblock::store_file(&self.marked(block), &self.file)
+            .map_err(|e| system(&self.name, "write to", e))
     }
 
     /// Writes all that the guest maps to the mirror, whatever that holds. Also

@@ -201,6 +201,16 @@ impl Region {
         let guest = map_guest(&name, file.as_fd(), &geometry)?;
         let domain = Domain::of(&file).map_err(|e| system(&name, "examine", e))?;
         let clean = block.state.get() == STATE_CLEAN;
+        // A mirror that is to be served in its region's place.
+        let replayed = mirror::replay(path, &block, |offset, bytes| {
+            let inside = guest.write_at(offset as usize, bytes);
+            debug_assert!(inside, "the journal judges what it gives");
+            Ok(())
+        })?;
+        if replayed > 0 {
+            guest.sync().map_err(|e| system(&name, "write to", e))?;
+        }
+        let block = Superblock { journal_area: 0.into(), ..block };
         let region = Region {
             name,
             file,
@@ -298,8 +308,7 @@ impl Region {
         let mapping = Arc::clone(&self.guest);
         let suspect = Arc::clone(&self.suspect);
         if let Some(mirror) = &self.mirror {
-            let storage = Box::new(mirror.file()?);
-            return Ok(Some(Flusher::mirror(mapping, storage, HOST_HEAD_LEN, suspect)));
+            return mirror.flusher(mapping, &self.block, suspect);
         }
         if self.domain != Domain::Mirror {
             return Ok(None);

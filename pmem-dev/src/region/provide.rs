@@ -133,6 +133,9 @@ pub fn provide(spec: &Spec<'_>, progress: Progress<'_>) -> Result<Provided, Regi
             }
         }
     };
+    if let Some(mirror) = &mut region.mirror {
+        made.0.extend(mirror.prepare(&region.block)?.filter(|_| made.0.contains(mirror.path())));
+    }
     // A new region has been marked when it was created, but not its mirror.
     if origin != Origin::New || region.mirror.is_some() {
         region.mark(STATE_OPEN)?;
@@ -198,6 +201,7 @@ fn restore(
     progress: Progress<'_>,
 ) -> Result<(Region, Origin), RegionError> {
     let opened = Opened { clean: old.is_clean(), repaired: old.found.damaged };
+    old.mirror.settle(&old.found.block)?;
     old.mirror.restore(&region.guest, progress)?;
     region.guest.sync().map_err(|e| super::error::system(&region.name, "write to", e))?;
     // The next sequence has to be beyond that of both.

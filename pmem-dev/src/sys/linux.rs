@@ -1,6 +1,6 @@
 //! Linux: memory files with seals and huge pages, and what a file is kept on.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::io::Errno;
@@ -72,6 +72,14 @@ pub(crate) fn is_dax(fd: BorrowedFd<'_>) -> bool {
             Err(_) => false,
         }
     }
+}
+
+/// Has the kernel begin to write out these bytes of a file.
+pub(crate) fn begin_sync(fd: BorrowedFd<'_>, at: u64, len: u64) {
+    let (Ok(at), Ok(len)) = (i64::try_from(at), i64::try_from(len)) else { return };
+    // A hint: what fails here will fail again in the sync.
+    // SAFETY: takes no pointer.
+    unsafe { libc::sync_file_range(fd.as_raw_fd(), at, len, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
 /// Names this start of the system: another one means that memory was lost in

@@ -2,7 +2,8 @@
 //! file that shrinks under a mapping, making memory that has no name, and writing
 //! the CPU's caches back.
 //!
-//! `unsafe` of this crate lives here, and in the one accessor of `buffers.rs`.
+//! `unsafe` of this crate lives here, and where the bytes of buffers are summed
+//! (`checksum.rs`).
 
 #![allow(unsafe_code)]
 
@@ -20,4 +21,4 @@ pub(crate) use cache::fence;
 pub use guard::MAPPINGS_MAX;
 pub use mapping::{MapError, Mapping};
 pub use os::HugePages;
-pub(crate) use os::{boot_id, is_dax, is_volatile, memory_file, reserve};
+pub(crate) use os::{begin_sync, boot_id, is_dax, is_volatile, memory_file, reserve};
