@@ -38,7 +38,7 @@ const RETRY_NS: u64 = 100_000_000;
 #[derive(Debug, thiserror::Error)]
 pub enum FlushError {
     /// The file took no data.
-    #[error("{len} bytes at {at:#x} cannot be written: {source}; make room on its file system")]
+    #[error("{len} bytes at {at:#x} cannot be written: {source}; {}", advice(source))]
     Write {
         /// Where in the file.
         at: u64,
@@ -59,6 +59,18 @@ pub enum FlushError {
     /// It is too early for another attempt.
     #[error("has failed, and the next attempt is not due yet")]
     NotDue,
+}
+
+/// What to do about a file that takes no data.
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room on its file system",
+        io::ErrorKind::ReadOnlyFilesystem => {
+            "see why its file system is read-only, and mount it writable"
+        }
+        io::ErrorKind::FileTooLarge => "raise the limit of the size of files",
+        _ => "see to its disk",
+    }
 }
 
 /// A range that is not in the region.

@@ -103,6 +103,11 @@ impl Client {
         !self.parser.is_idle()
     }
 
+    /// Whether answers wait to be sent to it.
+    pub(super) fn is_owed(&self) -> bool {
+        self.filling.is_some() || self.output.next().is_some()
+    }
+
     /// Buffers that what it has sent lies in.
     pub(super) fn pieces(&self) -> usize {
         self.chain.pieces()

@@ -21,6 +21,8 @@ use crate::transport::Timeout;
 /// make the log's header durable.
 const ATTACH_TIME: Duration = Duration::from_secs(10);
 const ATTACH_STEP: Duration = Duration::from_millis(10);
+/// How soon what could not be made durable is tried again.
+pub(super) const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// Empty buffers to begin with.
 const BUFFERS_MIN: u32 = 8;
 
@@ -128,11 +130,15 @@ impl Attached {
     /// are buffers to write to. No flow is there yet, so no event matters but one.
     fn wait_ready(&mut self, channel: &mut Channel) -> Result<(), AttachError> {
         let deadline = sys::monotonic() + ATTACH_TIME;
-        let mut last = None;
+        let (mut last, mut retry_at) = (None, None);
         loop {
             let granted = channel.stats().granted;
             let medium = channel.medium().ok_or(AttachError::Lost)?;
-            // The log gets there by commits, each after the one before is durable.
+            // The log gets there by commits, each after the one before is durable, or
+            // has failed.
+            if retry_at.is_some_and(|at| sys::monotonic() >= at) {
+                (last, retry_at) = (None, None);
+            }
             while !self.journal.is_ready(medium) && last.is_none_or(|ticket| medium.reached(ticket))
             {
                 last = Some(self.journal.seal(medium));
@@ -150,6 +156,9 @@ impl Attached {
                 match event {
                     Event::Lost { .. } => return Err(AttachError::Lost),
                     Event::Data { data, .. } => channel.give_back(data),
+                    Event::Flushed { ticket, result: Err(_) } if Some(ticket) == last => {
+                        retry_at = Some(sys::monotonic() + RETRY_INTERVAL);
+                    }
                     _ => {}
                 }
             }

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use paste_abi::{Flow, Reason};
 
 use super::client::{Client, End, Pause, Shared};
-use super::live::{AttachError, Attached, Live};
+use super::live::{AttachError, Attached, Live, RETRY_INTERVAL};
 use super::sender::{Open, STORED, Sender, Sent};
 use super::store::{RecoverError, Recovered, Store};
 use crate::buffer::Buffer;
@@ -26,10 +26,8 @@ const STOP_INTERVAL: Duration = Duration::from_millis(500);
 /// How often keys that have ended are looked for, and how many are looked at.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
 const SWEEP_COUNT: u32 = 64;
-/// How soon a client goes on that lacked a buffer, and how soon what could not be
-/// made durable is tried again.
+/// How soon a client goes on that lacked a buffer.
 const STARVED_INTERVAL: Duration = Duration::from_millis(1);
-const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// The largest request. A region that is small allows less.
 const REQUEST_MAX: usize = 8 << 20;
 /// What is served.
@@ -370,7 +368,11 @@ impl Server {
                 }
             }
             Event::Flushed { result, .. } => {
-                self.shared.about.failed = result.is_err();
+                let failed_before =
+                    std::mem::replace(&mut self.shared.about.failed, result.is_err());
+                if result.is_err() && !failed_before {
+                    self.break_promises();
+                }
                 if result.is_err() && self.retry_at.is_none() {
                     self.retry_at = Some(sys::monotonic() + RETRY_INTERVAL);
                 }
@@ -391,6 +393,20 @@ impl Server {
             | Event::Resumed { .. } => {}
         }
         Ok(())
+    }
+
+    /// Resets the clients whose answers wait to be sent: they were written to be sent
+    /// when what they tell of is durable, and it will not be. What the host holds
+    /// already, it refuses.
+    fn break_promises(&mut self) {
+        for client in self.clients.iter_mut().flatten() {
+            if client.is_owed() && matches!(client.end, End::Open | End::Closing) {
+                client.end = End::Aborting;
+                if !std::mem::replace(&mut client.queued, true) {
+                    self.queue.push_back(client.flow);
+                }
+            }
+        }
     }
 
     fn queue_up(&mut self, flow: Flow) {
