@@ -11,6 +11,7 @@
 
 pub mod backend;
 pub mod client;
+pub mod disk;
 pub mod frontend;
 pub mod fuzz;
 pub mod interop;
@@ -21,4 +22,5 @@ pub mod process;
 pub mod require;
 pub mod resp;
 pub mod sim;
+pub mod store;
 pub mod wait;

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 pub enum Need {
     /// Network namespaces and TAP devices.
     Namespaces,
+    /// A device, such as `/dev/fuse`.
+    Device(&'static str),
     /// A program in `PATH`.
     Program(&'static str),
     /// A program of this workspace, beside the tests in the target directory:
@@ -35,6 +37,8 @@ macro_rules! require {
 pub fn missing(need: Need) -> Option<String> {
     let reason = match need {
         Need::Namespaces => no_namespaces()?,
+        Need::Device(path) if Path::new(path).exists() => return None,
+        Need::Device(path) => format!("{path} does not exist"),
         Need::Program(name) if program(name).is_some() => return None,
         Need::Program(name) => format!("{name} is not installed"),
         Need::Built(name) if built(name).exists() => return None,
@@ -55,8 +59,7 @@ fn no_namespaces() -> Option<String> {
     if program("ip").is_none() {
         return Some("ip is not installed (iproute2)".to_owned());
     }
-    let tun = Path::new("/dev/net/tun");
-    (!tun.exists()).then(|| format!("{} does not exist", tun.display()))
+    missing(Need::Device("/dev/net/tun"))
 }
 
 fn program(name: &str) -> Option<PathBuf> {

@@ -2,7 +2,7 @@
 //! tell.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 
 use crate::client;
 
@@ -32,6 +32,23 @@ impl Client {
     /// The system's.
     pub fn connect(ip: &str, port: u16) -> io::Result<Client> {
         Ok(Client(BufReader::with_capacity(64 * 1024, client::connect(ip, port)?)))
+    }
+
+    /// Connects with room for 32 KiB that are received and not read.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn connect_small(ip: &str, port: u16) -> io::Result<Client> {
+        use rustix::net::{AddressFamily, SocketType};
+        let address = SocketAddr::new(ip.parse().map_err(io::Error::other)?, port);
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+        // Before there is a window, so that none is taken back.
+        rustix::net::sockopt::set_socket_recv_buffer_size(&socket, 32 * 1024)?;
+        rustix::net::connect(&socket, &address)?;
+        let stream = TcpStream::from(socket);
+        stream.set_read_timeout(Some(client::PATIENCE))?;
+        stream.set_nodelay(true)?;
+        Ok(Client(BufReader::with_capacity(64 * 1024, stream)))
     }
 
     /// Sends requests, without waiting for the answers.
