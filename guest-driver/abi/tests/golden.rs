@@ -718,7 +718,8 @@ fn superblock() -> Superblock {
         buffers: extent(0x3e_2000, 29_756 * 2048),
         guest,
         boot: [0xb0; 16],
-        reserved: [0; 276],
+        journal_area: (4 << 20).into(),
+        reserved: [0; 268],
         crc: 0x89ab_cdef.into(),
     }
 }
@@ -739,14 +740,14 @@ const SUPERBLOCK: (&str, &str) = (
      00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
      00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
      00 00 00 00 00 00 00 00 b0 b0 b0 b0 b0 b0 b0 b0
-     b0 b0 b0 b0 b0 b0 b0 b0",
+     b0 b0 b0 b0 b0 b0 b0 b0 00 00 40 00 00 00 00 00",
     "ef cd ab 89",
 );
 
 #[test]
 fn the_superblock_is_written_and_read_as_recorded() {
     let mut bytes = unhex(SUPERBLOCK.0);
-    bytes.extend([0; 276]);
+    bytes.extend([0; 268]);
     bytes.extend(unhex(SUPERBLOCK.1));
     assert_eq!(hex(superblock().as_bytes()), hex(&bytes));
     assert_eq!(Superblock::read_from_bytes(&bytes).unwrap(), superblock());
