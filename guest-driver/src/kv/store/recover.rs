@@ -152,6 +152,8 @@ impl Store {
         store.pages.count = pages.len();
 
         let damaged = store.take_up(region, &mut report, durable);
+        // Before anything is noted: what leaks takes no room.
+        report.leaked = store.holds.free_nameless();
         // What the last epochs left is made durable with the first of the new ones.
         store.dirty = true;
         if report.torn > 0 {
@@ -170,7 +172,6 @@ impl Store {
             store.append(region, &head, &key, &[])?;
             report.damaged_keys.push(key);
         }
-        report.leaked = store.holds.free_nameless();
         report.keys = store.index.len();
         Ok((store, report))
     }
