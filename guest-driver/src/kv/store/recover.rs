@@ -98,7 +98,7 @@ impl Store {
             let entries = good.then(|| read(region, extent)).flatten();
             for void in entries.iter().flatten().filter(|entry| entry.head.kind == Kind::Void) {
                 let from = void.head.expires_ms;
-                voids.push(from..from.saturating_add(void.head.value_len.into()));
+                voids.push((number, from..from.saturating_add(void.head.value_len.into())));
             }
             if entries.is_some() {
                 let mut bytes = [0; RUN_HEAD];
@@ -109,7 +109,7 @@ impl Store {
         }
         report.records = records.len();
         for record in &mut records {
-            if voids.iter().any(|void| void.contains(&record.number)) {
+            if voids.iter().any(|(_, void)| void.contains(&record.number)) {
                 record.entries = Some(Vec::new());
                 record.extent.len = 0;
             }
@@ -157,7 +157,10 @@ impl Store {
         // What the last epochs left is made durable with the first of the new ones.
         store.dirty = true;
         if report.torn > 0 {
-            let first = records[happened].number;
+            // A record that goes may have said itself that others before it had gone.
+            let said =
+                voids.iter().filter(|(number, _)| *number >= cut).map(|(_, void)| void.start);
+            let first = said.min().unwrap_or(cut).min(records[happened].number);
             let head = Head {
                 expires_ms: first,
                 value_len: (records[records.len() - 1].number - first + 1) as u32,
