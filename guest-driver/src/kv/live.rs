@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use paste_abi::superblock::Superblock;
 use paste_pmem::wal::WalError;
-use paste_pmem::{Claims, Geometry, LayoutError, Medium, Ticket};
-use zerocopy::FromBytes;
+use paste_pmem::{Claims, Medium, Ticket};
 
 use super::extent::{Bytes, Extent};
 use super::journal::Journal;
@@ -38,12 +36,10 @@ pub enum AttachError {
     /// The channel is gone for good.
     #[error(transparent)]
     Poll(#[from] PollError),
-    /// The superblock is damaged or of another region.
+    /// The superblock is damaged, or of another region, or tells a layout that cannot
+    /// be.
     #[error("the region does not begin with its superblock")]
     NoSuperblock,
-    /// The superblock tells a layout that cannot be.
-    #[error("the region's superblock tells an impossible layout: {0}")]
-    Layout(#[from] LayoutError),
     /// There is a log, and it cannot be read.
     #[error("the region's log cannot be used: {0}")]
     Log(#[from] WalError),
@@ -94,14 +90,8 @@ impl Attached {
         if !known.stores {
             return Err(AttachError::Unsupported);
         }
+        let geometry = *channel.layout().ok_or(AttachError::NoSuperblock)?;
         let medium = channel.medium().ok_or(AttachError::Lost)?;
-        let mut bytes = [0; size_of::<Superblock>()];
-        medium.load(0, &mut bytes);
-        let block = Superblock::read_from_bytes(&bytes).map_err(|_| AttachError::NoSuperblock)?;
-        if block.uuid != known.region_uuid {
-            return Err(AttachError::NoSuperblock);
-        }
-        let geometry = Geometry::judge(&block)?;
         let claimed: Vec<u32> = Claims::new(&geometry).iter(medium).collect();
         let mut refused = channel.resume(&claimed)?;
         let deadline = sys::monotonic() + ATTACH_TIME;
