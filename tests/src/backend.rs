@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use paste_pmem::{Image, Medium};
 use tempfile::TempDir;
 
 use crate::netns::Namespace;
@@ -159,6 +160,14 @@ pub fn sockets_in(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).expect("the directory exists");
     let paths = entries.map(|entry| entry.expect("a readable directory").path());
     paths.filter(|path| path.extension().is_some_and(|e| e == "sock")).collect()
+}
+
+/// What the mirror at `path` has of a guest's mapping, with what its journal has.
+pub fn mirrored(path: &Path, at: u64, len: usize) -> Vec<u8> {
+    let mirror = Image::open(path).expect("the mirror is there");
+    let mut bytes = vec![0; len];
+    mirror.load(at, &mut bytes);
+    bytes
 }
 
 /// Writes the configuration of these guests to `dir`.

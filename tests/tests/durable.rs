@@ -11,8 +11,8 @@ use paste_abi::frame::{self, RECORD_LEN};
 use paste_abi::slot::{DURABLE, SHARE};
 use paste_abi::{Event as SlotEvent, Flow, Frame, Kind, NO_BUFFER, Reason, Request, Slot};
 use paste_guest::{Channel, Endpoint, Event, FlushDomain, Options, SendOptions, Timeout};
-use paste_pmem::{Claims, Image, Medium, Ticket};
-use paste_tests::backend::{Backend, Guest};
+use paste_pmem::{Claims, Medium, Ticket};
+use paste_tests::backend::{Backend, Guest, mirrored};
 use paste_tests::client;
 use paste_tests::frontend::RawGuest;
 use paste_tests::netns::Namespace;
@@ -56,11 +56,7 @@ impl Bed {
 
     /// What the mirror has of the guest's mapping.
     fn mirrored(&self, at: u64, len: usize) -> Vec<u8> {
-        // With what its journal has.
-        let mirror = Image::open(&self.mirror()).expect("the mirror is there");
-        let mut bytes = vec![0; len];
-        mirror.load(at, &mut bytes);
-        bytes
+        mirrored(&self.mirror(), at, len)
     }
 }
 

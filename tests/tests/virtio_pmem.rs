@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use paste_abi::superblock::HOST_HEAD_LEN;
 use paste_abi::vhost_user::{VringState, request};
-use paste_tests::backend::{Backend, Guest, run_command, write_config};
+use paste_tests::backend::{Backend, Guest, mirrored, run_command, write_config};
 use paste_tests::frontend::{Descriptor, PmemGuest, RawGuest, Ring, Session, flag};
 use paste_tests::netns::Namespace;
 use paste_tests::require;
@@ -56,11 +56,7 @@ impl Bed {
 
     /// What the mirror has of the guest's mapping.
     fn mirrored(&self, at: u64, len: usize) -> Vec<u8> {
-        let mirror = std::fs::File::open(self.files.path().join("mirror"));
-        let mut bytes = vec![0; len];
-        let mirror = mirror.expect("the mirror is there");
-        mirror.read_exact_at(&mut bytes, HOST_HEAD_LEN + at).expect("the mirror is whole");
-        bytes
+        mirrored(&self.files.path().join("mirror"), at, len)
     }
 }
 
