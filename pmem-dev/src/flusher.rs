@@ -599,6 +599,26 @@ mod tests {
     }
 
     #[test]
+    fn what_failed_on_its_way_to_the_mirror_does_not_turn_to_the_journal() {
+        let mut bench = bench();
+        bench.store(0, b"small");
+        bench.add(0, 5);
+        bench.flusher.commit(0).unwrap();
+        bench.store(0, b"large");
+        // Too much for a record as it was asked for, but not as blocks.
+        for (at, len) in [(0, 8150), (12_000, 10), (0, 8150)] {
+            bench.add(at, len);
+        }
+        bench.disk(|disk| disk.fail_write = Some(io::ErrorKind::StorageFull));
+        assert!(matches!(bench.flusher.commit(0), Err(FlushError::Write { .. })));
+        bench.disk(|disk| disk.fail_write = None);
+        bench.flusher.commit(100 * MS).unwrap();
+        // The journal has given up what it knew: its records are not to count.
+        assert_eq!(&bench.mirror.0.lock().unwrap().kept[START as usize..][..5], b"large");
+        assert_eq!(bench.kept(0, 5), b"large");
+    }
+
+    #[test]
     fn a_record_is_dropped_when_the_mirror_has_what_it_had() {
         let mut bench = bench();
         // Four records fill an area; the ninth needs the first one again.
