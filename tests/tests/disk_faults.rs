@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use paste_tests::disk::{Disk, Failure, unmount};
+use paste_tests::process::Process;
 use paste_tests::require;
 use paste_tests::require::{Need, built};
 use paste_tests::resp::{Client, Reply};
@@ -99,8 +100,8 @@ impl<'a> Bed<'a> {
         });
     }
 
-    fn logged(&self) -> String {
-        self.store.backend.as_ref().expect("the backend runs").process.output()
+    fn process(&mut self) -> &mut Process {
+        &mut self.store.backend.as_mut().expect("the backend runs").process
     }
 
     /// Region and mirror are sound, as `pasted region check` says.
@@ -130,7 +131,7 @@ fn nothing_is_acknowledged(mirror: &Path, breaks: &dyn Fn(bool), says: &str, adv
     for number in 0..KEYS {
         bed.ledger.check_one(&mut client, number);
     }
-    let log = bed.logged();
+    let log = bed.process().output();
     for text in ["stores could not be made durable", "web1", says, advises] {
         assert!(log.contains(text), "no \"{text}\" in {log}");
     }
@@ -138,7 +139,7 @@ fn nothing_is_acknowledged(mirror: &Path, breaks: &dyn Fn(bool), says: &str, adv
 
     // It is mended, and all goes on as before.
     bed.mend();
-    assert!(bed.logged().contains("made durable again"), "{}", bed.logged());
+    bed.process().wait_output("made durable again");
     bed.write_all();
     bed.check();
 
