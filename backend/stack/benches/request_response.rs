@@ -14,10 +14,8 @@ mod region;
 #[path = "../../../bench/src/stack/server.rs"]
 mod server;
 
-use std::hint::black_box;
-
 use paste::Paste;
-use peer::{HEADER_LEN, Order, Peers, REQUEST_LEN, RESPONSE_LEN, flag};
+use peer::{Order, Peers};
 use rustix::time::{ClockId, clock_gettime};
 use server::{BATCH, Server, step_ns};
 
@@ -43,10 +41,13 @@ fn exchanges(flows: u32, order: Order, offload: bool) {
     for cycle in 0..=cycles {
         if cycle == 1 {
             // The one before was to fill the caches.
+            peers.take_spent();
             start = cpu_ns();
         }
         paste.cycle(&mut peers);
     }
+    // The peers' time is not the stack's.
+    start += peers.take_spent().as_nanos() as u64;
     let checksums = if offload { ", checksums by the device" } else { "" };
     report(&format!("{flows} flows, {}{checksums}", order.name()), start, cycles * flows as usize);
 }
@@ -59,20 +60,6 @@ fn connections() {
         paste.connect_and_close(&mut peers);
     }
     report("a connection: accept, one request, close", start, REQUESTS / BATCH * BATCH);
-}
-
-fn peers() {
-    let mut peers = Peers::new(BATCH as u32, Order::Sequential);
-    let (mut frame, mut answer) = ([0; HEADER_LEN], [0; HEADER_LEN]);
-    let start = cpu_ns();
-    for _ in 0..REQUESTS / BATCH {
-        for place in 0..BATCH {
-            peers.segment(place, flag::ACK | flag::PSH, REQUEST_LEN, black_box(&mut frame));
-            peers.answer(place, &mut answer);
-            peers.take(black_box(&answer), RESPONSE_LEN);
-        }
-    }
-    report("of each request: the peers", start, REQUESTS / BATCH * BATCH);
 }
 
 /// Each of so many flows waits for an acknowledgement, with a timer.
@@ -99,7 +86,6 @@ fn main() {
         asked.into_iter().for_each(|flows| exchanges(flows, Order::Random, false));
         return;
     }
-    peers();
     for offload in [false, true] {
         exchanges(64, Order::Sequential, offload);
         exchanges(10_000, Order::Random, offload);

@@ -11,7 +11,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::Args;
 use super::paste::{self, Paste};
-use super::peer::{HEADER_LEN, Order, Peers, REQUEST_LEN, RESPONSE_LEN, flag};
+use super::peer::{Order, Peers};
 use super::report::Report;
 use super::server::{BATCH, Server, step_ns};
 use super::smol::{self, Smol};
@@ -35,8 +35,8 @@ pub struct Row {
     /// CPU time of a request with its response in the stack and what is around it,
     /// in ns: without the peers'.
     pub ns: Spread,
-    /// The peers' CPU time for them, in ns.
-    pub peer_ns: f64,
+    /// The peers' time for them, in ns.
+    pub peer_ns: Spread,
     /// Memory that a flow without anything in flight takes.
     pub bytes_per_flow: f64,
 }
@@ -52,20 +52,24 @@ struct Side {
     name: &'static str,
     server: Box<dyn Server>,
     peers: Peers,
+    /// What a request took in each round, in ns, without the peers.
     rounds: Vec<f64>,
+    /// And what the peers took.
+    peer_rounds: Vec<f64>,
 }
 
 impl Side {
     fn new(name: &'static str, mut server: Box<dyn Server>, flows: u32, order: Order) -> Side {
         let mut peers = Peers::new(flows, order);
         server.open_all(&mut peers);
-        let mut side = Side { name, server, peers, rounds: Vec::new() };
+        let mut side = Side { name, server, peers, rounds: Vec::new(), peer_rounds: Vec::new() };
         // Windows are open, estimates made, and caches as they will be.
         side.server.cycle(&mut side.peers);
         side
     }
 
     fn round(&mut self, at_least: Duration) {
+        self.peers.take_spent();
         let (start, mut cycles) = (cpu_ns(), 0);
         let ns = loop {
             self.server.cycle(&mut self.peers);
@@ -75,8 +79,10 @@ impl Side {
                 break ns;
             }
         };
-        let requests = cycles * self.peers.count() as u64;
-        self.rounds.push(ns as f64 / requests as f64);
+        let requests = (cycles * self.peers.count() as u64) as f64;
+        let spent = self.peers.take_spent().as_nanos() as u64;
+        self.peer_rounds.push(spent as f64 / requests);
+        self.rounds.push(ns.saturating_sub(spent) as f64 / requests);
     }
 }
 
@@ -98,39 +104,6 @@ fn paste_bytes(flows: u32) -> f64 {
 /// What each of `flows` flows adds to smoltcp: its socket and that one's buffers.
 fn smol_bytes(flows: u32) -> f64 {
     bytes_of(|| smol::sockets(flows as usize)) as f64 / f64::from(flows)
-}
-
-/// CPU time of so many peers for one request and response, in ns: they make the
-/// frames, and judge what a server would answer.
-fn peer_ns(flows: u32, order: Order, rounds: u32, at_least: Duration) -> f64 {
-    let mut peers = Peers::new(flows, order);
-    let mut frames = [[0; HEADER_LEN]; BATCH];
-    let mut round = || {
-        let (start, mut cycles) = (cpu_ns(), 0);
-        loop {
-            for first in (0..peers.count()).step_by(BATCH) {
-                let places = first..(first + BATCH).min(peers.count());
-                for (place, frame) in places.clone().zip(&mut frames) {
-                    peers.segment(place, flag::ACK | flag::PSH, REQUEST_LEN, black_box(frame));
-                }
-                for (place, frame) in places.clone().zip(&mut frames) {
-                    peers.answer(place, frame);
-                }
-                for (_, frame) in places.zip(&frames) {
-                    peers.take(black_box(frame), RESPONSE_LEN);
-                }
-            }
-            cycles += 1;
-            let ns = cpu_ns() - start;
-            if ns >= at_least.as_nanos() as u64 {
-                return ns as f64 / (cycles * peers.count() as u64) as f64;
-            }
-        }
-    };
-    // One to fill the caches.
-    round();
-    let rounds: Vec<f64> = (0..rounds).map(|_| round()).collect();
-    Spread::of(&rounds).median
 }
 
 /// What so many armed timers cost.
@@ -237,14 +210,13 @@ fn compare(
             side.round(at_least);
         }
     }
-    let peer_ns = peer_ns(flows, order, rounds, at_least);
     let row = |side: Side| Row {
         stack: side.name,
         flows,
         order,
         offload,
-        ns: Spread::of(&side.rounds.iter().map(|ns| ns - peer_ns).collect::<Vec<_>>()),
-        peer_ns,
+        ns: Spread::of(&side.rounds),
+        peer_ns: Spread::of(&side.peer_rounds),
         bytes_per_flow: if side.name == "paste" { paste_bytes(flows) } else { smol_bytes(flows) },
     };
     let rows: Vec<Row> = sides.into_iter().map(row).collect();

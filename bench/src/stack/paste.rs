@@ -197,13 +197,15 @@ impl Paste {
             if count == 0 {
                 return sent;
             }
-            for frame in self.out.frames() {
-                let payload = frame.payload.map_or(0, |p| usize::from(p.len));
-                peers.take(frame.head(), payload);
-                if let Some(payload) = frame.payload {
-                    self.stack.frame_sent(&mut self.mem, payload.buf);
-                }
+            for payload in self.out.frames().iter().filter_map(|frame| frame.payload) {
+                self.stack.frame_sent(&mut self.mem, payload.buf);
             }
+            peers.timed(|peers| {
+                for frame in self.out.frames() {
+                    let payload = frame.payload.map_or(0, |p| usize::from(p.len));
+                    peers.take(frame.head(), payload);
+                }
+            });
             self.out.consume(count);
             sent += count;
         }
@@ -229,9 +231,11 @@ impl Server for Paste {
         self.tick(peers);
         let count = places.len();
         let mut frames = [RxFrame::default(); BATCH];
-        for (frame, place) in frames.iter_mut().zip(places) {
-            *frame = self.segment(peers, place, flag::ACK | flag::PSH, REQUEST_LEN);
-        }
+        peers.timed(|peers| {
+            for (frame, place) in frames.iter_mut().zip(places) {
+                *frame = self.segment(peers, place, flag::ACK | flag::PSH, REQUEST_LEN);
+            }
+        });
         self.stack.warm(&self.mem, &frames[..count]);
         for &frame in &frames[..count] {
             assert_eq!(self.input(frame), Outcome::Readable);

@@ -4,6 +4,7 @@
 //! lies in the buffer already, and its checksum follows by arithmetic.
 
 use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
 
 /// Payload bytes of a request.
 pub const REQUEST_LEN: usize = 1400;
@@ -75,6 +76,8 @@ pub struct Peers {
     sum: u32,
     /// The sum of a request.
     request_sum: u32,
+    /// Time that they took in turns that are measured.
+    spent: Duration,
 }
 
 /// The order in which flows have their turns.
@@ -162,6 +165,7 @@ impl Peers {
             time: 1,
             sum: words(&template[TCP..]) + words(&SERVER.octets()) + 6,
             request_sum: words(&[REQUEST_BYTE; REQUEST_LEN]),
+            spent: Duration::ZERO,
             template,
         }
     }
@@ -180,6 +184,21 @@ impl Peers {
     pub fn number(address: u32, port: u16) -> usize {
         let address = address.wrapping_sub(u32::from(PEER));
         (address.wrapping_mul(PORTS) + u32::from(port.wrapping_sub(PORT_FIRST))) as usize
+    }
+
+    /// What the peers do for a whole batch, where and when they do it in a turn: with
+    /// many flows they wait for the memory as the stack does, and longer than alone.
+    #[inline]
+    pub fn timed<R>(&mut self, work: impl FnOnce(&mut Peers) -> R) -> R {
+        let start = Instant::now();
+        let result = work(self);
+        self.spent += start.elapsed();
+        result
+    }
+
+    /// Time that all of [`Peers::timed`] took since this was called last.
+    pub fn take_spent(&mut self) -> Duration {
+        std::mem::take(&mut self.spent)
     }
 
     /// Sets the peers' clock, in ms.
@@ -252,18 +271,6 @@ impl Peers {
         let pseudo = words(&out[26..TCP]) + 6 + u32::from(total - 20);
         let sum = !fold(pseudo + words(&out[TCP..SYN_LEN]));
         out[50..52].copy_from_slice(&sum.to_be_bytes());
-    }
-
-    /// Writes the header of what a server would answer to the peer at `place`: what
-    /// the peers cost can be measured without a stack.
-    pub fn answer(&self, place: usize, out: &mut [u8; HEADER_LEN]) {
-        let peer = &self.peers[place];
-        out[30..34].copy_from_slice(&peer.address.to_be_bytes());
-        out[36..38].copy_from_slice(&peer.port.to_be_bytes());
-        out[38..42].copy_from_slice(&peer.ack.to_be_bytes());
-        out[42..46].copy_from_slice(&peer.seq.to_be_bytes());
-        out[47] = flag::ACK;
-        out[54..58].copy_from_slice(&[1, 1, 8, 10]);
     }
 
     /// Takes a segment from the server, of which `head` is the header and `len`

@@ -35,9 +35,9 @@ const NOTES: &[&str] = &[
     "A request is one frame in, with the acknowledgement of the last response, and a response one \
      frame out, with the acknowledgement of the request; both carry timestamps. With software \
      checksums the stacks verify what comes and compute what goes, otherwise neither does.",
-    "The peers are the same code for both stacks; they judge every response. Their time is \
-     measured alone, with as many of them in the same order, and taken off; what stands for port and \
-     guest or application is in.",
+    "The peers are the same code for both stacks; they judge every response. They work for a \
+     batch at a time, and what that took is measured in its place and taken off; what stands for \
+     port and guest or application is in.",
     "smoltcp has one socket for each flow with room for one request and one response, and looks \
      for a segment's socket in all of them. Its application asks only the sockets that have a \
      request.",
@@ -109,7 +109,7 @@ impl Report {
                 row.stack.to_owned(),
                 spread(&row.ns, 0),
                 ratio,
-                format!("{:.0}", row.peer_ns),
+                format!("{:.0}", row.peer_ns.median),
                 format!("{:.0}", row.bytes_per_flow),
             ]
         };
@@ -188,7 +188,7 @@ fn row_json(row: &Row) -> Value {
         "flows": row.flows,
         "order": row.order.name(),
         "ns_per_request": rounded(row.ns.median),
-        "peer_ns": rounded(row.peer_ns),
+        "peer_ns": rounded(row.peer_ns.median),
         "bytes_per_flow": rounded(row.bytes_per_flow),
     })
 }

@@ -193,10 +193,12 @@ impl Smol {
     #[inline]
     fn take(&mut self, peers: &mut Peers) -> usize {
         let count = self.wire.sent.len();
-        for (frame, len) in &self.wire.sent {
-            let head = 34 + usize::from(frame[46] >> 4) * 4;
-            peers.take(&frame[..head], len - head);
-        }
+        peers.timed(|peers| {
+            for (frame, len) in &self.wire.sent {
+                let head = 34 + usize::from(frame[46] >> 4) * 4;
+                peers.take(&frame[..head], len - head);
+            }
+        });
         self.wire.sent.clear();
         count
     }
@@ -242,9 +244,11 @@ impl Server for Smol {
     fn exchange(&mut self, peers: &mut Peers, places: Range<usize>) {
         self.tick(peers);
         let count = places.len();
-        for place in places.clone() {
-            self.segment(peers, place, flag::ACK | flag::PSH, REQUEST_LEN);
-        }
+        peers.timed(|peers| {
+            for place in places.clone() {
+                self.segment(peers, place, flag::ACK | flag::PSH, REQUEST_LEN);
+            }
+        });
         self.poll();
         // The application knows whom to ask: nothing of this is linear.
         for place in places {
