@@ -46,7 +46,10 @@ fn checksums_are_right_and_numbers_go_on() {
         peers.segment(2, flag::ACK, len, &mut frame[..HEADER_LEN]);
         is_right(&frame[..HEADER_LEN + len]);
         assert_eq!((number(&frame, 38), number(&frame, 42)), (seq, ack));
-        assert_eq!(peers.take(&answer(&frame, seq.wrapping_add(len as u32)), RESPONSE_LEN), (2, flag::ACK));
+        assert_eq!(
+            peers.take(&answer(&frame, seq.wrapping_add(len as u32)), RESPONSE_LEN),
+            (2, flag::ACK)
+        );
         seq = seq.wrapping_add(len as u32);
         ack += RESPONSE_LEN as u32;
     }

@@ -185,6 +185,7 @@ const _: () = {
     assert!(core::mem::offset_of!(FlowState, ts_offset) / 64 == 2);
     assert!(core::mem::offset_of!(FlowState, rack) / 64 == 3);
     assert!(core::mem::offset_of!(FlowState, recover) / 64 == 4);
+    assert!(core::mem::offset_of!(FlowState, fin_number) / 64 == 5);
 };
 
 /// One flow. Names of variables are RFC 9293's (section 3.3.1) where it has one.
@@ -317,7 +318,12 @@ impl FlowState {
     /// when it does. What is read says nothing.
     #[inline]
     pub(crate) fn touch(&self) -> u32 {
-        self.flags ^ self.snd_wnd ^ self.ts_offset ^ self.rack.fack.0 ^ self.recover.0
+        self.flags
+            ^ self.snd_wnd
+            ^ self.ts_offset
+            ^ self.rack.fack.0
+            ^ self.recover.0
+            ^ self.fin_number.0
     }
 
     fn new() -> FlowState {
