@@ -1,15 +1,16 @@
 //! The load generator: a closed loop on our own stack over a TAP device.
 //!
-//! Every connection sends a request, waits for the whole response, judges
-//! every byte of it, and sends the next. One thread does it all; it spins for
-//! the polling time and then sleeps, as the servers do. It knows a server's
-//! address and what to expect of it, and not who serves.
+//! Every connection sends a request, or several at once, waits for the whole
+//! response, judges every byte of it, and sends the same again. One thread does it
+//! all; it spins for the polling time and then sleeps, as the servers do. It knows a
+//! server's address and what to expect of it, and not who serves.
 //!
-//! A request lies ready in a buffer of its connection's, which is sent again
-//! and again (it is kept); nothing is allocated or formatted per request.
+//! Requests lie ready in buffers of their connection's, which are sent again and
+//! again (they are kept); nothing is allocated or formatted per request.
 
 use std::io;
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::Arc;
 use std::time::Duration;
 
 use paste_abi::net_hdr::NetHdr;
@@ -26,16 +27,20 @@ use pasted::engine::{Now, PlainSink, RegionMemory, StackPort, UserEngine};
 use pasted::port::{OpenContext, OpenError, PortError, PortSpec, PortSpecError, Wires};
 use pasted::sys::clock::{monotonic_ns, realtime_ns};
 
-use crate::network::{CLIENT, CLIENT_DEVICE, CLIENT_MAC, MTU, PREFIX};
+use crate::network::{CLIENT_DEVICE, CLIENT_MAC, MTU, PREFIX};
 use crate::sys;
 
 /// The one channel of this stack.
 const CHANNEL: u16 = 0;
 /// Where a request starts in its buffer: behind the room for headers.
 const HEADROOM: usize = paste_stack::HEAD_MAX;
-/// Bytes of the longest request: one segment, with IP and TCP headers and timestamps
-/// (RFC 7323).
-pub const REQUEST_LEN_MAX: usize = MTU as usize - 52;
+/// Bytes of a request in one buffer: one segment, with IP and TCP headers and
+/// timestamps (RFC 7323).
+pub const SEGMENT_LEN: usize = MTU as usize - 52;
+/// Buffers with requests of one connection.
+const SEGMENTS_MAX: usize = 16;
+/// Bytes of the longest script.
+pub const REQUEST_LEN_MAX: usize = SEGMENTS_MAX * SEGMENT_LEN;
 /// Bytes of the client's region.
 const REGION_SIZE: u64 = 64 << 20;
 /// Flows at once: two servers with the most connections, and what is ending.
@@ -106,20 +111,56 @@ enum State {
     Gone,
 }
 
+/// What a connection sends again and again, and what is to come back.
+#[derive(Clone, Debug)]
+pub struct Script {
+    /// All that is sent at once: at most [`REQUEST_LEN_MAX`] bytes.
+    pub request: Vec<u8>,
+    /// Requests that it is made of.
+    pub requests: u32,
+    /// The answer to all of them.
+    pub answer: Answer,
+}
+
+impl Script {
+    /// One HTTP request.
+    pub fn http(request: Vec<u8>) -> Script {
+        Script { request, requests: 1, answer: Answer::Http }
+    }
+}
+
+/// What is a right answer.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    /// One HTTP response with the body of the demonstration, whatever its date.
+    Http,
+    /// Exactly these bytes.
+    Bytes(Arc<[u8]>),
+}
+
 #[derive(Debug)]
 struct Connection {
     flow: Flow,
     state: State,
-    /// The buffer with the request, and the request's length.
-    buf: u32,
-    len: u16,
-    /// The buffer is ours, and not on its way.
-    holds_buf: bool,
+    /// The buffers with the requests, and how long each is filled.
+    bufs: Vec<(u32, u16)>,
+    /// How many of them are ours, and not on their way.
+    held: usize,
+    requests: u32,
+    answer: Answer,
     /// A response is expected.
     waits: bool,
     sent_ns: u64,
     /// The beginning of a response that came in pieces.
     partial: Vec<u8>,
+    /// How much has come of an answer whose bytes are known.
+    matched: usize,
+}
+
+impl Connection {
+    fn holds_all(&self) -> bool {
+        self.held == self.bufs.len()
+    }
 }
 
 /// Connections to one server, by their numbers.
@@ -183,7 +224,7 @@ pub struct Client {
 impl Client {
     /// A generator on the client's device, which polls for `poll` before it
     /// sleeps; `None`: it never sleeps.
-    pub fn open(poll: Option<Duration>) -> Result<Client, ClientError> {
+    pub fn open(address: Ipv4Addr, poll: Option<Duration>) -> Result<Client, ClientError> {
         let geometry = Geometry::new(REGION_SIZE, BUFFER_SIZE_MIN)?;
         let identity =
             Identity { guest: "client", uuid: Uuid([0x63; 16]), created_ns: realtime_ns() };
@@ -193,7 +234,7 @@ impl Client {
             .open(&mut OpenContext { mtu: MTU, wires: &mut wires })?;
         let pool = Pool::new(region.buffers());
         let (buffer_size, buffers) = (pool.buffers().size(), pool.buffers().count());
-        let mut config = paste_stack::Config::new(CLIENT_MAC, CLIENT, PREFIX);
+        let mut config = paste_stack::Config::new(CLIENT_MAC, address, PREFIX);
         config.mtu = MTU;
         config.flows_max = FLOWS_MAX;
         config.tx_csum_offload = port.caps().tx_csum;
@@ -218,16 +259,14 @@ impl Client {
         })
     }
 
-    /// Opens connections, a few at a time, on each of which `request` will be sent
-    /// again and again: at most [`REQUEST_LEN_MAX`] bytes. A server that refuses is
-    /// asked again: it may have just been started.
+    /// Opens connections, a few at a time, each with a script of its own. A server
+    /// that refuses is asked again: it may have just been started.
     pub fn connect(
         &mut self,
         server: SocketAddrV4,
-        count: usize,
-        request: &[u8],
+        scripts: &[Script],
     ) -> Result<Group, ClientError> {
-        debug_assert!(request.len() <= REQUEST_LEN_MAX);
+        let count = scripts.len();
         let mut group = Group { members: Vec::with_capacity(count) };
         let end = monotonic_ns() + PATIENCE_NS;
         loop {
@@ -246,8 +285,9 @@ impl Client {
                 self.disconnect(group)?;
                 return Err(ClientError::Connect { server, connected, wanted: count });
             }
-            for _ in group.members.len()..count.min(connected + OPENING_MAX) {
-                group.members.push(self.open_one(server, request)?);
+            let wanted = count.min(connected + OPENING_MAX);
+            for script in scripts.iter().take(wanted).skip(group.members.len()) {
+                group.members.push(self.open_one(server, script)?);
             }
             self.turn_and_wait(end)?;
         }
@@ -260,14 +300,21 @@ impl Client {
     /// Takes back what connections that are gone had.
     fn discard(&mut self, members: Vec<u32>) {
         for number in members {
-            self.memory.give(self.connections[number as usize].buf);
+            for (buf, _) in self.connections[number as usize].bufs.drain(..) {
+                self.memory.give(buf);
+            }
             self.free.push(number);
         }
     }
 
-    fn open_one(&mut self, server: SocketAddrV4, request: &[u8]) -> Result<u32, ClientError> {
-        let buf = self.memory.take().ok_or(ClientError::NoBuffer)?;
-        self.memory.write(buf, HEADROOM, request);
+    fn open_one(&mut self, server: SocketAddrV4, script: &Script) -> Result<u32, ClientError> {
+        debug_assert!(script.request.len() <= REQUEST_LEN_MAX);
+        let mut bufs = Vec::new();
+        for part in script.request.chunks(SEGMENT_LEN) {
+            let buf = self.memory.take().ok_or(ClientError::NoBuffer)?;
+            self.memory.write(buf, HEADROOM, part);
+            bufs.push((buf, part.len() as u16));
+        }
         let number = self.free.pop().unwrap_or(self.connections.len() as u32);
         let now = now();
         let flow = self
@@ -278,12 +325,14 @@ impl Client {
         let connection = Connection {
             flow,
             state: State::Opening,
-            buf,
-            len: request.len() as u16,
-            holds_buf: true,
+            held: bufs.len(),
+            bufs,
+            requests: script.requests,
+            answer: script.answer.clone(),
             waits: false,
             sent_ns: 0,
             partial: Vec::new(),
+            matched: 0,
         };
         match self.connections.get_mut(number as usize) {
             Some(place) => *place = connection,
@@ -319,7 +368,7 @@ impl Client {
         let end = monotonic_ns() + PATIENCE_NS;
         let is_busy = |client: &Client, &number: &u32| {
             let connection = &client.connections[number as usize];
-            connection.state == State::Open && (connection.waits || !connection.holds_buf)
+            connection.state == State::Open && (connection.waits || !connection.holds_all())
         };
         while group.members.iter().any(|number| is_busy(self, number)) && monotonic_ns() < end {
             self.turn_and_wait(end)?;
@@ -349,7 +398,7 @@ impl Client {
         }
         let is_left = |client: &Client, &number: &u32| {
             let connection = &client.connections[number as usize];
-            connection.state != State::Gone || !connection.holds_buf
+            connection.state != State::Gone || !connection.holds_all()
         };
         while group.members.iter().any(|number| is_left(self, number)) && monotonic_ns() < end {
             self.turn_and_wait(end)?;
@@ -426,7 +475,7 @@ impl Client {
                 self.ask_again(number, at)?;
             }
             Some(Event::Acked) if slot.modifiers & KEEP != 0 => {
-                connection.holds_buf = true;
+                connection.held += 1;
                 self.ask_again(number, at)?;
             }
             Some(Event::Reset | Event::Closed) => self.end(number),
@@ -450,23 +499,29 @@ impl Client {
         self.memory.give(slot.buf_idx);
         let connection = &mut self.connections[number as usize];
         let piece = &self.scratch[..len];
-        let judgement = if connection.partial.is_empty() {
-            verdict(piece, &mut self.right)
-        } else {
-            connection.partial.extend_from_slice(piece);
-            verdict(&connection.partial, &mut self.right)
-        };
-        match (judgement, connection.waits) {
-            (Verdict::Unfinished, true) => {
-                if connection.partial.is_empty() {
+        let judgement = match &connection.answer {
+            Answer::Bytes(bytes) => progress(piece, bytes, &mut connection.matched),
+            Answer::Http if connection.partial.is_empty() => {
+                let judgement = verdict(piece, &mut self.right);
+                if judgement == Verdict::Unfinished {
                     connection.partial.extend_from_slice(piece);
                 }
-                return;
+                judgement
             }
-            (Verdict::Right, true) => self.load.sample.record(at - connection.sent_ns),
+            Answer::Http => {
+                connection.partial.extend_from_slice(piece);
+                verdict(&connection.partial, &mut self.right)
+            }
+        };
+        match (judgement, connection.waits) {
+            (Verdict::Unfinished, true) => return,
+            (Verdict::Right, true) => {
+                self.load.sample.record_many(at - connection.sent_ns, connection.requests);
+            }
             _ => self.load.sample.errors.wrong += 1,
         }
         connection.partial.clear();
+        connection.matched = 0;
         self.load.waiting -= usize::from(connection.waits);
         connection.waits = false;
     }
@@ -485,7 +540,7 @@ impl Client {
     /// buffer is ours again.
     fn ask_again(&mut self, number: u32, at: u64) -> Result<(), ClientError> {
         let connection = &self.connections[number as usize];
-        let is_ready = connection.holds_buf && !connection.waits;
+        let is_ready = connection.holds_all() && !connection.waits;
         if self.load.goes_on && is_ready && connection.state == State::Open {
             self.ask(number, at)?;
         }
@@ -494,20 +549,22 @@ impl Client {
 
     fn ask(&mut self, number: u32, at: u64) -> Result<(), ClientError> {
         let connection = &mut self.connections[number as usize];
-        let tx = Tx {
-            buf: connection.buf,
-            offset: HEADROOM as u16,
-            len: connection.len,
-            cookie: u64::from(number),
-            notify: true,
-            keep: true,
-            share: false,
-        };
         let now = Now { monotonic_ns: at, real_ns: 0 };
-        self.engine
-            .send(now, &mut self.memory, CHANNEL, connection.flow, &tx)
-            .map_err(ClientError::Stack)?;
-        connection.holds_buf = false;
+        for &(buf, len) in &connection.bufs {
+            let tx = Tx {
+                buf,
+                offset: HEADROOM as u16,
+                len,
+                cookie: u64::from(number),
+                notify: true,
+                keep: true,
+                share: false,
+            };
+            self.engine
+                .send(now, &mut self.memory, CHANNEL, connection.flow, &tx)
+                .map_err(ClientError::Stack)?;
+        }
+        connection.held = 0;
         connection.waits = true;
         connection.sent_ns = at;
         self.load.waiting += 1;
@@ -525,6 +582,17 @@ enum Verdict {
     Right,
     Unfinished,
     Wrong,
+}
+
+/// Judges a piece of an answer whose bytes are known and of which `matched` have
+/// come: nothing may be behind it.
+fn progress(piece: &[u8], answer: &[u8], matched: &mut usize) -> Verdict {
+    let end = *matched + piece.len();
+    if answer.get(*matched..end) != Some(piece) {
+        return Verdict::Wrong;
+    }
+    *matched = end;
+    if end == answer.len() { Verdict::Right } else { Verdict::Unfinished }
 }
 
 /// Judges all bytes that came since a request: one right response and nothing
@@ -553,7 +621,22 @@ mod tests {
 
     #[test]
     fn the_longest_request_fits_its_buffer() {
-        assert!(HEADROOM + REQUEST_LEN_MAX <= BUFFER_SIZE_MIN as usize);
+        assert!(HEADROOM + SEGMENT_LEN <= BUFFER_SIZE_MIN as usize);
+    }
+
+    #[test]
+    fn known_bytes_may_come_in_pieces_and_nothing_else_may() {
+        let mut matched = 0;
+        for (piece, wanted) in [
+            (&b"+O"[..], Verdict::Unfinished),
+            (b"K\r", Verdict::Unfinished),
+            (b"\n", Verdict::Right),
+        ] {
+            assert_eq!(progress(piece, b"+OK\r\n", &mut matched), wanted);
+        }
+        for piece in [&b"-"[..], b"+OK\r\n+"] {
+            assert_eq!(progress(piece, b"+OK\r\n", &mut 0), Verdict::Wrong);
+        }
     }
 
     #[test]

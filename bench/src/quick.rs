@@ -14,7 +14,7 @@ use pasted::demo::http::request;
 use pasted::demo::{Directory, SceneError};
 use pasted::sys::demo::{children, usage};
 
-use crate::client::{Client, ClientError, Group};
+use crate::client::{Client, ClientError, Group, Script};
 use crate::network::{self, GUEST_DEVICE, NetworkError};
 use crate::report::{Conditions, Report};
 use crate::row::{Round, Row};
@@ -133,7 +133,7 @@ fn measure(args: &Args) -> Result<Report, Error> {
     let directory = Directory::new()?;
     let poll_us = args.poll_us.0;
     let setting = Setting { core: server_core, poll_us, directory: &directory };
-    let mut client = Client::open(poll_us.map(Duration::from_micros))?;
+    let mut client = Client::open(network::CLIENT, poll_us.map(Duration::from_micros))?;
     let mut rows = Vec::with_capacity(args.connections.len() * Kind::ALL.len());
     for &connections in &args.connections {
         rows.extend(compare(args, &mut client, setting, connections)?);
@@ -170,8 +170,8 @@ fn compare(
     let mut sides = Vec::with_capacity(Kind::ALL.len());
     for kind in Kind::ALL {
         let mut server = Server::start(kind, setting)?;
-        let bytes = request(REQUEST_LEN, kind.address());
-        let group = match client.connect(kind.address(), connections, &bytes) {
+        let script = Script::http(request(REQUEST_LEN, kind.address()));
+        let group = match client.connect(kind.address(), &vec![script; connections]) {
             Ok(group) => group,
             Err(error) => {
                 server.check()?;

@@ -244,7 +244,7 @@ mod tests {
         for server in [EPOLL, GUEST] {
             assert_eq!(request(REQUEST_LEN, server).len(), 1400);
         }
-        const { assert!(REQUEST_LEN <= crate::client::REQUEST_LEN_MAX) };
+        const { assert!(REQUEST_LEN <= crate::client::SEGMENT_LEN) };
     }
 
     #[test]

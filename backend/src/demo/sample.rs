@@ -61,8 +61,13 @@ impl Default for Sample {
 impl Sample {
     /// Counts a right response. Does not allocate.
     pub fn record(&mut self, latency_ns: u64) {
-        self.requests += 1;
-        self.latency_ns.saturating_record(latency_ns);
+        self.record_many(latency_ns, 1);
+    }
+
+    /// Counts right responses that were all there after this time.
+    pub fn record_many(&mut self, latency_ns: u64, count: u32) {
+        self.requests += u64::from(count);
+        self.latency_ns.saturating_record_n(latency_ns, count.into());
     }
 
     /// Adds another stretch to this one.

@@ -1,24 +1,26 @@
 //! The network of the comparison, and where everybody is in it.
 //!
 //! ```text
-//!   redis-benchmark          kernel's bridge br0
-//!   kernel TCP 10.72.0.1 ──┬── tapm ── backend 10.72.0.2 ── kv, with a mirror
-//!                          ├── tapv ── backend 10.72.0.3 ── kv, in memory
-//!                          └── veth ── kernel TCP 10.72.0.4.. ── Redis, each in a
-//!                                      network of its own
+//!   redis-benchmark              kernel's bridge br0
+//!   kernel TCP 10.72.0.1 ──────┬── tapm ── backend 10.72.0.2 ── kv, with a mirror
+//!   own client                 ├── tapv ── backend 10.72.0.3 ── kv, in memory
+//!   own stack 10.72.0.9 ─ tapc ┴── veth ── kernel TCP 10.72.0.4.. ── Redis, each in
+//!                                          a network of its own
 //! ```
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use pasted::sys::demo::{Network, Tap, netns};
 
-use crate::network::{NetworkError, QUEUE_LEN};
+use crate::network::{CLIENT_DEVICE, NetworkError, QUEUE_LEN};
 use crate::sys;
 
 /// The bridge, whose own address is the client's.
 const BRIDGE: &str = "br0";
 const BRIDGE_MAC: [u8; 6] = [0x02, 0x70, 0x64, 0, 0, 1];
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 72, 0, 1);
+/// Our own client's.
+pub const OWN_CLIENT: Ipv4Addr = Ipv4Addr::new(10, 72, 0, 9);
 /// Bits of the network part of every address here.
 pub const PREFIX: u8 = 24;
 /// Where every server listens.
@@ -95,7 +97,7 @@ impl Kind {
 pub fn enter() -> Result<(), NetworkError> {
     netns::enter()?;
     sys::settle_network();
-    let ports = [Kind::KvMirror.device(), Kind::KvMemory.device()];
+    let ports = [CLIENT_DEVICE, Kind::KvMirror.device(), Kind::KvMemory.device()];
     for name in ports {
         Tap::open(name).and_then(Tap::keep).map_err(NetworkError::Tap)?;
     }
@@ -117,7 +119,8 @@ mod tests {
     #[test]
     fn everybody_has_a_place_of_his_own() {
         for (i, a) in Kind::ALL.iter().enumerate() {
-            assert_ne!(a.address().ip(), &CLIENT);
+            assert!(![CLIENT, OWN_CLIENT].contains(a.address().ip()));
+            assert_ne!(a.device(), CLIENT_DEVICE);
             for b in &Kind::ALL[..i] {
                 assert!(a.address() != b.address() && a.device() != b.device());
                 assert!(a.mac() != b.mac() && a.name() != b.name());

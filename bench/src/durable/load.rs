@@ -1,5 +1,5 @@
-//! The load: redis-benchmark, and a small client that stores every key before and
-//! judges every value after.
+//! The load: redis-benchmark, what our own client sends, and a small client that
+//! stores every key before and judges every value after.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddrV4, TcpStream};
@@ -7,6 +7,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use pasted::sys::demo::children::{self, DeathSignal};
+
+use crate::client::{Answer, REQUEST_LEN_MAX, Script};
 
 /// The program, and what Debian calls the package that has it.
 pub const PROGRAMS: [(&str, &str); 2] =
@@ -44,6 +46,25 @@ impl Op {
     }
 }
 
+/// Who sends the requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// Redis's own program.
+    RedisBenchmark,
+    /// Our client, on our own stack.
+    Own,
+}
+
+impl Driver {
+    /// As it is called in tables and rows.
+    pub fn name(self) -> &'static str {
+        match self {
+            Driver::RedisBenchmark => "redis-benchmark",
+            Driver::Own => "paste-bench",
+        }
+    }
+}
+
 /// What every row of a group of rows has in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cell {
@@ -55,7 +76,7 @@ pub struct Cell {
     pub pipeline: u32,
 }
 
-/// What redis-benchmark said of one run.
+/// What a client said of one round.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Figures {
     /// Requests per second.
@@ -184,6 +205,49 @@ fn key(number: u32) -> String {
     format!("key:{number:012}")
 }
 
+/// A command as clients send it.
+fn command(words: &[&[u8]]) -> Vec<u8> {
+    let mut bytes = format!("*{}\r\n", words.len()).into_bytes();
+    for word in words {
+        bytes.extend_from_slice(format!("${}\r\n", word.len()).as_bytes());
+        bytes.extend_from_slice(word);
+        bytes.extend_from_slice(b"\r\n");
+    }
+    bytes
+}
+
+/// What our own client sends on each connection: as many requests at once as the
+/// pipeline has, for keys that no other connection asks for where there are enough.
+/// `None` if that is more than it can send at once.
+pub fn scripts(cell: Cell, op: Op, value: &[u8]) -> Option<Vec<Script>> {
+    let mut answer = Vec::new();
+    for _ in 0..cell.pipeline {
+        match op {
+            Op::Set => answer.extend_from_slice(b"+OK\r\n"),
+            Op::Get => {
+                answer.extend_from_slice(format!("${}\r\n", value.len()).as_bytes());
+                answer.extend_from_slice(value);
+                answer.extend_from_slice(b"\r\n");
+            }
+        }
+    }
+    let answer = Answer::Bytes(answer.into());
+    let script = |connection: u32| {
+        let number = |place| key((connection * cell.pipeline + place) % KEYS);
+        let request = |place| match op {
+            Op::Set => command(&[b"SET", number(place).as_bytes(), value]),
+            Op::Get => command(&[b"GET", number(place).as_bytes()]),
+        };
+        let request: Vec<u8> = (0..cell.pipeline).flat_map(request).collect();
+        (request.len() <= REQUEST_LEN_MAX).then(|| Script {
+            request,
+            requests: cell.pipeline,
+            answer: answer.clone(),
+        })
+    };
+    (0..cell.connections).map(script).collect()
+}
+
 /// A connection that stores and judges.
 #[derive(Debug)]
 pub struct Client {
@@ -214,13 +278,7 @@ impl Client {
     }
 
     fn send(&mut self, words: &[&[u8]]) -> io::Result<()> {
-        let mut bytes = format!("*{}\r\n", words.len()).into_bytes();
-        for word in words {
-            bytes.extend_from_slice(format!("${}\r\n", word.len()).as_bytes());
-            bytes.extend_from_slice(word);
-            bytes.extend_from_slice(b"\r\n");
-        }
-        self.stream.get_mut().write_all(&bytes)
+        self.stream.get_mut().write_all(&command(words))
     }
 
     fn line(&mut self) -> io::Result<String> {
@@ -315,6 +373,20 @@ mod tests {
         assert_eq!(parse(&CSV.replace("p99_latency_ms", "x"), Op::Set), None);
         assert_eq!(parse(&CSV.replace("3158.56", "nan"), Op::Set), None);
         assert_eq!(parse("", Op::Set), None);
+    }
+
+    #[test]
+    fn our_own_client_sends_a_pipeline_of_keys_of_its_own() {
+        let cell = Cell { value_bytes: 2, connections: 3, pipeline: 2 };
+        let scripts = scripts(cell, Op::Set, b"ab").unwrap();
+        let text = |at: usize| String::from_utf8(scripts[at].request.clone()).unwrap();
+        assert!(text(1).contains("key:000000000002\r\n$2\r\nab\r\n*3\r\n$3\r\nSET\r\n"));
+        assert!(text(2).ends_with("key:000000000005\r\n$2\r\nab\r\n"));
+        assert!(matches!(&scripts[0].answer, Answer::Bytes(b) if **b == *b"+OK\r\n+OK\r\n"));
+        let large = Cell { value_bytes: 16384, connections: 1, pipeline: 16 };
+        assert!(super::scripts(large, Op::Set, &value(16384)).is_none());
+        let gets = super::scripts(Cell { pipeline: 1, ..large }, Op::Get, b"x").unwrap();
+        assert!(matches!(&gets[0].answer, Answer::Bytes(b) if **b == *b"$1\r\nx\r\n"));
     }
 
     #[test]

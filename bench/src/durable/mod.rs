@@ -28,16 +28,18 @@ use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
+use pasted::demo::sample::per;
 use pasted::demo::{Directory, SceneError};
 use pasted::sys::demo::children;
 
 use self::bed::Kind;
-use self::load::{Cell, Client, LoadError, Op};
+use self::load::{Cell, Client, Driver, Figures, LoadError, Op};
 use self::report::{Conditions, Report};
 use self::row::{Round, Row};
 use self::server::{Server, ServerError};
-use crate::client::ClientError;
+use crate::client::{self, ClientError, Group, Script};
 use crate::network::NetworkError;
 use crate::sys::{self, CoreTime, Machine};
 
@@ -51,6 +53,10 @@ const PIPELINES: [u32; 2] = [1, 16];
 /// Rounds of each server, and how long one is planned to be.
 const ROUNDS: (u32, f64) = (5, 1.0);
 const ROUNDS_QUICK: (u32, f64) = (3, 0.5);
+/// How long our own client drives each server before the first round.
+const WARM_UP: Duration = Duration::from_millis(100);
+/// What it is called when the kernel does not tell the machine's times.
+const UNREAD: &str = "what was used cannot be read";
 /// Requests of each connection, in pieces of the pipeline, that tell how many a
 /// round needs.
 const TRIAL: u64 = 20;
@@ -183,16 +189,20 @@ fn measure(args: &Args) -> Result<Report, Error> {
     if sys::is_in_memory(&disk).map_err(refused("the file system cannot be told"))? {
         return Err(Error::InMemory(directory.path().to_owned()));
     }
+    let awake = sys::keep_awake();
     let (rounds, seconds) = if args.quick { ROUNDS_QUICK } else { ROUNDS };
     let setting = Setting { directory, disk, client_core, server_core, seconds, rounds };
     let counts = if args.quick { &CONNECTIONS_QUICK[..] } else { &CONNECTIONS[..] };
     let mut rows = Vec::new();
     if has(Part::Kv) {
         bed::enter()?;
+        let poll = Duration::from_micros(server::POLL_US);
+        let mut own = client::Client::open(bed::OWN_CLIENT, Some(poll))?;
         for value_bytes in VALUE_BYTES {
             for &connections in counts {
                 for pipeline in PIPELINES {
-                    rows.extend(compare(&setting, Cell { value_bytes, connections, pipeline })?);
+                    let cell = Cell { value_bytes, connections, pipeline };
+                    rows.extend(compare(&setting, &mut own, cell)?);
                 }
             }
         }
@@ -211,6 +221,7 @@ fn measure(args: &Args) -> Result<Report, Error> {
             seconds,
             rounds,
             load,
+            awake: awake.is_ok(),
             arguments: if args.quick { "--quick".to_owned() } else { String::new() },
         },
         rows,
@@ -227,17 +238,21 @@ fn redis_version() -> String {
     words.join(" ")
 }
 
-/// One of the compared: a server, how many requests a round of each kind has,
-/// its rounds, and the writes that it was asked for in all.
+/// One of the compared: a server, how many requests a round of redis-benchmark has,
+/// the connections of our own client, its rounds, and the writes that it was asked
+/// for in all.
 struct Side {
     server: Server,
     requests: u64,
+    group: Option<Group>,
     rounds: Vec<Round>,
     writes: u64,
+    /// Answers that were wrong, or did not come.
+    wrong: u64,
 }
 
 /// All servers in one cell.
-fn compare(setting: &Setting, cell: Cell) -> Result<Vec<Row>, Error> {
+fn compare(setting: &Setting, own: &mut client::Client, cell: Cell) -> Result<Vec<Row>, Error> {
     let value = load::value(cell.value_bytes);
     let mut sides = Vec::with_capacity(Kind::ALL.len());
     for kind in Kind::ALL {
@@ -245,44 +260,60 @@ fn compare(setting: &Setting, cell: Cell) -> Result<Vec<Row>, Error> {
         Client::connect(kind.address())?.fill(&value)?;
         server.hold(true).map_err(refused("a server cannot be held still"))?;
         let writes = u64::from(load::KEYS);
-        sides.push(Side { server, requests: 0, rounds: Vec::new(), writes });
+        let (requests, wrong) = (0, 0);
+        sides.push(Side { server, requests, group: None, rounds: Vec::new(), writes, wrong });
     }
-    let mut rows = Vec::with_capacity(2 * sides.len());
+    let mut rows = Vec::with_capacity(4 * sides.len());
     for op in Op::ALL {
-        for side in &mut sides {
-            let trial = side.round(setting, cell, op, trial_requests(cell))?;
-            side.requests = round_requests(cell, trial.figures.rps * setting.seconds);
-        }
-        for number in 1..=setting.rounds {
-            for side in &mut sides {
-                let round = side.round(setting, cell, op, side.requests)?;
-                eprintln!(
-                    "{} of {} bytes, {} connections, pipeline {}, round {number} of {}: {} {:.0} \
-                     requests/s",
-                    op.name(),
-                    cell.value_bytes,
-                    cell.connections,
-                    cell.pipeline,
-                    setting.rounds,
-                    side.server.kind.name(),
-                    round.figures.rps,
-                );
-                side.rounds.push(round);
+        for driver in [Driver::RedisBenchmark, Driver::Own] {
+            let scripts = load::scripts(cell, op, &value);
+            if driver == Driver::Own && scripts.is_none() {
+                continue;
             }
-        }
-        for side in &mut sides {
-            rows.push(Row::new(side.server.kind, op, cell, &side.rounds));
-            side.rounds.clear();
+            for side in &mut sides {
+                match (driver, &scripts) {
+                    (Driver::Own, Some(scripts)) => side.warm_up(setting, own, op, scripts)?,
+                    _ => side.plan(setting, cell, op)?,
+                }
+            }
+            for number in 1..=setting.rounds {
+                for side in &mut sides {
+                    let round = match driver {
+                        Driver::RedisBenchmark => side.run(setting, cell, op, side.requests)?,
+                        Driver::Own => {
+                            let duration = Duration::from_secs_f64(setting.seconds);
+                            side.drive(setting, own, op, duration)?
+                        }
+                    };
+                    eprintln!(
+                        "{}: {} of {} bytes, {} connections, pipeline {}, round {number} of {}: \
+                         {} {:.0} requests/s",
+                        driver.name(),
+                        op.name(),
+                        cell.value_bytes,
+                        cell.connections,
+                        cell.pipeline,
+                        setting.rounds,
+                        side.server.kind.name(),
+                        round.figures.rps,
+                    );
+                    side.rounds.push(round);
+                }
+            }
+            for side in &mut sides {
+                rows.push(Row::new(side.server.kind, driver, op, cell, &side.rounds));
+                side.end(own)?;
+            }
         }
     }
     for side in sides {
-        let Side { server, writes, .. } = side;
+        let Side { server, writes, wrong: answers, .. } = side;
         let kind = server.kind;
         server.hold(false).map_err(refused("a server cannot be let go on"))?;
         let wrong = Client::connect(kind.address())?.wrong(&value)?;
         let counted = server.stop()?;
         for row in rows.iter_mut().filter(|row| row.kind == kind) {
-            row.errors = wrong;
+            row.errors = wrong + answers;
             if row.op == Op::Set && kind == Kind::KvMirror && counted.commits > 0 {
                 row.writes_per_sync = Some(writes as f64 / counted.commits as f64);
             }
@@ -292,30 +323,109 @@ fn compare(setting: &Setting, cell: Cell) -> Result<Vec<Row>, Error> {
 }
 
 impl Side {
+    /// How many requests a round of redis-benchmark is to have.
+    fn plan(&mut self, setting: &Setting, cell: Cell, op: Op) -> Result<(), Error> {
+        let trial = self.run(setting, cell, op, trial_requests(cell))?;
+        self.requests = round_requests(cell, trial.figures.rps * setting.seconds);
+        Ok(())
+    }
+
+    /// Connects our own client, until caches are warm and windows open.
+    fn warm_up(
+        &mut self,
+        setting: &Setting,
+        own: &mut client::Client,
+        op: Op,
+        scripts: &[Script],
+    ) -> Result<(), Error> {
+        self.hold(false)?;
+        match own.connect(self.server.kind.address(), scripts) {
+            Ok(group) => self.group = Some(group),
+            Err(error) => {
+                self.server.check()?;
+                return Err(error.into());
+            }
+        }
+        self.drive(setting, own, op, WARM_UP).map(drop)
+    }
+
+    /// Takes back what the measurement of one row has left.
+    fn end(&mut self, own: &mut client::Client) -> Result<(), Error> {
+        self.rounds.clear();
+        if let Some(group) = self.group.take() {
+            self.hold(false)?;
+            own.disconnect(group)?;
+            self.hold(true)?;
+        }
+        Ok(())
+    }
+
+    fn hold(&self, still: bool) -> Result<(), Error> {
+        self.server.hold(still).map_err(refused("a server cannot be held still, or let go on"))
+    }
+
     /// Lets the server go on for one run of redis-benchmark.
-    fn round(
+    fn run(
         &mut self,
         setting: &Setting,
         cell: Cell,
         op: Op,
         requests: u64,
     ) -> Result<Round, Error> {
-        let unread = || refused("what was used cannot be read");
+        self.round(setting, op, |side| {
+            let busy = || CoreTime::of(setting.client_core).map_err(refused(UNREAD));
+            let before = busy()?;
+            let figures = load::run(side.server.kind.address(), cell, op, requests)?;
+            Ok((figures, requests, busy()?.busy_percent_since(before)))
+        })
+    }
+
+    /// Lets the server go on while our own client asks for `duration`.
+    fn drive(
+        &mut self,
+        setting: &Setting,
+        own: &mut client::Client,
+        op: Op,
+        duration: Duration,
+    ) -> Result<Round, Error> {
+        self.round(setting, op, |side| {
+            let Some(group) = &side.group else {
+                return Ok(Default::default());
+            };
+            let mut stretch = own.drive(group, duration)?;
+            own.drain(group, &mut stretch)?;
+            let sample = &stretch.sample;
+            side.wrong += sample.errors.total();
+            let figures = Figures {
+                rps: sample.rps(),
+                p50_us: sample.latency_us(50.0),
+                p99_us: sample.latency_us(99.0),
+            };
+            let idle = per(100.0 * stretch.idle_ns as f64, sample.elapsed_ns);
+            Ok((figures, sample.requests, 100.0 - idle))
+        })
+    }
+
+    /// One round: `work` gives what the client saw, how many requests it had, and how
+    /// busy it was, in percent.
+    fn round(
+        &mut self,
+        setting: &Setting,
+        op: Op,
+        work: impl FnOnce(&mut Side) -> Result<(Figures, u64, f64), Error>,
+    ) -> Result<Round, Error> {
         let written_before = setting.written_bytes()?;
-        self.server.hold(false).map_err(refused("a server cannot be let go on"))?;
-        let spent = || -> io::Result<(CoreTime, sys::Stolen)> {
-            Ok((CoreTime::of(setting.client_core)?, sys::stolen()?))
-        };
-        let before = spent().map_err(unread())?;
-        let figures = match load::run(self.server.kind.address(), cell, op, requests) {
-            Ok(figures) => figures,
+        self.hold(false)?;
+        let before = sys::stolen().map_err(refused(UNREAD))?;
+        let (figures, requests, client_busy_percent) = match work(self) {
+            Ok(seen) => seen,
             Err(error) => {
                 self.server.check()?;
-                return Err(error.into());
+                return Err(error);
             }
         };
-        let after = spent().map_err(unread())?;
-        self.server.hold(true).map_err(refused("a server cannot be held still"))?;
+        let after = sys::stolen().map_err(refused(UNREAD))?;
+        self.hold(true)?;
         if op == Op::Set {
             self.writes += requests;
         }
@@ -323,8 +433,8 @@ impl Side {
             figures,
             requests,
             written_bytes: written_since(written_before, setting.written_bytes()?),
-            client_busy_percent: after.0.busy_percent_since(before.0),
-            steal_percent: after.1.percent_since(before.1),
+            client_busy_percent,
+            steal_percent: after.percent_since(before),
         })
     }
 }

@@ -39,6 +39,8 @@ pub struct Conditions {
     pub rounds: u32,
     /// Processes that wanted a core before we began.
     pub load: f64,
+    /// Idle cores do not sleep.
+    pub awake: bool,
     /// The options, as they were given.
     pub arguments: String,
 }
@@ -56,10 +58,11 @@ pub struct Report {
 
 /// What the figures do not say by themselves.
 const NOTES: [&str; 5] = [
-    "SET and GET: the client is redis-benchmark over the kernel's TCP on a core of its own, which is the limit \
-     where `client core` is near 100 %. All servers share the other core with all their threads; \
-     the one that is not measured is held still. Our server polls before it sleeps, Redis cannot.",
-    "All are reached over one bridge. A Redis is behind it by a veth pair, whose other end is the \
+    "SET and GET: the client is redis-benchmark over the kernel's TCP, or our own over our stack, on a \
+     core of its own, which is the limit where `client core` is near 100 %. All servers share the \
+     other core with all their threads; the one that is not measured is held still. Our server \
+     polls before it sleeps, Redis cannot.",
+    "All are reached over one bridge; our own client is behind a TAP device of it. A Redis is behind it by a veth pair, whose other end is the \
      kernel's TCP in a network of its own: no system call per frame, segments of up to 64 KiB in \
      one piece, and its receiving is done on the client's core. Our server is behind a TAP device: \
      a system call and a copy for each frame of 1500 bytes, on the servers' core. Both leave \
@@ -72,8 +75,9 @@ const NOTES: [&str; 5] = [
      file system's journal and all that was due at the end of a round; of other programs as well. \
      `SET/sync` is over the life of a server, filling included. Redis's log is not rewritten \
      during a measurement.",
-    "Keys are chosen at random of those that were stored before; every key's value is judged byte \
-     by byte after the last round. Rows with LOST are slower than the Redis that promises as much.",
+    "redis-benchmark chooses keys at random of those that were stored before; each connection of \
+     our own client asks for keys of its own again and again, and judges every answer. Every key's \
+     value is judged byte by byte after the last round. Rows with LOST are slower than the Redis that promises as much.",
 ];
 
 impl Report {
@@ -112,13 +116,15 @@ impl Report {
     /// The conditions, a line each.
     fn described(&self) -> Vec<String> {
         let Conditions { machine, redis, congestion_control, .. } = &self.conditions;
-        let Conditions { client_core, server_core, seconds, rounds, load, .. } = &self.conditions;
+        let Conditions { client_core, server_core, seconds, rounds, load, awake, .. } =
+            &self.conditions;
+        let idle = if *awake { "are kept awake" } else { "may sleep, and be slow to wake" };
         let kind = if machine.is_virtual { ", virtual" } else { "" };
         vec![
             format!("{}; {}{kind}; {redis}", machine.kernel, machine.cpu),
             format!(
-                "client on core {client_core}, servers on core {server_core}; {load:.1} other \
-                 processes wanted a core before"
+                "client on core {client_core}, servers on core {server_core}; idle cores {idle}; \
+                 {load:.1} other processes wanted a core before"
             ),
             format!(
                 "{rounds} rounds of about {seconds} s of each server, in turns: median \
@@ -134,6 +140,7 @@ impl Report {
     /// Heads and cells of the table.
     fn cells(&self) -> (Vec<&'static str>, Vec<Vec<String>>) {
         let heads = vec![
+            "client",
             "op",
             "bytes",
             "connections",
@@ -151,6 +158,7 @@ impl Report {
         let cells = |row: &Row| {
             let ratio = self.ratio(row);
             vec![
+                row.driver.name().to_owned(),
                 row.op.name().to_owned(),
                 row.cell.value_bytes.to_string(),
                 row.cell.connections.to_string(),
@@ -236,6 +244,7 @@ impl Report {
                 "server_core": self.conditions.server_core,
                 "seconds": self.conditions.seconds,
                 "rounds": self.conditions.rounds,
+                "idle_cores_awake": self.conditions.awake,
                 "load_before": self.conditions.load,
                 "keys": KEYS,
                 "region": REGION_SIZE,
@@ -259,7 +268,7 @@ impl Report {
             "value_bytes": row.cell.value_bytes,
             "connections": row.cell.connections,
             "pipeline": row.cell.pipeline,
-            "client": "redis-benchmark",
+            "client": row.driver.name(),
             "rps": rounded(row.rps.median),
             "rps_min": rounded(row.rps.min),
             "rps_max": rounded(row.rps.max),
@@ -311,6 +320,7 @@ mod tests {
                 seconds: 0.5,
                 rounds: 3,
                 load: 2.5,
+                awake: true,
                 arguments: "--quick".into(),
             },
             rows: vec![

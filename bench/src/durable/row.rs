@@ -1,7 +1,7 @@
 //! What the rounds of one server in one cell add up to.
 
 use super::bed::Kind;
-use super::load::{Cell, Figures, Op};
+use super::load::{Cell, Driver, Figures, Op};
 use crate::row::Spread;
 
 /// One round.
@@ -24,6 +24,8 @@ pub struct Round {
 pub struct Row {
     /// Who served.
     pub kind: Kind,
+    /// Who asked.
+    pub driver: Driver,
     /// What clients did.
     pub op: Op,
     /// Sizes and numbers.
@@ -48,7 +50,7 @@ pub struct Row {
 
 impl Row {
     /// Adds up rounds. What is known only at the server's end is left open.
-    pub fn new(kind: Kind, op: Op, cell: Cell, rounds: &[Round]) -> Row {
+    pub fn new(kind: Kind, driver: Driver, op: Op, cell: Cell, rounds: &[Round]) -> Row {
         let each = |figure: &dyn Fn(&Round) -> f64| {
             Spread::of(&rounds.iter().map(figure).collect::<Vec<_>>())
         };
@@ -57,6 +59,7 @@ impl Row {
         let written: Option<u64> = rounds.iter().map(|round| round.written_bytes).sum();
         Row {
             kind,
+            driver,
             op,
             cell,
             rps: each(&|r| r.figures.rps),
@@ -74,7 +77,8 @@ impl Row {
 
     /// Whether `other` is of another server and the same in all else.
     pub fn is_beside(&self, other: &Row) -> bool {
-        self.op == other.op && self.cell == other.cell && self.kind != other.kind
+        (self.driver, self.op, self.cell) == (other.driver, other.op, other.cell)
+            && self.kind != other.kind
     }
 }
 
@@ -86,7 +90,7 @@ pub mod tests {
         let cell = Cell { value_bytes: 64, connections: 64, pipeline: 1 };
         let figures = Figures { rps, p50_us: 1.0, p99_us: 2.0 };
         let round = Round { figures, requests: 10, written_bytes: Some(1280), ..Round::default() };
-        Row::new(kind, op, cell, &[round])
+        Row::new(kind, Driver::RedisBenchmark, op, cell, &[round])
     }
 
     #[test]
@@ -100,12 +104,13 @@ pub mod tests {
             steal_percent: rps / 100.0,
         };
         let rounds = [round(100.0, 9.0, 1000), round(300.0, 7.0, 3000), round(200.0, 8.0, 2000)];
-        let row = Row::new(Kind::KvMirror, Op::Set, cell, &rounds);
+        let row = |op, rounds| Row::new(Kind::KvMirror, Driver::Own, op, cell, rounds);
+        let (get, none) = (row(Op::Get, &rounds), row(Op::Set, &[]));
+        assert_eq!((get.amplification, none.amplification), (None, None));
+        let row = row(Op::Set, &rounds);
         assert_eq!(row.rps, Spread { median: 200.0, min: 100.0, max: 300.0 });
         assert_eq!((row.p50_us, row.p99_us, row.steal_percent), (5.0, 8.0, 3.0));
         assert_eq!(row.amplification, Some(2.0));
-        assert_eq!(Row::new(Kind::KvMirror, Op::Get, cell, &rounds).amplification, None);
-        assert_eq!(Row::new(Kind::KvMirror, Op::Set, cell, &[]).amplification, None);
     }
 
     #[test]
@@ -114,5 +119,7 @@ pub mod tests {
         assert!(ours.is_beside(&row(Kind::RedisAlways, Op::Set, 1.0)));
         assert!(!ours.is_beside(&row(Kind::RedisAlways, Op::Get, 1.0)));
         assert!(!ours.is_beside(&ours));
+        let driven = Row { driver: Driver::Own, ..row(Kind::RedisAlways, Op::Set, 1.0) };
+        assert!(!ours.is_beside(&driven));
     }
 }

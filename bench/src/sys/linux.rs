@@ -121,6 +121,17 @@ pub fn wait_readable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<()> {
     }
 }
 
+/// Keeps idle cores from sleeping as long as the file is open
+/// (Documentation/power/pm_qos_interface.rst). A core that sleeps in a virtual
+/// machine is given back to the host, and who waits for the disk meanwhile is woken
+/// late.
+pub fn keep_awake() -> io::Result<File> {
+    let mut file = File::options().write(true).open("/dev/cpu_dma_latency")?;
+    // Microseconds that waking may take.
+    io::Write::write_all(&mut file, &0i32.to_ne_bytes())?;
+    Ok(file)
+}
+
 /// Time that the machine was not given, and all time that passed, summed over
 /// its cores, in the kernel's ticks (proc_stat(5)).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

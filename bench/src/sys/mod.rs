@@ -9,6 +9,6 @@ mod linux;
 pub use allocator::allocated;
 #[cfg(target_os = "linux")]
 pub use linux::{
-    CoreTime, Machine, Stolen, bridge, congestion_control, is_in_memory, join, load,
+    CoreTime, Machine, Stolen, bridge, congestion_control, is_in_memory, join, keep_awake, load,
     settle_network, stolen, sync, wait_readable, written_bytes,
 };

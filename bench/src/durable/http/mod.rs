@@ -27,7 +27,7 @@ use self::row::{Round, Row};
 use self::server::{Backing, GUEST_DEVICES, Kind, Server};
 use super::server::POLL_US;
 use super::{Error, Setting, refused, written_since};
-use crate::client::{Client, Group};
+use crate::client::{Client, Group, Script};
 use crate::{network, sys};
 
 /// Bytes of a request, head and body, all of which is logged.
@@ -41,7 +41,7 @@ const WARM_UP: Duration = Duration::from_millis(300);
 /// thread.
 pub(super) fn measure(setting: &Setting, counts: &[u32]) -> Result<Vec<Row>, Error> {
     network::enter(&GUEST_DEVICES)?;
-    let mut client = Client::open(Some(Duration::from_micros(POLL_US)))?;
+    let mut client = Client::open(network::CLIENT, Some(Duration::from_micros(POLL_US)))?;
     let mut rows = Vec::new();
     for backing in Backing::ALL {
         for &connections in counts {
@@ -69,8 +69,8 @@ fn compare(
     let mut sides = Vec::with_capacity(Kind::ALL.len());
     for kind in Kind::ALL {
         let mut server = Server::start(kind, backing, setting.server_core, &setting.directory)?;
-        let bytes = request(REQUEST_LEN, kind.address());
-        let group = match client.connect(kind.address(), connections, &bytes) {
+        let script = Script::http(request(REQUEST_LEN, kind.address()));
+        let group = match client.connect(kind.address(), &vec![script; connections]) {
             Ok(group) => group,
             Err(error) => {
                 server.processes.check()?;
@@ -142,13 +142,13 @@ impl Side {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::REQUEST_LEN_MAX;
+    use crate::client::SEGMENT_LEN;
 
     #[test]
     fn a_request_is_one_segment_of_exactly_1_kib() {
         for kind in Kind::ALL {
             assert_eq!(request(REQUEST_LEN, kind.address()).len(), 1024);
         }
-        const { assert!(REQUEST_LEN <= REQUEST_LEN_MAX) };
+        const { assert!(REQUEST_LEN <= SEGMENT_LEN) };
     }
 }
