@@ -75,6 +75,27 @@ impl FlowState {
     }
 }
 
+impl FlowState {
+    /// The number of a segment that occupies none: SND.NXT, unless the peer has taken
+    /// back so much of its window that this lies beyond. RFC 9293 section 3.8.6 is
+    /// against it, and Linux does it when its buffer shrinks; it would then not take
+    /// the acknowledgement (section 3.10.7.4, first).
+    #[inline]
+    fn bare_number(&self) -> Seq {
+        let edge = self.snd_una + self.snd_wnd;
+        // A window that is scaled is told rounded down (RFC 7323 section 2.3).
+        let rounding = (1 << self.snd_scale) - 1;
+        if !self.snd_nxt.after(edge + rounding) {
+            self.snd_nxt
+        } else if self.snd_wnd == 0 {
+            self.snd_una
+        } else {
+            // The last number that is in it.
+            self.snd_una + (self.snd_wnd - 1)
+        }
+    }
+}
+
 impl Stack {
     /// Sends at most one segment of a flow; `out` has room for it. Returns
     /// whether the flow may have more; if not, its timers are set.
@@ -196,7 +217,7 @@ impl Stack {
             let seq = Seq(flow.snd_una.0.wrapping_sub(1));
             return Some(Plan::bare(Why::Probe, seq, flag::ACK));
         }
-        flow.ack_due().then(|| Plan::bare(Why::Ack, flow.snd_nxt, flag::ACK))
+        flow.ack_due().then(|| Plan::bare(Why::Ack, flow.bare_number(), flag::ACK))
     }
 
     /// Something that is lost, as far as the congestion window allows.

@@ -127,3 +127,26 @@ fn a_window_that_shrank_is_survived() {
     pair.ack_more(3000);
     assert_eq!(pair.recv_one().data, b"new");
 }
+
+#[test]
+fn what_comes_after_the_window_shrank_is_acknowledged_within_it() {
+    for window in [0, 1, 500, 2999] {
+        let mut pair = Pair::established(config());
+        for _ in 0..3 {
+            pair.host.send(pair.flow, &[1; 1000]);
+        }
+        assert_eq!(pair.recv().len(), 3);
+        pair.window = window;
+        pair.send(ACK, &[]);
+        // A peer that judges by its new window would take nothing that lies beyond.
+        for _ in 0..2 {
+            pair.send(PSH | ACK, &[2; 1460]);
+            pair.seq += 1460;
+            pair.host.poll();
+        }
+        let ack = pair.recv_one();
+        assert_eq!((ack.flags, ack.ack, ack.data.len()), (ACK, pair.seq, 0));
+        let ahead = ack.seq.wrapping_sub(pair.ack);
+        assert!(ahead == 0 || ahead < u32::from(window), "{ahead} of {window}");
+    }
+}
