@@ -74,6 +74,10 @@ pub struct TxFrame {
     pub payload: Option<Payload>,
     /// The checksum that the device is to complete, if any.
     pub csum: Option<TxCsum>,
+    /// Payload bytes that a segment of this one's flow may have. Segments that follow
+    /// each other may be cut elsewhere on their way, but not longer than this. Zero if
+    /// it is no segment.
+    pub mss: u16,
     /// Whose frame it is.
     pub origin: Origin,
 }
@@ -85,6 +89,7 @@ impl TxFrame {
         head_len: 0,
         payload: None,
         csum: None,
+        mss: 0,
         origin: Origin::Stack,
     };
 
@@ -154,6 +159,7 @@ impl TxBatch {
         frame.head_len = 0;
         frame.payload = None;
         frame.csum = None;
+        frame.mss = 0;
         frame.origin = origin;
         Some(frame)
     }

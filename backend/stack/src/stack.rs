@@ -74,7 +74,7 @@ pub(crate) struct Channel {
 }
 
 /// Segments that one flow sends before the next one has its turn.
-const BURST: u32 = 4;
+const BURST: u32 = 16;
 
 /// What a keyed hash is for; what one tells says nothing of another.
 #[derive(Clone, Copy, Debug)]

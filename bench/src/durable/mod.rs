@@ -47,7 +47,7 @@ use crate::sys::{self, CoreTime, Machine};
 const CONNECTIONS: [u32; 4] = [1, 16, 64, 256];
 const CONNECTIONS_QUICK: [u32; 1] = [64];
 /// Sizes of values.
-const VALUE_BYTES: [usize; 3] = [64, 1024, 16 * 1024];
+const VALUE_BYTES: [u32; 3] = [64, 1024, 16 * 1024];
 /// Depths of pipelines.
 const PIPELINES: [u32; 2] = [1, 16];
 /// Rounds of each server, and how long one is planned to be.
@@ -81,6 +81,12 @@ pub struct Args {
     /// Only 64 connections, and fewer and shorter rounds: less than five minutes
     #[arg(long)]
     quick: bool,
+    /// Numbers of connections to measure with: 1, 16, 64 and 256, or 64 with --quick
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=1024))]
+    connections: Vec<u32>,
+    /// Sizes of values, in bytes
+    #[arg(long, value_delimiter = ',', default_values_t = VALUE_BYTES, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    value_bytes: Vec<u32>,
     /// Only keys and values, or only logged requests
     #[arg(long)]
     only: Option<Part>,
@@ -192,13 +198,17 @@ fn measure(args: &Args) -> Result<Report, Error> {
     let awake = sys::keep_awake();
     let (rounds, seconds) = if args.quick { ROUNDS_QUICK } else { ROUNDS };
     let setting = Setting { directory, disk, client_core, server_core, seconds, rounds };
-    let counts = if args.quick { &CONNECTIONS_QUICK[..] } else { &CONNECTIONS[..] };
+    let counts = match &args.connections[..] {
+        [] if args.quick => &CONNECTIONS_QUICK[..],
+        [] => &CONNECTIONS[..],
+        counts => counts,
+    };
     let mut rows = Vec::new();
     if has(Part::Kv) {
         bed::enter()?;
         let poll = Duration::from_micros(server::POLL_US);
         let mut own = client::Client::open(bed::OWN_CLIENT, Some(poll))?;
-        for value_bytes in VALUE_BYTES {
+        for value_bytes in args.value_bytes.iter().map(|&bytes| bytes as usize) {
             for &connections in counts {
                 for pipeline in PIPELINES {
                     let cell = Cell { value_bytes, connections, pipeline };

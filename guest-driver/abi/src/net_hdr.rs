@@ -10,6 +10,10 @@ pub const NEEDS_CSUM: u8 = 1;
 pub const DATA_VALID: u8 = 2;
 /// `gso_type`: not a packet to be segmented.
 pub const GSO_NONE: u8 = 0;
+/// `gso_type`: TCP over IPv4, to be cut into segments.
+pub const GSO_TCPV4: u8 = 1;
+/// `gso_type`: TCP over IPv6, to be cut into segments.
+pub const GSO_TCPV6: u8 = 4;
 
 /// The header, 12 bytes.
 #[derive(

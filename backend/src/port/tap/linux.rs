@@ -8,12 +8,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use libc::{c_char, c_int, c_short, c_void, ifreq, iovec};
 use paste_abi::net_hdr::{NET_HDR_LEN, NetHdr};
 use paste_pmem::{Buffers, RangeError};
-use paste_stack::Payload;
+use paste_stack::TxFrame;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use zerocopy::IntoBytes;
 
+use super::segments::JOINED_MAX;
 use super::{IoFailure, Link, TapError};
 
 /// The device that makes TAP devices.
@@ -69,8 +70,9 @@ impl Tap {
         set_number(&fd, libc::TUNSETVNETHDRSZ, NET_HDR_LEN as c_int)
             .map_err(failed("TUNSETVNETHDRSZ"))?;
         set_number(&fd, libc::TUNSETVNETLE, 1).map_err(failed("TUNSETVNETLE"))?;
-        // Checksums may stay open in both directions; segmentation may not.
-        set_offload(&fd, libc::TUN_F_CSUM).map_err(failed("TUNSETOFFLOAD"))?;
+        // Checksums may stay open in both directions, and segments of TCP in one piece.
+        let segments = libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+        set_offload(&fd, libc::TUN_F_CSUM | segments).map_err(failed("TUNSETOFFLOAD"))?;
 
         if !existed {
             request.ifr_ifru.ifru_mtu = c_int::from(mtu);
@@ -81,8 +83,9 @@ impl Tap {
         Ok((Tap(fd), link))
     }
 
-    /// Reads one frame of up to `len` bytes into a buffer, its header into
-    /// `header`. Returns the bytes of both. Never blocks.
+    /// Reads one packet, of which up to `len` bytes go into a buffer and what is beyond
+    /// them into `rest`, its header into `header`. Returns the bytes of all. Never
+    /// blocks.
     pub(super) fn read(
         &self,
         header: &mut NetHdr,
@@ -90,46 +93,48 @@ impl Tap {
         buf: u32,
         offset: usize,
         len: usize,
+        rest: &mut [u8],
     ) -> Result<usize, IoFailure> {
         let header = header.as_mut_bytes();
         let data = buffers.as_mut_ptr(buf, offset, len).map_err(outside)?;
         let parts = [
             iovec { iov_base: header.as_mut_ptr().cast(), iov_len: header.len() },
             iovec { iov_base: data.cast(), iov_len: len },
+            iovec { iov_base: rest.as_mut_ptr().cast(), iov_len: rest.len() },
         ];
-        // SAFETY: the first part is a live exclusive borrow. The second lies in
-        // one buffer of a mapped region: `as_mut_ptr` checked it and `buffers`
+        // SAFETY: the first part and the last are live exclusive borrows. The second
+        // lies in one buffer of a mapped region: `as_mut_ptr` checked it and `buffers`
         // keeps the mapping alive. No reference into the region exists; that a
         // guest may write there meanwhile is the guest's own loss.
         let n = unsafe { libc::readv(self.0.as_raw_fd(), parts.as_ptr(), parts.len() as c_int) };
         usize::try_from(n).map_err(|_| failure())
     }
 
-    /// Writes one frame: header, head, and a range of a buffer. Never blocks.
+    /// Writes one packet: header, head, and the payloads of at most [`JOINED_MAX`]
+    /// frames, each a range of a buffer. Never blocks.
     pub(super) fn write(
         &self,
         header: &NetHdr,
         head: &[u8],
         buffers: &Buffers,
-        payload: Option<Payload>,
+        frames: &[TxFrame],
     ) -> Result<(), IoFailure> {
         let header = header.as_bytes();
-        let (data, len) = match payload {
-            None => (std::ptr::null(), 0),
-            Some(Payload { buf, offset, len }) => {
-                let len = usize::from(len);
-                (buffers.as_ptr(buf, usize::from(offset), len).map_err(outside)?, len)
-            }
-        };
-        let parts = [
-            iovec { iov_base: header.as_ptr() as *mut c_void, iov_len: header.len() },
-            iovec { iov_base: head.as_ptr() as *mut c_void, iov_len: head.len() },
-            iovec { iov_base: data as *mut c_void, iov_len: len },
-        ];
-        // SAFETY: the first two parts are live borrows, which writev only reads.
-        // The third is empty or lies in one buffer of a mapped region, as in
-        // `read`; it is read once, by the kernel.
-        let n = unsafe { libc::writev(self.0.as_raw_fd(), parts.as_ptr(), parts.len() as c_int) };
+        let mut parts = [iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; 2 + JOINED_MAX];
+        parts[0] = iovec { iov_base: header.as_ptr() as *mut c_void, iov_len: header.len() };
+        parts[1] = iovec { iov_base: head.as_ptr() as *mut c_void, iov_len: head.len() };
+        let mut count = 2;
+        let payloads = frames.iter().filter_map(|frame| frame.payload);
+        for (part, payload) in parts[2..].iter_mut().zip(payloads) {
+            let len = usize::from(payload.len);
+            let data = buffers.as_ptr(payload.buf, usize::from(payload.offset), len);
+            *part = iovec { iov_base: data.map_err(outside)? as *mut c_void, iov_len: len };
+            count += 1;
+        }
+        // SAFETY: the first `count` parts are set. The first two are live borrows, which
+        // writev only reads. The others lie each in one buffer of a mapped region, as
+        // in `read`; they are read once, by the kernel.
+        let n = unsafe { libc::writev(self.0.as_raw_fd(), parts.as_ptr(), count) };
         if n < 0 { Err(failure()) } else { Ok(()) }
     }
 }

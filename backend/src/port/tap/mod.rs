@@ -1,9 +1,10 @@
 //! The port on a TAP device of the host: `tap:tap0`.
 //!
 //! The kernel copies each frame between its own memory and a buffer of the
-//! region, one system call per frame; that is what a TAP device is. The device
-//! is the operator's: a device that exists is taken as it is, one that does not
-//! is created for as long as the port lives, and nothing is brought up here.
+//! region, one system call per frame; that is what a TAP device is. Segments of one
+//! flow that follow each other go, and come, in one piece: see [`segments`]. The
+//! device is the operator's: a device that exists is taken as it is, one that does
+//! not is created for as long as the port lives, and nothing is brought up here.
 
 #[cfg(target_os = "linux")]
 mod linux;
@@ -15,13 +16,17 @@ mod unsupported;
 #[cfg(not(target_os = "linux"))]
 use unsupported::Tap;
 
+mod segments;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use paste_abi::net_hdr::{DATA_VALID, GSO_NONE, NEEDS_CSUM, NET_HDR_LEN, NetHdr};
+use paste_abi::net_hdr::{DATA_VALID, NEEDS_CSUM, NET_HDR_LEN, NetHdr};
 use paste_pmem::{Owner, Pool};
-use paste_stack::{Origin, RxCsum, RxFrame, TxBatch, TxCsum};
+use paste_stack::frame::HEAD_MAX;
+use paste_stack::{Origin, RxCsum, RxFrame, TxBatch, TxCsum, TxFrame};
 
+use self::segments::{PACKET_MAX, Packet};
 use super::spec::check_name;
 use super::{
     Caps, Device, ETHERNET_LEN, FRAME_OVERHEAD, Now, OpenContext, OpenError, Port, PortCounters,
@@ -36,6 +41,9 @@ pub(super) const KIND: PortKind = PortKind {
     guests_max: 1,
     parse,
 };
+
+/// More than a buffer takes of a packet.
+const READ_MAX: usize = 64 << 10;
 
 /// Bytes of the longest interface name: IFNAMSIZ less the terminator.
 const NAME_MAX: usize = 15;
@@ -163,6 +171,11 @@ pub struct TapPort {
     /// A buffer taken and not yet used: a read that finds nothing must not
     /// cost a turn around the pool.
     reserve: Option<u32>,
+    /// What of a packet lies beyond the buffer of its first frame, with room for what
+    /// lies in that and belongs to others.
+    rest: Box<[u8]>,
+    /// A packet of which frames are still to be made, and where in `rest` they begin.
+    packet: Option<(Packet, usize)>,
     counters: PortCounters,
 }
 
@@ -193,6 +206,8 @@ impl TapPort {
             name: name.to_owned(),
             mtu,
             reserve: None,
+            rest: vec![0; READ_MAX + PACKET_MAX].into(),
+            packet: None,
             counters: PortCounters::default(),
         })
     }
@@ -204,19 +219,13 @@ impl TapPort {
 
     /// Turns what was read into `buf` into a frame; `None`, and counted, if it
     /// is not one.
-    fn judge(&mut self, header: &NetHdr, read: usize, buf: u32, time: u64) -> Option<Received> {
-        let len = read.saturating_sub(NET_HDR_LEN);
-        self.counters.rx_bytes_copied += len as u64;
+    fn judge(&mut self, header: &NetHdr, len: usize, buf: u32, time: u64) -> Option<Received> {
         if len > self.frame_max() {
             self.counters.drops.rx_oversize += 1;
             return None;
         }
         if len < ETHERNET_LEN {
             self.counters.drops.rx_runt += 1;
-            return None;
-        }
-        if header.gso_type != GSO_NONE {
-            self.counters.drops.rx_segmented += 1;
             return None;
         }
         let (csum, partial) = if header.flags & NEEDS_CSUM != 0 {
@@ -228,10 +237,59 @@ impl TapPort {
         } else {
             (RxCsum::Unknown, None)
         };
+        Some(
+            self.received(RxFrame { buf, offset: RX_OFFSET, len: len as u16, csum, time }, partial),
+        )
+    }
+
+    fn received(&mut self, frame: RxFrame, partial: Option<TxCsum>) -> Received {
         self.counters.rx_frames += 1;
-        self.counters.rx_bytes += len as u64;
-        let frame = RxFrame { buf, offset: RX_OFFSET, len: len as u16, csum, time };
-        Some(Received { frame, partial })
+        self.counters.rx_bytes += u64::from(frame.len);
+        Received { frame, partial }
+    }
+
+    /// Takes up a packet of several segments, the beginning of which was read into
+    /// `buf`; `false`, and counted, if it is none that can be cut.
+    fn take_packet(
+        &mut self,
+        header: &NetHdr,
+        len: usize,
+        pool: &Pool,
+        buf: u32,
+        time: u64,
+    ) -> bool {
+        let read_max = self.frame_max() + 1;
+        let offset = usize::from(RX_OFFSET);
+        let mut head = [0; HEAD_MAX];
+        let head = &mut head[..len.min(HEAD_MAX).min(read_max)];
+        let packet = pool.buffers().read(buf, offset, head).ok();
+        let packet = packet.and_then(|()| Packet::new(header, head, len, time));
+        let Some(packet) = packet.filter(|packet| packet.first_len() <= self.frame_max()) else {
+            self.counters.drops.rx_segmented += 1;
+            return false;
+        };
+        // What lies behind the first frame in its buffer goes before the rest.
+        let behind = packet.first_len().min(len)..len.min(read_max);
+        let start = READ_MAX - behind.len();
+        let moved =
+            pool.buffers().read(buf, offset + behind.start, &mut self.rest[start..READ_MAX]);
+        debug_assert!(moved.is_ok(), "what was read lies in its buffer");
+        self.counters.rx_bytes_copied += (len - packet.first_len()) as u64;
+        self.packet = Some((packet, start));
+        true
+    }
+
+    /// Makes the next frame of the packet at hand in a buffer.
+    fn cut(&mut self, pool: &Pool, buf: u32) -> Option<Received> {
+        let (packet, start) = self.packet.as_mut()?;
+        let (time, csum) = (packet.time, packet.csum);
+        let cut = packet.cut(pool.buffers(), buf, RX_OFFSET.into(), &self.rest[*start..]);
+        if packet.is_done() || cut.is_err() {
+            self.packet = None;
+        }
+        let len = cut.ok()? as u16;
+        let frame = RxFrame { buf, offset: RX_OFFSET, len, csum: RxCsum::Partial, time };
+        Some(self.received(frame, Some(csum)))
     }
 
     fn gone(&self, source: io::Error) -> PortError {
@@ -273,12 +331,32 @@ impl Port for TapPort {
                 self.counters.rx_no_buffer += 1;
                 break;
             };
+            if self.packet.is_some() {
+                match self.cut(pool, buf) {
+                    Some(frame) => {
+                        out.push(frame);
+                        received += 1;
+                    }
+                    None => self.reserve = Some(buf),
+                }
+                continue;
+            }
             self.counters.syscalls += 1;
-            let mut header = NetHdr::default();
-            let read =
-                self.tap.read(&mut header, pool.buffers(), buf, usize::from(RX_OFFSET), read_max);
+            let (mut header, offset) = (NetHdr::default(), usize::from(RX_OFFSET));
+            let rest = &mut self.rest[READ_MAX..];
+            let read = self.tap.read(&mut header, pool.buffers(), buf, offset, read_max, rest);
             let frame = match read {
-                Ok(read) => self.judge(&header, read, buf, now.real_ns),
+                Ok(read) => {
+                    let len = read.saturating_sub(NET_HDR_LEN);
+                    self.counters.rx_bytes_copied += len as u64;
+                    if !segments::is_packet(&header) {
+                        self.judge(&header, len, buf, now.real_ns)
+                    } else if self.take_packet(&header, len, pool, buf, now.real_ns) {
+                        self.cut(pool, buf)
+                    } else {
+                        None
+                    }
+                }
                 Err(failure) => {
                     self.reserve = Some(buf);
                     match failure {
@@ -309,34 +387,56 @@ impl Port for TapPort {
         let frame_max = self.frame_max();
         let mut taken = 0;
         let mut result = Ok(());
-        for frame in batch.frames() {
-            if is_malformed(frame, frame_max, pool.buffers()) {
+        while let Some(frame) = batch.frames().get(taken) {
+            let malformed = |frame| is_malformed(frame, frame_max, pool.buffers());
+            let mut frames = std::slice::from_ref(frame);
+            if malformed(frame) {
                 self.counters.drops.tx_malformed += 1;
             } else {
                 self.counters.syscalls += 1;
-                let header = header_of(frame.csum);
-                match self.tap.write(&header, frame.head(), pool.buffers(), frame.payload) {
+                let joined = segments::join(&batch.frames()[taken..]);
+                let joined = joined.filter(|joined| {
+                    frames = &batch.frames()[taken..taken + joined.count];
+                    !frames.iter().any(malformed)
+                });
+                let written = match &joined {
+                    Some(joined) => {
+                        self.tap.write(&joined.header, joined.head(), pool.buffers(), frames)
+                    }
+                    None => {
+                        frames = std::slice::from_ref(frame);
+                        let header = header_of(frame.csum);
+                        self.tap.write(&header, frame.head(), pool.buffers(), frames)
+                    }
+                };
+                match written {
                     Ok(()) => {
-                        let len = frame.len() as u64;
-                        self.counters.tx_frames += 1;
-                        self.counters.tx_bytes += len;
-                        self.counters.tx_bytes_copied += len;
+                        let len: usize = frames.iter().map(TxFrame::len).sum();
+                        self.counters.tx_frames += frames.len() as u64;
+                        self.counters.tx_bytes += len as u64;
+                        self.counters.tx_bytes_copied += len as u64;
                     }
                     Err(IoFailure::Later) => {
                         self.counters.tx_full += 1;
                         break;
                     }
-                    Err(IoFailure::Down) => self.counters.drops.tx_link_down += 1,
+                    Err(IoFailure::Down) => {
+                        self.counters.drops.tx_link_down += frames.len() as u64;
+                    }
                     Err(IoFailure::Gone(source)) => {
                         result = Err(self.gone(source));
                         break;
                     }
-                    Err(IoFailure::Other(_)) => self.counters.drops.tx_refused += 1,
+                    Err(IoFailure::Other(_)) => {
+                        self.counters.drops.tx_refused += frames.len() as u64;
+                    }
                 }
             }
-            taken += 1;
-            if let Some(range) = frame.payload {
-                done(frame.origin, range.buf);
+            taken += frames.len();
+            for frame in frames {
+                if let Some(range) = frame.payload {
+                    done(frame.origin, range.buf);
+                }
             }
         }
         batch.consume(taken);
@@ -354,7 +454,8 @@ impl Port for TapPort {
     }
 
     fn next_deadline(&self) -> Option<u64> {
-        None
+        // The descriptor does not say that frames wait here.
+        self.packet.is_some().then_some(0)
     }
 
     fn counters(&self) -> &PortCounters {

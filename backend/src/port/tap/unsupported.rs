@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use paste_abi::net_hdr::NetHdr;
 use paste_pmem::Buffers;
-use paste_stack::Payload;
+use paste_stack::TxFrame;
 
 use super::{IoFailure, Link, TapError};
 
@@ -27,6 +27,7 @@ impl Tap {
         _buf: u32,
         _offset: usize,
         _len: usize,
+        _rest: &mut [u8],
     ) -> Result<usize, IoFailure> {
         match self.0 {}
     }
@@ -37,7 +38,7 @@ impl Tap {
         _header: &NetHdr,
         _head: &[u8],
         _buffers: &Buffers,
-        _payload: Option<Payload>,
+        _frames: &[TxFrame],
     ) -> Result<(), IoFailure> {
         match self.0 {}
     }

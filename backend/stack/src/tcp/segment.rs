@@ -83,6 +83,7 @@ impl Stack {
                 options.sack.truncate(tcp::sack_blocks_within(room));
             }
         }
+        let mss = self.segment_room(flow);
         let key = &flow.key;
         let ip = self.segment_header(key, plan.ecn);
         let link_len = ethernet::header_len(self.config.vlan);
@@ -105,6 +106,7 @@ impl Stack {
                     && !matches!(meta.told, Told::Kept | Told::Shared)
                     && meta.pins == 0
             });
+        frame.mss = mss;
         frame.csum = self
             .config
             .tx_csum_offload
