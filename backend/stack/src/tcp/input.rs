@@ -8,7 +8,7 @@ use crate::checksum;
 use crate::clock::{Deadline, Moment, age};
 use crate::config::SEC;
 use crate::control::Control;
-use crate::flow::{Key, Links, State, event};
+use crate::flow::{FlowState, Key, Links, State, event};
 use crate::frame::{RxCsum, RxFrame};
 use crate::input::Datagram;
 use crate::memory::Memory;
@@ -60,6 +60,28 @@ const TS_RECENT_AGE: u32 = ((24 * 24 * 3600 * SEC) >> 30) as u32;
 /// How far a new incarnation's numbers are beyond the old one's: more than an
 /// old window without scale.
 const NUMBERS_APART: u32 = 1 << 16;
+
+impl FlowState {
+    /// Whether a segment with this acknowledgement may come from who sees our segments
+    /// (RFC 5961 section 5.2).
+    #[inline]
+    fn is_plausible(&self, ack: Seq) -> bool {
+        let oldest = Seq(self.snd_una.0.wrapping_sub(self.snd_wnd_max));
+        !ack.after(self.snd_nxt) && !ack.before(oldest)
+    }
+
+    /// Notes the timestamp that is to be echoed (RFC 7323 section 4.3).
+    #[inline]
+    fn note_time(&mut self, now: u64, header: &Header) {
+        if let Some(ts) = header.options.timestamps
+            && self.timestamps()
+            && !header.seq.after(self.last_ack_sent)
+        {
+            self.ts_recent = ts.value;
+            self.ts_recent_at = age(now);
+        }
+    }
+}
 
 impl Stack {
     pub(crate) fn tcp_input<M: Memory>(
@@ -260,21 +282,12 @@ impl Stack {
             }
         }
         let flow = &mut self.flows[index];
-        // RFC 5961 section 5.2.
-        if ack.after(flow.snd_nxt) || ack.before(Seq(flow.snd_una.0.wrapping_sub(flow.snd_wnd_max)))
-        {
+        if !flow.is_plausible(ack) {
             self.counters.drop_bad_ack += 1;
             self.challenge(now, index);
             return Outcome::Consumed;
         }
-        // RFC 7323 section 4.3.
-        if let Some(ts) = segment.header.options.timestamps
-            && flow.timestamps()
-            && !seq.after(flow.last_ack_sent)
-        {
-            flow.ts_recent = ts.value;
-            flow.ts_recent_at = age(now);
-        }
+        flow.note_time(now, &segment.header);
         flow.heard_at = Moment::at(now);
         if flow.keepalive_sent > 0 {
             // It lives, and is given its time anew.
@@ -321,6 +334,11 @@ impl Stack {
         } else if segment.len > 0 && !header.seq.after(flow.rcv_nxt) {
             // Payload again: our acknowledgement was lost.
             let end = header.seq + u32::from(segment.len);
+            // All of what was acknowledged last: the peer is to measure from this
+            // one, or it takes its timeout for a round-trip time.
+            if end == flow.rcv_nxt && header.has(flag::ACK) && flow.is_plausible(header.ack) {
+                flow.note_time(now, header);
+            }
             flow.note_duplicate(header.seq, end.min(flow.rcv_nxt));
             self.counters.drop_duplicate += 1;
             self.ack_now(index);

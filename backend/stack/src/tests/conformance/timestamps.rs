@@ -215,6 +215,30 @@ fn an_unacceptable_segment_does_not_change_what_is_stored() {
 }
 
 #[test]
+fn what_came_before_and_comes_again_is_echoed() {
+    // Its acknowledgement was lost. With the echo of the first one the peer would
+    // take its timeout for a round-trip time, and wait longer each time.
+    let mut pair = established(1000);
+    pair.timestamps = stamp(1010);
+    pair.send(ACK, &[7; 1460]);
+    pair.seq += 1460;
+    pair.host.pass_time(SEC);
+    assert_eq!(pair.recv_one().options.timestamps.unwrap().echo, 1010);
+    let again = |pair: &mut Pair, value: u32, ahead: i32, len: usize| {
+        pair.timestamps = stamp(value);
+        pair.send_ahead(ahead, ACK, &vec![7; len]);
+        pair.recv_one().options.timestamps.unwrap().echo
+    };
+    assert_eq!(again(&mut pair, 1210, -1460, 1460), 1210);
+    // Part of it says nothing of when the rest was sent; nor does who guesses.
+    assert_eq!(again(&mut pair, 1300, -1460, 1000), 1210);
+    pair.ack = pair.ack.wrapping_add(1_000_000);
+    assert_eq!(again(&mut pair, 500_000, -1460, 1460), 1210);
+    pair.ack = pair.ack.wrapping_sub(1_000_000);
+    assert_eq!(again(&mut pair, 1400, -1460, 1460), 1400);
+}
+
+#[test]
 fn an_attacker_s_ack_does_not_change_what_is_stored() {
     // RFC 5961 section 5.2 comes first: a segment with an impossible ACK.
     let mut pair = established(1000);
