@@ -14,7 +14,9 @@
 //! Everything has a limit: a value 512 KiB, a key 900 bytes, a request what a
 //! share of the region holds, an answer what waits to be sent. A full region
 //! refuses writes with `-OOM` and goes on reading and deleting; a region that
-//! cannot be made durable refuses them with `-MISCONF`.
+//! cannot be made durable refuses them with `-MISCONF`. What such a write has stored
+//! is read by clients from then on, and becomes durable with the next write that does:
+//! a refusal says that it is not durable, and not that it was not done.
 //!
 //! | module | knows |
 //! | --- | --- |

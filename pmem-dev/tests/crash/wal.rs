@@ -437,7 +437,7 @@ fn the_log_survives_every_crash() {
 #[test]
 #[ignore = "long: name the seeds in PASTE_CRASH_SEEDS"]
 fn the_log_survives_every_crash_at_length() {
-    let explorer = Explorer { seed: 0, exhaustive: 4096, samples: 100, recovery_samples: 2 };
+    let explorer = Explorer { seed: 0, exhaustive: 256, samples: 40, recovery_samples: 2 };
     let test = "wal::the_log_survives_every_crash_at_length";
     explore(test, 100..140, explorer, |seed| run(seed, 200));
 }
