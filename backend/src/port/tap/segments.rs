@@ -11,9 +11,10 @@
 //! where it is on the way out; on the way in, what does not fit the first frame's
 //! buffer is copied from where the kernel has put it.
 //!
-//! Who cuts a packet makes segments of full size of it. TCP is a stream, so that may
-//! be elsewhere than the stack has cut, as long as no segment gets longer than the
-//! flow allows: short ones, as a head and a body in a buffer each, become one.
+//! Who cuts a packet makes segments of one size of it. That is only where the stack
+//! has cut as well, or what is lost on the way would be half of one of its segments
+//! and half of another, and both were sent again. But short ones, as a head and a body
+//! in a buffer each, become one, as long as it is not longer than the flow allows.
 
 use paste_abi::net_hdr::{GSO_NONE, GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM, NetHdr};
 use paste_pmem::{Buffers, RangeError};
@@ -22,6 +23,8 @@ use paste_stack::{Origin, TxCsum, TxFrame, checksum};
 
 /// Frames that one packet is made of, at most.
 pub(super) const JOINED_MAX: usize = 44;
+/// Of how many frames the first segment of a packet is made, at most.
+const FIRST_MAX: usize = 8;
 /// Bytes of the largest packet: what an IPv4 header can tell, and an Ethernet header
 /// with a tag.
 pub(super) const PACKET_MAX: usize = 0xffff + 18;
@@ -139,7 +142,7 @@ impl Joined {
 /// as one packet; that packet, if there are two or more.
 pub(super) fn join(frames: &[TxFrame]) -> Option<Joined> {
     let [first, second, ..] = frames else { return None };
-    let (csum, mut payload) = joinable(first)?;
+    let (csum, len) = joinable(first)?;
     let shape = Shape::of(first.head(), usize::from(csum.start))?;
     if shape.len != first.head().len() || !is_plain(first.head(), &shape) {
         return None;
@@ -148,7 +151,7 @@ pub(super) fn join(frames: &[TxFrame]) -> Option<Joined> {
     if second.head().get(shape.tcp..shape.tcp + SEQ)? != &first.head()[shape.tcp..][..SEQ] {
         return None;
     }
-    let (mut count, mut flags) = (1, first.head()[shape.tcp + FLAGS]);
+    let (mut lens, mut count, mut payload) = ([len; JOINED_MAX], 1, len);
     for frame in frames[1..].iter().take(JOINED_MAX - 1) {
         let Some((other, len)) = joinable(frame) else { break };
         let is_alike = (other, frame.mss) == (csum, first.mss);
@@ -156,15 +159,17 @@ pub(super) fn join(frames: &[TxFrame]) -> Option<Joined> {
         if !is_alike || !fits || !follows(frame.head(), first.head(), &shape, payload) {
             break;
         }
-        // What is pushed is so with its last byte, and what is behind it as well.
-        flags |= frame.head()[shape.tcp + FLAGS];
+        lens[count] = len;
         payload += len;
         count += 1;
     }
+    let (size, count) = best_size(&lens[..count], first.mss.into());
     if count < 2 {
         return None;
     }
-    let size = usize::from(first.mss);
+    let payload: usize = lens[..count].iter().sum();
+    // What is pushed is so with its last byte, and what is behind it as well.
+    let flags = frames[..count].iter().fold(0, |all, f| all | f.head()[shape.tcp + FLAGS]);
     let gso_type = match (payload > size, shape.v6) {
         (false, _) => GSO_NONE,
         (true, false) => GSO_TCPV4,
@@ -177,7 +182,7 @@ pub(super) fn join(frames: &[TxFrame]) -> Option<Joined> {
             flags: NEEDS_CSUM,
             gso_type,
             hdr_len: if is_cut { shape.len as u16 } else { 0 }.into(),
-            gso_size: if is_cut { first.mss } else { 0 }.into(),
+            gso_size: if is_cut { size as u16 } else { 0 }.into(),
             csum_start: csum.start.into(),
             csum_offset: csum.offset.into(),
             ..NetHdr::default()
@@ -190,6 +195,31 @@ pub(super) fn join(frames: &[TxFrame]) -> Option<Joined> {
     head[shape.tcp + FLAGS] = flags;
     shape.set_payload_len(head, payload);
     Some(joined)
+}
+
+/// In which size a packet of segments of these lengths is cut where they begin and
+/// end, and none is longer than `mss`; and how many of them are in that packet.
+fn best_size(lens: &[usize], mss: usize) -> (usize, usize) {
+    let mut best = (lens[0], 1);
+    let mut size = 0;
+    for len in lens.iter().take(FIRST_MAX) {
+        size += len;
+        if size > mss {
+            break;
+        }
+        let (mut count, mut filled) = (0, 0);
+        for len in lens {
+            if filled + len > size {
+                break;
+            }
+            filled = (filled + len) % size;
+            count += 1;
+        }
+        if count >= best.1 {
+            best = (size, count);
+        }
+    }
+    best
 }
 
 /// The checksum and the payload's length of a frame that may be joined.
@@ -432,13 +462,19 @@ mod tests {
             let kind = Kind { v6, tagged, timestamps };
             let lens: Vec<usize> = lens.into_iter().map(|len| len.min(mss)).collect();
             let segments = run(kind, seq, &lens);
-            let joined = join(batch(&segments, mss as u16).frames()).unwrap();
+            let Some(joined) = join(batch(&segments, mss as u16).frames()) else {
+                prop_assert!(lens[0] + lens[1] > mss && lens[0] < lens[1]);
+                return Ok(());
+            };
             let payload: usize = lens[..joined.count].iter().sum();
-            prop_assert!(joined.count == lens.len().min(JOINED_MAX) || payload > 64_000);
+            let size = match joined.header.gso_type {
+                GSO_NONE => payload,
+                _ => joined.header.gso_size.get().into(),
+            };
+            prop_assert!(size <= mss);
             let bytes: Vec<u8> = (0..payload).map(|at| (at % 251) as u8).collect();
             let push = if joined.count == lens.len() { PSH } else { 0 };
-            if payload <= mss {
-                prop_assert_eq!(joined.header.gso_type, GSO_NONE);
+            if joined.header.gso_type == GSO_NONE {
                 let (wanted, csum) = segment(kind, seq, ACK | push, payload);
                 prop_assert_eq!(joined.head(), &wanted[..]);
                 prop_assert_eq!(joined.header.csum_start.get(), csum.start);
@@ -453,12 +489,14 @@ mod tests {
             let mut made = Packet::new(&joined.header, start, packet.len(), 3).unwrap();
             let first = made.first_len();
             pool.buffers().write(buf, 0, &packet[..first]).unwrap();
-            for (place, part) in bytes.chunks(mss).enumerate() {
+            let begins: Vec<usize> = (0..=joined.count).map(|n| lens[..n].iter().sum()).collect();
+            for (place, part) in bytes.chunks(size).enumerate() {
                 prop_assert!(!made.is_done());
+                prop_assert!(begins.contains(&(place * size)), "cut within a segment");
                 let cut = made.cut(pool.buffers(), buf, 0, &packet[first..]).unwrap();
                 let mut frame = vec![0; cut];
                 pool.buffers().read(buf, 0, &mut frame).unwrap();
-                let at = place * mss;
+                let at = place * size;
                 let push = if at + part.len() == payload { push } else { 0 };
                 let (mut wanted, csum) =
                     segment(kind, seq.wrapping_add(at as u32), ACK | push, part.len());
@@ -536,9 +574,22 @@ mod tests {
     }
 
     #[test]
+    fn a_packet_is_cut_where_the_stack_has_cut() {
+        let best = |lens: &[usize]| best_size(lens, 1448);
+        // A head and a body each time; a body in pieces; and all at once.
+        assert_eq!(best(&[8, 1026, 8, 1026, 8, 1026]), (1034, 6));
+        assert_eq!(best(&[1448, 1448, 1448, 900, 8]), (1448, 5));
+        assert_eq!(best(&[8, 1408, 1448, 1448]), (1416, 2));
+        assert_eq!(best(&[20, 30, 40]), (90, 3));
+        assert_eq!(best(&[100, 1448, 1448]), (100, 1));
+        assert_eq!(best(&[900, 1448]), (900, 1));
+        assert_eq!(best(&[1448]), (1448, 1));
+    }
+
+    #[test]
     fn what_is_not_the_same_but_for_its_place_is_not_joined() {
         let kind = Kind { v6: false, tagged: false, timestamps: true };
-        let whole = run(kind, 7, &[100, 90, 50]);
+        let whole = run(kind, 7, &[100, 100, 50]);
         assert_eq!(join(batch(&whole, 100).frames()).unwrap().count, 3);
         let count = |change: &dyn Fn(&mut Vec<Segment>)| {
             let mut segments = whole.clone();

@@ -300,14 +300,9 @@ impl Stack {
             let mut plan = self.cut(index, Why::Next, flow.tx_cursor, flow.snd_nxt, whole)?;
             // The windows allow no more for now: the last of several in a row is
             // pushed, so that a receiver that gathers segments passes them on.
-            let mut next = u32::from(meta.len) - flow.snd_nxt.since(Seq(meta.seq)) - whole;
-            let ends_slot = next == 0;
-            if ends_slot && meta.next != NIL {
-                next = self.bufs.get(meta.next).len.into();
-            }
-            next = next.min(room);
+            let next = (u32::from(meta.len) - flow.snd_nxt.since(Seq(meta.seq)) - whole).min(room);
             let full = window.saturating_sub(pipe + whole) < next || offered - whole < next;
-            if full && (ends_slot || !fresh && meta.sent_at == Stamp::at(now)) {
+            if full && !fresh && meta.sent_at == Stamp::at(now) {
                 plan.flags |= flag::PSH;
             }
             return Some(plan);
@@ -338,10 +333,7 @@ impl Stack {
         let len = len.min(left);
         let mut flags = flag::ACK;
         if len == left {
-            // RFC 9293 section 3.9.1.2: what ends all that there is to send.
-            if meta.next == NIL {
-                flags |= flag::PSH;
-            }
+            flags |= flag::PSH;
             if flow.fin_queued() && seq + len == flow.snd_end {
                 flags |= flag::FIN;
             }

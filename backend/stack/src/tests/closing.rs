@@ -74,7 +74,7 @@ fn fin_rides_on_the_last_segment() {
     pair.host.close(pair.flow);
     let segs = pair.recv();
     let flags: Vec<u8> = segs.iter().map(|s| s.flags).collect();
-    assert_eq!(flags, [ACK, FIN | PSH | ACK]);
+    assert_eq!(flags, [PSH | ACK, FIN | PSH | ACK]);
 }
 
 #[test]

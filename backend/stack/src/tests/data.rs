@@ -197,7 +197,7 @@ fn a_slot_larger_than_the_mss_is_cut_and_small_slots_stay_apart() {
         let lens: Vec<usize> = segs.iter().map(|s| s.data.len()).collect();
         assert_eq!(lens, [500, 500, 200, 1, 1]);
         let flags: Vec<u8> = segs.iter().map(|s| s.flags).collect();
-        assert_eq!(flags, [ACK, ACK, ACK, ACK, PSH | ACK]);
+        assert_eq!(flags, [ACK, ACK, PSH | ACK, PSH | ACK, PSH | ACK]);
         let sent: Vec<u8> = segs.iter().flat_map(|s| s.data.clone()).collect();
         assert_eq!(sent, [&data[..], b"ab"].concat());
         assert_eq!(pair.host.mem.writes, if header_in_buffer { 3 } else { 0 });
