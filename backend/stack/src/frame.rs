@@ -75,8 +75,8 @@ pub struct TxFrame {
     /// The checksum that the device is to complete, if any.
     pub csum: Option<TxCsum>,
     /// Payload bytes that a segment of this one's flow may have. Segments that follow
-    /// each other may be cut elsewhere on their way, but not longer than this. Zero if
-    /// it is no segment.
+    /// each other may go as one packet that is cut on its way, but none longer than
+    /// this. Zero if this one is to go for itself, or is no segment.
     pub mss: u16,
     /// Whose frame it is.
     pub origin: Origin,

@@ -14,6 +14,10 @@ use crate::tcp::seq::Seq;
 use crate::wire::tcp::{self, Header, Options, Timestamps, flag};
 use crate::wire::{ethernet, ip, ipv4};
 
+/// Segments of a congestion window from which on they may go as one packet: the
+/// initial window (RFC 6928 section 2).
+const JOINED_WINDOW: u32 = 10;
+
 impl Stack {
     /// The IP header of a flow's segments. The label of an IPv6 flow is the
     /// same for all of them, and says nothing else (RFC 6437 section 3).
@@ -83,7 +87,10 @@ impl Stack {
                 options.sack.truncate(tcp::sack_blocks_within(room));
             }
         }
-        let mss = self.segment_room(flow);
+        // With a small window every acknowledgement counts, and a receiver gives more of
+        // them for segments that are pushed one by one.
+        let wide = flow.congestion.window() >= JOINED_WINDOW * u32::from(flow.mss);
+        let mss = if wide && flow.is_calm() { self.segment_room(flow) } else { 0 };
         let key = &flow.key;
         let ip = self.segment_header(key, plan.ecn);
         let link_len = ethernet::header_len(self.config.vlan);
