@@ -18,6 +18,7 @@ use crate::config::{Config, ConfigErrors, FLOWS_MAX, Poll};
 #[cfg(feature = "demo")]
 use crate::demo;
 use crate::logging::{self, LoggingError};
+use crate::ports_cli;
 use crate::region_cli::{self, RegionFailure};
 use crate::sys::fds;
 use crate::wiring;
@@ -33,6 +34,7 @@ Examples:
   pasted run --config web.toml               serve its guests until SIGTERM or SIGINT
   pasted run --config web.toml --fd 3        serve its one guest on an inherited socket
   pasted run --config web.toml --fd web1=3 --fd web2=4 --log debug
+  pasted ports                               say which kinds of port this host can do
   pasted region check /dev/shm/web1.region   say whether a region is sound
 
 Exit codes: 0 done; 1 something failed while running; 2 the configuration or
@@ -52,6 +54,8 @@ enum Command {
     Run(RunArgs),
     /// Judge a configuration without opening anything
     Check(CheckArgs),
+    /// Say which kinds of port this host can do, and what to do about the others
+    Ports(ports_cli::PortsArgs),
     /// Make, show, verify and repair the files of regions
     Region(region_cli::RegionArgs),
     /// Serve requests end to end, with a guest and a client from this binary
@@ -128,6 +132,9 @@ enum Failure {
     /// `--fd` does not fit the configuration or the process.
     #[error("pasted: --fd {0}")]
     Fd(#[from] FdError),
+    /// What was found could not be printed.
+    #[error("pasted: the result cannot be written: {0}")]
+    Output(#[from] std::io::Error),
     /// A region's file.
     #[error(transparent)]
     Region(#[from] RegionFailure),
@@ -163,7 +170,7 @@ impl Failure {
         match self {
             Failure::Config(_) | Failure::Logging(_) | Failure::Fd(_) => EXIT_USAGE,
             Failure::Region(failure) if failure.is_usage() => EXIT_USAGE,
-            Failure::Region(_) | Failure::Run(_) => EXIT_FAILED,
+            Failure::Output(_) | Failure::Region(_) | Failure::Run(_) => EXIT_FAILED,
         }
     }
 }
@@ -173,6 +180,7 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run(args),
         Command::Check(args) => check(&args.config),
+        Command::Ports(args) => ports_cli::run(args).map_err(Failure::from),
         Command::Region(args) => region_cli::run(args).map_err(Failure::from),
         #[cfg(feature = "demo")]
         Command::Demo(args) => return demo::run(&args),

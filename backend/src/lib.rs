@@ -11,14 +11,17 @@
 //! | --- | --- |
 //! | [`port`] | a NIC, and frames as buffers; no flow, no guest |
 //! | [`engine`] | TCP over a port, or in its place; no ring, no frame of a channel |
+//! | [`attachment`] | the kinds of NIC and endpoint, and the text that names them |
 //! | [`channel`] | what a guest's application may ask for; no ring, no NIC |
 //! | [`durability`] | how a guest's stores become durable, beside its worker |
 //! | [`vhost`] | the vhost-user session and its rings; not what they carry |
 //! | [`worker`] | the turn, and when to sleep; the parts only by their traits |
 //! | [`wiring`] | who is connected to whom |
+//! | [`ports_cli`] | which kinds of port this host can do |
 //! | [`region_cli`] | a region's file, while nobody serves it |
 //! | [`sys`] | the operating system |
 
+pub mod attachment;
 pub mod channel;
 pub mod cli;
 pub mod config;
@@ -29,6 +32,7 @@ pub mod engine;
 pub mod logging;
 pub mod metrics;
 pub mod port;
+pub mod ports_cli;
 pub mod region_cli;
 pub mod sys;
 #[cfg(test)]

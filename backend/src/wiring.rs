@@ -20,12 +20,13 @@ use paste_pmem::{
 use paste_stack::Stack;
 use paste_stack::config::Network;
 
+use crate::attachment::{Attachment, OpenContext, OpenError};
 use crate::channel::{Channels, Terms};
 use crate::config::{Config, Guest, Poll, RegionSpec, Socket, SocketMode};
 use crate::durability::Durability;
-use crate::engine::{RegionMemory, UserEngine};
+use crate::engine::{RegionMemory, StackPort, UserEngine};
 use crate::metrics::{GuestSnapshot, Snapshot};
-use crate::port::{OpenContext, OpenError, Wires};
+use crate::port::{Port, Wires};
 use crate::sys::clock::realtime_ns;
 use crate::sys::{prefer_huge_pages, wake};
 use crate::vhost::{Device, DeviceOptions, Endpoint, EndpointError, RegionFd};
@@ -241,11 +242,24 @@ fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Ready, 
 
     let (region, made) =
         open_region(guest).map_err(|source| Error::Region { guest: name(), source })?;
-    let port = guest
-        .port
-        .open(&mut OpenContext { mtu: guest.mtu, wires })
-        .map_err(|source| Error::Port { guest: name(), source })?;
-    let caps = port.caps();
+    let addresses: Vec<_> = guest.addresses.iter().map(|prefix| prefix.address()).collect();
+    let mut context = OpenContext {
+        mtu: guest.mtu,
+        mac,
+        vlan: guest.vlan,
+        addresses: &addresses,
+        flows_max: guest.flows_max,
+        spoof_check: guest.spoof_check,
+        region: &region,
+        wires,
+    };
+    let opened = guest.port.open(&mut context);
+    let opened = opened.map_err(|source| Error::Port { guest: name(), source })?;
+    let engine = match opened {
+        Attachment::StackPort(engine) => engine,
+        Attachment::Port(port) => user_engine(guest, &region, port)?,
+    };
+    let caps = engine.caps();
     let region_error = |source: RegionError| Error::Region { guest: name(), source: source.into() };
     let pool = region.pool();
     let endpoint_error = |source| Error::Endpoint { guest: name(), source };
@@ -267,15 +281,6 @@ fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Ready, 
         region: Some(shared()?),
         queue_size_max: QUEUE_SIZE_MAX,
     });
-    let mut stack = stack_config(guest);
-    stack.headroom = HEADROOM;
-    stack.shared_sends_max = pool.buffers().count().min(SHARED_SENDS_MAX);
-    stack.tx_csum_offload = caps.tx_csum;
-    stack.header_in_buffer = !guest.spoof_check || !caps.gather;
-    let mut secret = [0; 16];
-    fill_random(&mut secret).map_err(system("no random numbers are to be had"))?;
-    let stack = Stack::new(stack, pool.buffers().count(), secret);
-    stack.tables().into_iter().for_each(prefer_huge_pages);
     let terms = Terms {
         region_uuid: region.uuid().0,
         region_len: region.guest_len(),
@@ -308,12 +313,11 @@ fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Ready, 
         }
         None => None,
     };
-    let buffer_size = pool.buffers().size();
     let parts = Parts {
         name: name(),
         endpoint,
         device,
-        engine: Box::new(UserEngine::new(stack, port, mac, buffer_size)),
+        engine,
         memory: RegionMemory::new(pool),
         channels: Channels::new(terms, durability),
         pmem,
@@ -335,6 +339,27 @@ fn meet(socket: &Socket) -> Result<Endpoint, EndpointError> {
         SocketMode::Server => Endpoint::bind(&socket.path),
         SocketMode::Client => Endpoint::connect(&socket.path, CONNECT_RETRY),
     }
+}
+
+/// Our own stack over a port, for one guest.
+fn user_engine(
+    guest: &Guest,
+    region: &Region,
+    port: Box<dyn Port>,
+) -> Result<Box<dyn StackPort>, Error> {
+    let (caps, geometry) = (port.caps(), region.geometry());
+    let mut stack = stack_config(guest);
+    stack.headroom = HEADROOM;
+    stack.shared_sends_max = geometry.buffer_count().min(SHARED_SENDS_MAX);
+    stack.tx_csum_offload = caps.tx_csum;
+    stack.header_in_buffer = !guest.spoof_check || !caps.gather;
+    let mut secret = [0; 16];
+    fill_random(&mut secret)
+        .map_err(|source| Error::System { what: "no random numbers are to be had", source })?;
+    let stack = Stack::new(stack, geometry.buffer_count(), secret);
+    stack.tables().into_iter().for_each(prefer_huge_pages);
+    let buffer_size = geometry.buffer_size() as usize;
+    Ok(Box::new(UserEngine::new(stack, port, guest.mac.octets(), buffer_size)))
 }
 
 /// What the configuration says of the guest's stack.

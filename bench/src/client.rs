@@ -24,7 +24,7 @@ use paste_stack::{Memory, Stack, Tx};
 use pasted::demo::http::{BODY, Judgement, judge};
 use pasted::demo::sample::Sample;
 use pasted::engine::{Now, PlainSink, RegionMemory, StackPort, UserEngine};
-use pasted::port::{OpenContext, OpenError, PortError, PortSpec, PortSpecError, Wires};
+use pasted::port::{Port, PortError, TapError, TapPort};
 use pasted::sys::clock::{monotonic_ns, realtime_ns};
 
 use crate::network::{CLIENT_DEVICE, CLIENT_MAC, MTU, PREFIX};
@@ -66,12 +66,9 @@ const NOBODY: u32 = u32::MAX;
 /// Why there is no load.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The port's text.
-    #[error(transparent)]
-    Spec(#[from] PortSpecError),
     /// The port.
     #[error(transparent)]
-    Open(#[from] OpenError),
+    Open(#[from] TapError),
     /// The region's shape.
     #[error(transparent)]
     Geometry(#[from] GeometryError),
@@ -229,9 +226,7 @@ impl Client {
         let identity =
             Identity { guest: "client", uuid: Uuid([0x63; 16]), created_ns: realtime_ns() };
         let region = Region::create(&Backing::Memory(HugePages::No), geometry, &identity)?;
-        let mut wires = Wires::default();
-        let port = PortSpec::parse(&format!("tap:{CLIENT_DEVICE}"))?
-            .open(&mut OpenContext { mtu: MTU, wires: &mut wires })?;
+        let port = Box::new(TapPort::open(CLIENT_DEVICE, MTU)?);
         let pool = Pool::new(region.buffers());
         let (buffer_size, buffers) = (pool.buffers().size(), pool.buffers().count());
         let mut config = paste_stack::Config::new(CLIENT_MAC, address, PREFIX);

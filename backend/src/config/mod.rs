@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use paste_pmem::BUFFER_SIZE_MIN;
 
-use crate::port::PortSpec;
+use crate::attachment::Spec;
 
 pub use error::{ConfigError, ConfigErrors};
 pub(crate) use read::is_name as is_guest_name;
@@ -126,7 +126,7 @@ pub struct Guest {
     /// The VLAN that its stack port is on.
     pub vlan: Option<u16>,
     /// The NIC.
-    pub port: PortSpec,
+    pub port: Spec,
     /// The memory that it shares with the host.
     pub region: RegionSpec,
     /// How long its worker polls before it sleeps.

@@ -18,7 +18,7 @@ use super::{
     MTU_MAX, MTU_MIN, Mac, NAME_LEN_MAX, POLL_DEFAULT, POLL_MAX, Poll, Prefix, RegionSpec,
     SOCKET_PATH_LEN_MAX, Socket, SocketMode, VLAN_MAX,
 };
-use crate::port::PortSpec;
+use crate::attachment::Spec;
 
 /// What was understood of a guest. `None` where something is missing or wrong,
 /// which has been reported.
@@ -32,7 +32,7 @@ pub(super) struct Draft {
     pub(super) addresses: Option<At<Vec<At<Prefix>>>>,
     pub(super) gateways: Option<Vec<At<IpAddr>>>,
     pub(super) vlan: Option<Option<u16>>,
-    pub(super) port: Option<At<PortSpec>>,
+    pub(super) port: Option<At<Spec>>,
     pub(super) region: Option<At<RegionSpec>>,
     pub(super) poll: Option<Poll>,
     pub(super) spoof_check: Option<bool>,
@@ -305,9 +305,9 @@ fn read_vlan(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<Option<
     Some(u16::try_from(vlan.value).ok())
 }
 
-fn read_port(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<PortSpec>> {
+fn read_port(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<Spec>> {
     let text = fields.required_text("port", "port = \"tap:tap0\"", findings)?;
-    match PortSpec::parse(text.value) {
+    match Spec::parse(text.value) {
         Ok(port) => Some(At { at: text.at, value: port }),
         Err(error) => {
             fields.wrong(&text.at, format!("port: {error}"), findings);

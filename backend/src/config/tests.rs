@@ -225,8 +225,8 @@ fn one_wrong_value_is_named_with_its_place() {
             "6:11: guest \"web1\": gateway \"router\" is no address: write gateway = \"10.7.0.1\" or [\"10.7.0.1\", \"fd00:7::1\"]",
         ),
         (
-            "port = \"tap0\"",
-            "7:8: guest \"web1\": port: \"tap0\" does not say what kind of port it is: write tap:NAME or pipe:NAME[?PARAMETER=VALUE&...]",
+            "port = \"tap:\"",
+            "7:8: guest \"web1\": port: the device's name is missing: write tap:NAME",
         ),
         (
             "region = \"disk\"",

@@ -3,14 +3,12 @@
 //! A port knows the pool and the frames; it knows nothing of guests, flows or
 //! configuration. It never blocks, and on the data path it never allocates,
 //! formats or logs: what happened is in its [`PortCounters`].
-//!
-//! The kinds of port are the rows of [`KINDS`]. A further kind is a file and a
-//! row of that table.
+//! What text names a port, and which kinds there are, is the business of
+//! [`crate::attachment`].
 
 mod counters;
 mod pipe;
 pub mod prng;
-mod spec;
 mod tap;
 #[cfg(test)]
 mod testing;
@@ -22,8 +20,7 @@ use paste_pmem::{Buffers, Owner, Pool};
 use paste_stack::{Origin, RxFrame, TxBatch, TxCsum, TxFrame};
 
 pub use counters::{Drops, PortCounters};
-pub use pipe::{PipePort, Wires};
-pub use spec::{Device, OpenContext, PortSpec, PortSpecError};
+pub use pipe::{PipeError, PipePort, Wires};
 pub use tap::{TapError, TapPort};
 
 /// Where a received frame starts in its buffer, in bytes. The payload of an
@@ -41,24 +38,6 @@ const ETHERNET_LEN: usize = 14;
 /// [`RX_OFFSET`], with one byte to spare by which a longer frame is recognised.
 pub const fn mtu_max(buffer_size: u32) -> u32 {
     buffer_size - (RX_OFFSET + FRAME_OVERHEAD + 1) as u32
-}
-
-/// The kinds of port, by prefix.
-pub const KINDS: &[PortKind] = &[tap::KIND, pipe::KIND];
-
-/// A kind of port: one row of [`KINDS`].
-#[derive(Debug)]
-pub struct PortKind {
-    /// What stands before the colon.
-    pub prefix: &'static str,
-    /// The whole form, for messages: `tap:NAME`.
-    pub form: &'static str,
-    /// What it is, in a few words.
-    pub about: &'static str,
-    /// How many guests may name the same device.
-    pub guests_max: usize,
-    /// Judges what stands behind the colon.
-    pub parse: fn(&str) -> Result<Box<dyn Device>, PortSpecError>,
 }
 
 /// Time as a port is told it: two clocks read at the same moment.
@@ -215,15 +194,4 @@ pub enum PortError {
         /// What the system said.
         source: std::io::Error,
     },
-}
-
-/// Why a port could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// A TAP device.
-    #[error(transparent)]
-    Tap(#[from] TapError),
-    /// A wire between two guests.
-    #[error(transparent)]
-    Pipe(#[from] pipe::PipeError),
 }

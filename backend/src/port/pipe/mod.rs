@@ -7,118 +7,18 @@
 //! the data path of a NIC; here nothing but the other end of a test waits.
 
 use std::collections::HashMap;
-use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use paste_pmem::{Owner, Pool};
 use paste_stack::{Origin, RxCsum, RxFrame, TxBatch, TxCsum};
 
-use super::spec::check_name;
 use super::wire::{Faults, Lane, Side, lane_seed};
 use super::{
-    Caps, Device, FRAME_OVERHEAD, Now, OpenContext, OpenError, Port, PortCounters, PortError,
-    PortKind, PortSpecError, RX_OFFSET, Received, RxBatch, give_back, is_malformed,
+    Caps, FRAME_OVERHEAD, Now, Port, PortCounters, PortError, RX_OFFSET, Received, RxBatch,
+    give_back, is_malformed,
 };
 use crate::sys::wake::{self, Waker, Wakeups};
-
-/// The row of the table of ports.
-pub(super) const KIND: PortKind = PortKind {
-    prefix: "pipe",
-    form: "pipe:NAME[?PARAMETER=VALUE&...]",
-    about: "a virtual wire between two guests, with faults on demand",
-    guests_max: 2,
-    parse,
-};
-
-/// Bytes of the longest name of a wire.
-const NAME_MAX: usize = 32;
-/// The longest delay and jitter, in us.
-const DELAY_US_MAX: u64 = 10_000_000;
-/// The highest rate, in Mbit/s.
-const RATE_MBPS_MAX: u64 = 1_000_000;
-
-const CHANCE: &str = "a chance from 0 to 1";
-const MICROSECONDS: &str = "a whole number of microseconds up to 10000000";
-const MBPS: &str = "a whole number of Mbit/s from 1 to 1000000";
-const SEED: &str = "a whole number below 2^64";
-const PARAMETERS: &str = "loss, duplicate, reorder, corrupt, delay_us, jitter_us, rate_mbps, seed";
-
-/// A wire as configured at one end.
-#[derive(Debug)]
-struct PipeDevice {
-    name: String,
-    faults: Faults,
-    seed: u64,
-}
-
-fn parse(rest: &str) -> Result<Box<dyn Device>, PortSpecError> {
-    let (name, parameters) = rest.split_once('?').unwrap_or((rest, ""));
-    check_name(&KIND, name, NAME_MAX, "-_.")?;
-    let mut device = PipeDevice { name: name.to_owned(), faults: Faults::default(), seed: 0 };
-    let mut seen: Vec<&str> = Vec::new();
-    for parameter in parameters.split('&').filter(|p| !p.is_empty()) {
-        let (key, value) = parameter
-            .split_once('=')
-            .ok_or_else(|| PortSpecError::NoValue { parameter: parameter.to_owned() })?;
-        if seen.contains(&key) {
-            return Err(PortSpecError::RepeatedParameter { parameter: key.to_owned() });
-        }
-        seen.push(key);
-        device.set(key, value)?;
-    }
-    Ok(Box::new(device))
-}
-
-impl PipeDevice {
-    fn set(&mut self, key: &str, value: &str) -> Result<(), PortSpecError> {
-        let bad = |expected| PortSpecError::BadValue {
-            parameter: key.to_owned(),
-            value: value.to_owned(),
-            expected,
-        };
-        let chance = || {
-            let chance = value.parse().ok().filter(|chance: &f64| (0.0..=1.0).contains(chance));
-            chance.ok_or_else(|| bad(CHANCE))
-        };
-        let whole = |min: u64, max: u64, expected| {
-            let number = value.parse().ok().filter(|number| (min..=max).contains(number));
-            number.ok_or_else(|| bad(expected))
-        };
-        match key {
-            "loss" => self.faults.loss = chance()?,
-            "duplicate" => self.faults.duplicate = chance()?,
-            "reorder" => self.faults.reorder = chance()?,
-            "corrupt" => self.faults.corrupt = chance()?,
-            "delay_us" => self.faults.delay_ns = 1_000 * whole(0, DELAY_US_MAX, MICROSECONDS)?,
-            "jitter_us" => self.faults.jitter_ns = 1_000 * whole(0, DELAY_US_MAX, MICROSECONDS)?,
-            "rate_mbps" => {
-                let rate_mbps = whole(1, RATE_MBPS_MAX, MBPS)?;
-                self.faults.rate_bps = NonZeroU64::new(rate_mbps * 1_000_000);
-            }
-            "seed" => self.seed = whole(0, u64::MAX, SEED)?,
-            _ => {
-                return Err(PortSpecError::UnknownParameter {
-                    parameter: key.to_owned(),
-                    kind: KIND.prefix,
-                    known: PARAMETERS,
-                });
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Device for PipeDevice {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn open(&self, context: &mut OpenContext<'_>) -> Result<Box<dyn Port>, OpenError> {
-        let port = context.wires.attach(&self.name, self.faults, self.seed, context.mtu)?;
-        Ok(Box::new(port))
-    }
-}
 
 /// Why an end of a wire could not be had.
 #[derive(Debug, thiserror::Error)]

@@ -27,54 +27,18 @@ use paste_stack::frame::HEAD_MAX;
 use paste_stack::{Origin, RxCsum, RxFrame, TxBatch, TxCsum, TxFrame};
 
 use self::segments::{PACKET_MAX, Packet};
-use super::spec::check_name;
 use super::{
-    Caps, Device, ETHERNET_LEN, FRAME_OVERHEAD, Now, OpenContext, OpenError, Port, PortCounters,
-    PortError, PortKind, PortSpecError, RX_OFFSET, Received, RxBatch, give_back, is_malformed,
+    Caps, ETHERNET_LEN, FRAME_OVERHEAD, Now, Port, PortCounters, PortError, RX_OFFSET, Received,
+    RxBatch, give_back, is_malformed,
 };
 
-/// The row of the table of ports.
-pub(super) const KIND: PortKind = PortKind {
-    prefix: "tap",
-    form: "tap:NAME",
-    about: "a TAP device of the host",
-    guests_max: 1,
-    parse,
-};
+/// A name that the kernel completes with the first number that is free.
+const PROBE_NAME: &str = "pasted%d";
+/// Any MTU will do for a device that nothing is sent through.
+const PROBE_MTU: u16 = 1500;
 
 /// More than a buffer takes of a packet.
 const READ_MAX: usize = 64 << 10;
-
-/// Bytes of the longest interface name: IFNAMSIZ less the terminator.
-const NAME_MAX: usize = 15;
-
-/// A TAP device as configured.
-#[derive(Debug)]
-struct TapDevice {
-    name: String,
-}
-
-fn parse(rest: &str) -> Result<Box<dyn Device>, PortSpecError> {
-    let (name, parameters) = rest.split_once('?').unwrap_or((rest, ""));
-    check_name(&KIND, name, NAME_MAX, "-_.")?;
-    if !parameters.is_empty() {
-        return Err(PortSpecError::NoParameters {
-            kind: KIND.prefix,
-            parameters: parameters.to_owned(),
-        });
-    }
-    Ok(Box::new(TapDevice { name: name.to_owned() }))
-}
-
-impl Device for TapDevice {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn open(&self, context: &mut OpenContext<'_>) -> Result<Box<dyn Port>, OpenError> {
-        Ok(Box::new(TapPort::open(&self.name, context.mtu)?))
-    }
-}
 
 /// Why a TAP device could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -210,6 +174,12 @@ impl TapPort {
             packet: None,
             counters: PortCounters::default(),
         })
+    }
+
+    /// Whether this user can make TAP devices: makes one under a name of the kernel's
+    /// choice, which is gone when this returns.
+    pub fn probe() -> Result<(), TapError> {
+        Tap::open(PROBE_NAME, PROBE_MTU).map(|_| ())
     }
 
     /// Bytes of the longest frame.

@@ -1,53 +1,37 @@
-//! The text that names a port, judged: `tap:tap0`, `pipe:wire0?loss=0.05`.
+//! The text that names a device, judged: `tap:tap0`, `pipe:wire0?loss=0.05`.
 
 use std::fmt;
 use std::sync::Arc;
 
-use super::{KINDS, OpenError, Port, PortKind, Wires};
+use super::{Attachment, Device, KINDS, Kind, OpenContext, OpenError};
 
-/// A device that a port can be opened on: what one kind of port made of the
-/// text behind its prefix.
-pub trait Device: fmt::Debug + Send + Sync {
-    /// The device's name, without parameters.
-    fn name(&self) -> &str;
-
-    /// Opens the device.
-    fn open(&self, context: &mut OpenContext<'_>) -> Result<Box<dyn Port>, OpenError>;
-}
-
-/// What a port needs to be opened, beside its own text.
-#[derive(Debug)]
-pub struct OpenContext<'a> {
-    /// Bytes of the largest packet that the guest is to see.
-    pub mtu: u16,
-    /// The wires of this process.
-    pub wires: &'a mut Wires,
-}
-
-/// A port as configured: a kind and a device.
+/// A device as configured, and its kind.
 #[derive(Clone, Debug)]
-pub struct PortSpec {
+pub struct Spec {
     text: String,
-    kind: &'static PortKind,
+    kind: &'static Kind,
     device: Arc<dyn Device>,
 }
 
-impl PortSpec {
-    /// Judges the text of a port.
-    pub fn parse(text: &str) -> Result<PortSpec, PortSpecError> {
+impl Spec {
+    /// Judges the text.
+    ///
+    /// # Errors
+    /// [`SpecError`], which says what to write.
+    pub fn parse(text: &str) -> Result<Spec, SpecError> {
         let Some((prefix, rest)) = text.split_once(':') else {
-            return Err(PortSpecError::NoPrefix { text: text.to_owned() });
+            return Err(SpecError::NoPrefix { text: text.to_owned() });
         };
         let kind = KINDS
             .iter()
             .find(|kind| kind.prefix == prefix)
-            .ok_or_else(|| PortSpecError::UnknownKind { prefix: prefix.to_owned() })?;
+            .ok_or_else(|| SpecError::UnknownKind { prefix: prefix.to_owned() })?;
         let device = Arc::from((kind.parse)(rest)?);
-        Ok(PortSpec { text: text.to_owned(), kind, device })
+        Ok(Spec { text: text.to_owned(), kind, device })
     }
 
-    /// The kind of port.
-    pub fn kind(&self) -> &'static PortKind {
+    /// The kind of device.
+    pub fn kind(&self) -> &'static Kind {
         self.kind
     }
 
@@ -56,27 +40,30 @@ impl PortSpec {
         self.device.name()
     }
 
-    /// Opens the port.
-    pub fn open(&self, context: &mut OpenContext<'_>) -> Result<Box<dyn Port>, OpenError> {
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// [`OpenError`], which names the port.
+    pub fn open(&self, context: &mut OpenContext<'_>) -> Result<Attachment, OpenError> {
         self.device.open(context)
     }
 }
 
-impl fmt::Display for PortSpec {
+impl fmt::Display for Spec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
 }
 
-impl PartialEq for PortSpec {
-    fn eq(&self, other: &PortSpec) -> bool {
+impl PartialEq for Spec {
+    fn eq(&self, other: &Spec) -> bool {
         self.text == other.text
     }
 }
 
 /// What is wrong with the text of a port, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PortSpecError {
+pub enum SpecError {
     /// No colon.
     #[error("\"{text}\" does not say what kind of port it is: write {}", forms())]
     NoPrefix {
@@ -168,24 +155,20 @@ fn forms() -> String {
 /// Judges a device's name: up to `max` bytes of ASCII letters, digits and
 /// `allowed`, the first of them a letter or digit (no kernel takes "..").
 pub(super) fn check_name(
-    kind: &'static PortKind,
+    kind: &'static Kind,
     name: &str,
     max: usize,
     allowed: &'static str,
-) -> Result<(), PortSpecError> {
+) -> Result<(), SpecError> {
     if name.is_empty() {
-        return Err(PortSpecError::NoName { form: kind.form });
+        return Err(SpecError::NoName { form: kind.form });
     }
     let begins_well = name.starts_with(|c: char| c.is_ascii_alphanumeric());
     if !begins_well || !name.chars().all(|c| c.is_ascii_alphanumeric() || allowed.contains(c)) {
-        return Err(PortSpecError::NameCharacter {
-            name: name.to_owned(),
-            kind: kind.prefix,
-            allowed,
-        });
+        return Err(SpecError::NameCharacter { name: name.to_owned(), kind: kind.prefix, allowed });
     }
     if name.len() > max {
-        return Err(PortSpecError::NameTooLong { name: name.to_owned(), kind: kind.prefix, max });
+        return Err(SpecError::NameTooLong { name: name.to_owned(), kind: kind.prefix, max });
     }
     Ok(())
 }
@@ -202,25 +185,36 @@ mod tests {
             ("pipe:wire0", "pipe", "wire0"),
             ("pipe:wire0?loss=0.05&seed=7", "pipe", "wire0"),
         ] {
-            let spec = PortSpec::parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));
+            let spec = Spec::parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));
             assert_eq!((spec.kind().prefix, spec.device()), (prefix, device));
             assert_eq!(spec.to_string(), text);
         }
     }
 
     #[test]
+    fn text_without_a_kind_is_told_all_kinds() {
+        for (text, message) in [
+            ("tap0", "\"tap0\" does not say what kind of port it is: write "),
+            ("pcap:ix0", "there is no kind of port \"pcap\": write "),
+        ] {
+            let said = Spec::parse(text).unwrap_err().to_string();
+            let forms = said.strip_prefix(message).unwrap_or_else(|| panic!("{said}"));
+            let known: Vec<_> = KINDS.iter().map(|kind| kind.form).collect();
+            assert_eq!(forms.split(" or ").collect::<Vec<_>>(), known);
+        }
+    }
+
+    #[test]
+    fn kinds_have_prefixes_of_their_own() {
+        for (index, kind) in KINDS.iter().enumerate() {
+            assert!(KINDS[..index].iter().all(|other| other.prefix != kind.prefix), "{kind:?}");
+            assert!(kind.form.starts_with(&format!("{}:", kind.prefix)), "{kind:?}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_said() {
         for (text, message) in [
-            (
-                "tap0",
-                "\"tap0\" does not say what kind of port it is: write tap:NAME or \
-                 pipe:NAME[?PARAMETER=VALUE&...]",
-            ),
-            (
-                "netmap:ix0",
-                "there is no kind of port \"netmap\": write tap:NAME or \
-                 pipe:NAME[?PARAMETER=VALUE&...]",
-            ),
             ("tap:", "the device's name is missing: write tap:NAME"),
             ("pipe:?loss=1", "the device's name is missing: write pipe:NAME[?PARAMETER=VALUE&...]"),
             (
@@ -262,7 +256,7 @@ mod tests {
             ),
             ("pipe:w?seed=x", "seed=x is not possible: it is a whole number below 2^64"),
         ] {
-            match PortSpec::parse(text) {
+            match Spec::parse(text) {
                 Ok(spec) => panic!("{text} was accepted as {spec:?}"),
                 Err(error) => assert_eq!(error.to_string(), message, "{text}"),
             }

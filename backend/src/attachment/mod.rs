@@ -1,0 +1,120 @@
+//! Attachments: what an operator's text can tie a guest to.
+//!
+//! The text in a configuration's `port` names a kind and a device: `tap:tap0`. A
+//! kind of device is either a NIC, whose frames our own stack serves (a [`Port`]), or
+//! an endpoint that brings its own TCP (a [`StackPort`]). This room judges the text
+//! ([`Spec`]), opens the device, and finds out whether this host can do a kind at all
+//! ([`Kind::probe`]); it is the only one that knows all of them. What moves frames and
+//! payload is in [`crate::port`] and [`crate::engine`], which know nothing of text.
+//!
+//! The kinds are the rows of [`KINDS`]. A further kind is a file and a row of that
+//! table.
+
+mod pipe;
+mod spec;
+mod tap;
+
+use std::borrow::Cow;
+use std::fmt;
+use std::net::IpAddr;
+
+use paste_pmem::Region;
+
+use crate::engine::StackPort;
+use crate::port::{PipeError, Port, TapError, Wires};
+
+pub use spec::{Spec, SpecError};
+
+/// The kinds of device, by prefix.
+pub const KINDS: &[Kind] = &[tap::KIND, pipe::KIND];
+
+/// A kind of device: one row of [`KINDS`].
+#[derive(Debug)]
+pub struct Kind {
+    /// What stands before the colon.
+    pub prefix: &'static str,
+    /// The whole form, for messages: `tap:NAME`.
+    pub form: &'static str,
+    /// What it is, in a few words.
+    pub about: &'static str,
+    /// How many guests may name the same device.
+    pub guests_max: usize,
+    /// Judges what stands behind the colon.
+    pub parse: fn(&str) -> Result<Box<dyn Device>, SpecError>,
+    /// Tries whether this host can do it for this user. Leaves nothing behind. Says
+    /// what it found, in a few words, or why not.
+    pub probe: fn() -> Result<Cow<'static, str>, Unavailable>,
+}
+
+/// A device that a guest can be attached to: what one kind made of the text behind its
+/// prefix.
+pub trait Device: fmt::Debug + Send + Sync {
+    /// The device's name, without parameters.
+    fn name(&self) -> &str;
+
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// [`OpenError`]; nothing is left open then.
+    fn open(&self, context: &mut OpenContext<'_>) -> Result<Attachment, OpenError>;
+}
+
+/// A device that was opened for one guest.
+pub enum Attachment {
+    /// A NIC's frames, for our own stack.
+    Port(Box<dyn Port>),
+    /// An endpoint that brings its own TCP.
+    StackPort(Box<dyn StackPort>),
+}
+
+impl fmt::Debug for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Attachment::Port(_) => "Port",
+            Attachment::StackPort(_) => "StackPort",
+        })
+    }
+}
+
+/// What a device may need of its guest and of the process to be opened, beside its own
+/// text.
+#[derive(Debug)]
+pub struct OpenContext<'a> {
+    /// Bytes of the largest packet that the guest is to see.
+    pub mtu: u16,
+    /// The guest's Ethernet address.
+    pub mac: [u8; 6],
+    /// The VLAN that its stack is on.
+    pub vlan: Option<u16>,
+    /// The addresses of its stack, as configured: one of each family at most.
+    pub addresses: &'a [IpAddr],
+    /// Flows at once.
+    pub flows_max: u32,
+    /// Headers are to be kept where the guest cannot rewrite them.
+    pub spoof_check: bool,
+    /// The guest's region: its buffers, and the file that they lie in.
+    pub region: &'a Region,
+    /// The wires of this process.
+    pub wires: &'a mut Wires,
+}
+
+/// Why a device could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A TAP device.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// A wire between two guests.
+    #[error(transparent)]
+    Pipe(#[from] PipeError),
+}
+
+/// Why this host cannot do a kind of device for this user, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{why}: {help}")]
+pub struct Unavailable {
+    /// What was found wanting.
+    pub why: Cow<'static, str>,
+    /// What to do about it.
+    pub help: Cow<'static, str>,
+}
