@@ -138,6 +138,8 @@ impl Stack {
         let timers = &self.config.timers;
         let flow = &mut self.flows[index];
         if !flow.outstanding() {
+            // One that was due is for nothing now.
+            flow.set_tail_due(false);
             if flow.timer != Timer::Persist {
                 flow.timer = Timer::Retransmit;
                 flow.rexmit_at = Deadline::NEVER;

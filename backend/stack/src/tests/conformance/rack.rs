@@ -234,6 +234,37 @@ fn a_single_segment_is_probed_in_place_of_its_timeout() {
 }
 
 #[test]
+fn a_probe_that_is_due_is_given_up_when_nothing_is_in_flight_any_more() {
+    // Section 7.2: it is for what is in flight. Its time has come, and before it is
+    // sent everything is acknowledged, by a peer that has no room for more.
+    let mut pair = sacking(RTT, false);
+    in_flight(&mut pair, 1);
+    pair.host.pass_time((3 * RTT + 10) * MS);
+    pair.window = 0;
+    pair.ack_more(u32::from(mss(&pair)));
+    pair.host.send(pair.flow, &[9; 100]);
+    pair.recv_nothing();
+    // It is the persist timer that goes on (RFC 9293 section 3.8.6.1).
+    let (_, probe) = wait(&mut pair, 1000);
+    assert_eq!(probe[0].data.len(), 0);
+    assert_eq!(pair.host.stack.counters().tail_probes_out, 0);
+    pair.window = 60000;
+    pair.send(ACK, &[]);
+    assert_eq!(pair.recv_one().data.len(), 100);
+}
+
+#[test]
+fn a_fin_that_is_acknowledged_is_not_probed_with() {
+    let mut pair = sacking(RTT, false);
+    pair.host.close(pair.flow);
+    assert_eq!(pair.recv_one().flags & FIN, FIN);
+    pair.host.pass_time((3 * RTT + 10) * MS);
+    pair.ack_more(1);
+    pair.recv_nothing();
+    assert_eq!(pair.host.stack.counters().tail_probes_out, 0);
+}
+
+#[test]
 fn one_probe_and_then_the_timeout() {
     // Section 7.3: only one at a time; 7.2: then the retransmission timer.
     let mut pair = sacking(RTT, false);
