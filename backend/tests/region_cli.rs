@@ -81,6 +81,14 @@ impl Place {
 }
 
 #[test]
+fn a_region_is_not_made_on_a_device_that_is_no_device_dax() {
+    let place = Place::new();
+    let (_, errors) = place.fails(&["create", "/dev/null", "--size", "4MiB", "--guest", "web1"], 1);
+    let want = "/dev/null: it is a character device, but not device DAX; name a device DAX";
+    assert!(errors.contains(want), "{errors}");
+}
+
+#[test]
 fn a_region_is_created_shown_and_sound() {
     let place = Place::new();
     let text = place.ok(&["create", "web1.region", "--size", "4MiB", "--mirror", "web1.mirror"]);
@@ -180,7 +188,7 @@ fn what_is_no_region_is_told_by_every_command() {
             ("zeros", "zeros: it is not a region"),
             ("cut.region", "cut.region: has 4198400 bytes, 4194304 expected"),
             (".", ".: not a regular file"),
-            ("/dev/null", "/dev/null: not a regular file"),
+            ("/dev/null", "/dev/null: it is a character device, but not device DAX"),
         ] {
             let (out, errors) = place.fails(&[command, name], 1);
             assert!(errors.contains(message), "{command}: {errors}");

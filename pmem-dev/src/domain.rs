@@ -1,11 +1,9 @@
 //! What makes the bytes of a region durable. It is found out, never assumed, and
 //! the host tells the guest which it is.
 
-use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 
-use rustix::fs::FileType;
-
-use crate::sys::{self, Instruction};
+use crate::sys::{self, Instruction, Shape, System};
 
 /// How far a store has to get before it outlives a power failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -13,8 +11,10 @@ pub enum Domain {
     /// There is no such place: the region is memory without a mirror. Its bytes
     /// outlive the processes, not the machine.
     None,
-    /// Out of the CPU's cache: device DAX, or a DAX file mapped with `MAP_SYNC`.
-    /// Who stores writes the cache back with this instruction.
+    /// Out of the CPU's cache: device DAX, or a DAX file, which the kernel has
+    /// mapped with `MAP_SYNC`. Who stores writes the cache back with this
+    /// instruction. In a virtual machine that is as durable as what its host keeps
+    /// the device in.
     CpuCache(Instruction),
     /// To the storage of the mirror file, or of the region's own file. The host
     /// writes and syncs what it is asked to.
@@ -58,21 +58,32 @@ impl Domain {
     /// The domain of a region in this file, without a mirror.
     ///
     /// # Errors
-    /// Those of fstat(2) and fstatfs(2).
-    pub(crate) fn of(file: impl AsFd) -> std::io::Result<Domain> {
-        let fd = file.as_fd();
-        let stat = rustix::fs::fstat(fd)?;
-        let device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
-        if device || sys::is_dax(fd) {
+    /// Those of fstatfs(2).
+    pub(crate) fn of(
+        system: &dyn System,
+        file: BorrowedFd<'_>,
+        shape: &Shape,
+    ) -> std::io::Result<Domain> {
+        if system.is_dax(file, shape.page) {
             return Ok(Instruction::detect().map_or(Domain::None, Domain::CpuCache));
         }
-        Ok(if sys::is_volatile(fd)? { Domain::None } else { Domain::Mirror })
+        // A device can do nothing else for what is stored to it.
+        let nothing = shape.is_device || sys::is_volatile(file)?;
+        Ok(if nothing { Domain::None } else { Domain::Mirror })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
+    use crate::sys::Os;
+
+    fn of(file: &impl AsFd) -> Domain {
+        let file = file.as_fd();
+        Domain::of(&Os, file, &Os.shape(file).unwrap()).unwrap()
+    }
 
     #[test]
     fn numbers_round_trip() {
@@ -85,14 +96,14 @@ mod tests {
     #[test]
     fn memory_has_no_domain_and_a_disk_has_one() {
         let memory = sys::memory_file("domain", 4096, Default::default()).unwrap();
-        assert_eq!(Domain::of(&memory).unwrap(), Domain::None);
+        assert_eq!(of(&memory), Domain::None);
         let shared = tempfile::tempfile_in("/dev/shm").unwrap();
-        assert_eq!(Domain::of(&shared).unwrap(), Domain::None);
+        assert_eq!(of(&shared), Domain::None);
         // Next to the executable is where the build wrote: a file system with
         // storage, DAX or not.
         let here = std::env::current_exe().unwrap();
         let file = tempfile::tempfile_in(here.parent().unwrap()).unwrap();
         file.set_len(4096).unwrap();
-        assert_ne!(Domain::of(&file).unwrap(), Domain::None);
+        assert_ne!(of(&file), Domain::None);
     }
 }

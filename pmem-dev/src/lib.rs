@@ -58,5 +58,5 @@ pub use region::{
 pub use region_medium::RegionMedium;
 pub use storage::Storage;
 pub use superblock::{NameError, SuperblockError, guest_layout};
-pub use sys::{HugePages, Instruction, MAPPINGS_MAX, MapError, Mapping};
+pub use sys::{HugePages, Instruction, MAPPINGS_MAX, MapError, Mapping, ShapeError};
 pub use uuid::{Uuid, UuidError};

@@ -158,6 +158,15 @@ pub(crate) fn load(head: &Mapping) -> Result<Found, SuperblockError> {
     choose(&copies(head).ok_or(SuperblockError::Absent)?)
 }
 
+/// Reads the guest's copy from the start of what a guest maps.
+pub(crate) fn load_given(start: &Mapping) -> Result<Found, SuperblockError> {
+    let mut block = Superblock::new_zeroed();
+    if !start.read_at(0, block.as_mut_bytes()) {
+        return Err(SuperblockError::Absent);
+    }
+    choose(&[block; 2])
+}
+
 /// Reads both copies from a file that is not mapped.
 pub(crate) fn load_file(file: &File) -> io::Result<Result<Found, SuperblockError>> {
     Ok(choose(&copies_of_file(file)?))

@@ -1,5 +1,7 @@
 //! `pasted region create`.
 
+use std::os::unix::fs::FileTypeExt;
+
 use paste_pmem::{Backing, Geometry, Identity, Image, Provided, RegionError, Spec, Uuid, provide};
 use serde::Serialize;
 
@@ -37,7 +39,11 @@ pub(super) fn run(args: CreateArgs) -> Result<(), RegionFailure> {
         },
     };
     // What is there would be opened, or restored from: that is not to create.
-    for path in [Some(&path), mirror.as_ref()].into_iter().flatten() {
+    let is_device = path.metadata().is_ok_and(|found| found.file_type().is_char_device());
+    if is_device && Image::open(&path).is_ok() {
+        return Err(RegionError::Occupied { region: path.display().to_string() }.into());
+    }
+    for path in [Some(&path).filter(|_| !is_device), mirror.as_ref()].into_iter().flatten() {
         if path.symlink_metadata().is_ok() {
             return Err(RegionError::Exists { region: path.display().to_string() }.into());
         }

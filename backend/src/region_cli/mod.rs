@@ -35,6 +35,7 @@ const EXAMPLES: &str = "\
 Examples:
   pasted region create /dev/shm/web1.region --size 256MiB
   pasted region create /dev/shm/web1.region --size 1GiB --mirror /var/lib/pasted/web1.mirror
+  pasted region create /dev/dax0.0 --size 64GiB --guest web1
   pasted region info /dev/shm/web1.region --json
   pasted region check /var/lib/pasted/web1.mirror
   pasted region recover /dev/shm/web1.region --mirror /var/lib/pasted/web1.mirror
@@ -65,7 +66,7 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct CreateArgs {
-    /// The region's file; must not exist
+    /// The region's file, which must not exist; or a device DAX that holds zeros
     path: PathBuf,
     /// Its size, the host's 2MiB included: a multiple of 2MiB
     #[arg(long, value_parser = region_size)]
@@ -86,7 +87,7 @@ struct CreateArgs {
 
 #[derive(Debug, Args)]
 struct PathArgs {
-    /// The file of the region or of the mirror
+    /// The file of the region or of the mirror, or the region's device
     path: PathBuf,
     /// Print one JSON object
     #[arg(long)]
@@ -107,7 +108,7 @@ struct RecoverArgs {
 
 #[derive(Debug, Args)]
 struct ExportArgs {
-    /// The file of the region or of the mirror
+    /// The file of the region or of the mirror, or the region's device
     path: PathBuf,
     /// The file to write, which must not exist; without it, stdout
     #[arg(long, value_name = "FILE")]

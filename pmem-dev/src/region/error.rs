@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use rustix::io::Errno;
 
 use crate::superblock::{NameError, SuperblockError};
-use crate::sys::MapError;
+use crate::sys::{MapError, ShapeError};
 use crate::uuid::Uuid;
 
 /// Why a region could not be created, opened or closed. Each message says
@@ -45,8 +45,72 @@ pub enum RegionError {
         size: u64,
     },
     /// It is no file that could be a region.
-    #[error("{region}: not a regular file; name a file on /dev/shm, hugetlbfs or a disk")]
+    #[error(
+        "{region}: not a regular file; name a file on /dev/shm, hugetlbfs or a disk, or a device \
+         DAX (/dev/daxN.M)"
+    )]
     NotAFile {
+        /// Name of the region.
+        region: String,
+    },
+    /// It is a character device that cannot be used.
+    #[error("{region}: {source}; name a device DAX (/dev/daxN.M), or a file")]
+    Device {
+        /// Name of the region.
+        region: String,
+        /// Why not.
+        source: ShapeError,
+    },
+    /// It is a device that no driver serves now.
+    #[error(
+        "{region}: no driver serves this device; load the module device_dax, or give the device \
+         back to it with `daxctl reconfigure-device --mode=devdax`"
+    )]
+    NoDriver {
+        /// Name of the region.
+        region: String,
+    },
+    /// The device is mapped in units that are too large.
+    #[error(
+        "{region}: this device is mapped in units of {have} bytes, and a guest maps a region from \
+         {want} bytes on; make it anew with `ndctl create-namespace --mode=devdax --align={want}`"
+    )]
+    Align {
+        /// Name of the region.
+        region: String,
+        /// Bytes of the device's unit.
+        have: usize,
+        /// The largest unit that will do.
+        want: u64,
+    },
+    /// The device is too small.
+    #[error(
+        "{region}: this device has {have} bytes, {want} expected; configure a smaller region, or \
+         name another device"
+    )]
+    DeviceSize {
+        /// Name of the region.
+        region: String,
+        /// Bytes of the device.
+        have: u64,
+        /// Bytes of the region.
+        want: u64,
+    },
+    /// There is data on the device in the place of the new region.
+    #[error(
+        "{region}: there is data on this device; open it if it is a region, or write zeros over \
+         it if nobody needs it: `daxio --zero --output={region}`"
+    )]
+    Occupied {
+        /// Name of the region.
+        region: String,
+    },
+    /// It is what a guest maps of a region.
+    #[error(
+        "{region}: is what this machine, as a guest, was given of a region; see to that region on \
+         its host"
+    )]
+    OfGuest {
         /// Name of the region.
         region: String,
     },

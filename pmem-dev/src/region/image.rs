@@ -1,28 +1,26 @@
 //! A region's file, or a mirror's, as it lies there: read, and never written.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use paste_abi::superblock::STATE_CLEAN;
+use paste_abi::superblock::{HOST_HEAD_LEN, STATE_CLEAN};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use super::error::{RegionError, reserve_error, system};
-use super::file::map_guest_read_only;
+use super::file::{CHUNK, check_len, examine, map_given, map_guest, map_head, open_read_only};
 use super::mirror::{Progress, replay};
 use crate::claims::{self, Claims};
 use crate::devdax;
 use crate::domain::Domain;
 use crate::layout::{Geometry, SIZE_MIN};
 use crate::medium::{Medium, Ticket};
-use crate::superblock::{self, Found};
-use crate::sys::{self, HugePages, Mapping};
+use crate::superblock::{self, Found, SuperblockError};
+use crate::sys::{self, HugePages, Mapping, Os, System};
 use crate::uuid::Uuid;
-
-/// Bytes that are read at a time.
-const CHUNK: usize = 1 << 20;
 
 /// Something that is wrong with a region's file, and what can be done.
 #[derive(Debug, thiserror::Error)]
@@ -48,15 +46,28 @@ pub enum Finding {
     StrayClaims(u32),
 }
 
-/// A region's file, open for reading.
+/// A region's file, open for reading; or what this machine, as a guest, was given of
+/// a region by its host.
 #[derive(Debug)]
 pub struct Image {
     name: String,
     file: File,
     in_use: bool,
     found: Found,
+    head: Head,
     guest: Mapping,
     domain: Domain,
+}
+
+/// How the host's head is read, and what follows it.
+#[derive(Debug)]
+enum Head {
+    /// From the file, so that an error of its storage is one and not a fault.
+    File,
+    /// As it is mapped.
+    Device(Mapping),
+    /// This machine is the guest, and has not got it.
+    OnHost,
 }
 
 impl Image {
@@ -66,40 +77,43 @@ impl Image {
     /// # Errors
     /// [`RegionError`], also if the file is cut or no region at all.
     pub fn open(path: &Path) -> Result<Image, RegionError> {
+        Image::open_on(&Os, path)
+    }
+
+    pub(super) fn open_on(on: &dyn System, path: &Path) -> Result<Image, RegionError> {
         let name = path.display().to_string();
-        // Non-blocking, so that a FIFO is an error instead of a wait.
-        let file = File::options()
-            .read(true)
-            .custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32)
-            .open(path)
-            .map_err(|e| system(&name, "open", e))?;
-        let metadata = file.metadata().map_err(|e| system(&name, "examine", e))?;
-        if !metadata.file_type().is_file() {
-            return Err(RegionError::NotAFile { region: name });
-        }
+        let file = open_read_only(path, &name)?;
+        let shape = examine(on, &name, &file)?;
         // Kept as long as the file is open: nobody begins to serve it meanwhile.
         let in_use = match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
             Ok(()) => false,
             Err(Errno::WOULDBLOCK) => true,
             Err(errno) => return Err(system(&name, "lock", errno.into())),
         };
-        let have = metadata.len();
-        if have < SIZE_MIN {
-            return Err(RegionError::Size { region: name, have, want: SIZE_MIN });
+        if shape.len < SIZE_MIN {
+            return Err(RegionError::Size { region: name, have: shape.len, want: SIZE_MIN });
         }
-        let found = superblock::load_file(&file)
-            .map_err(|e| system(&name, "read", e))?
-            .map_err(|error| RegionError::Superblock { region: name.clone(), error })?;
-        let want = found.geometry.file_len();
-        if have != want {
-            return Err(RegionError::Size { region: name, have, want });
-        }
-        let mut guest = map_guest_read_only(&name, file.as_fd(), &found.geometry)?;
-        if let Some(whole) = with_journal(path, &name, &found, &guest)? {
-            guest = whole;
-        }
-        let domain = Domain::of(&file).map_err(|e| system(&name, "examine", e))?;
-        Ok(Image { name, file, in_use, found, guest, domain })
+        let wrong = |error| RegionError::Superblock { region: name.clone(), error };
+        let (head, found) = if shape.is_device {
+            let head = map_head(&name, file.as_fd(), &shape, false)?;
+            match superblock::load(&head) {
+                Err(SuperblockError::Absent) => (Head::OnHost, superblock::load_given(&head)),
+                found => (Head::Device(head), found),
+            }
+        } else {
+            (Head::File, superblock::load_file(&file).map_err(|e| system(&name, "read", e))?)
+        };
+        let found = found.map_err(wrong)?;
+        let guest = if matches!(head, Head::OnHost) {
+            map_given(&name, file.as_fd(), &shape, &found.geometry)?
+        } else {
+            check_len(&name, &found, &shape)?;
+            let guest = map_guest(&name, file.as_fd(), &shape, &found.geometry, false)?;
+            with_journal(path, &name, &found, &guest)?.unwrap_or(guest)
+        };
+        let domain =
+            Domain::of(on, file.as_fd(), &shape).map_err(|e| system(&name, "examine", e))?;
+        Ok(Image { name, file, in_use, found, head, guest, domain })
     }
 
     /// The file's name in messages.
@@ -159,25 +173,47 @@ impl Image {
         if let Some(copy) = self.found.damaged {
             findings.push(Finding::Superblock(copy));
         }
-        let mut dax = [0; devdax::BLOCK_LEN];
-        let read = self.file.read_exact_at(&mut dax, devdax::BLOCK_OFFSET);
-        if read.is_err() || !devdax::is_sound(&dax) {
-            findings.push(Finding::DaxBlock);
+        if !matches!(self.head, Head::OnHost) {
+            let mut dax = [0; devdax::BLOCK_LEN];
+            if self.read(devdax::BLOCK_OFFSET, &mut dax).is_err() || !devdax::is_sound(&dax) {
+                findings.push(Finding::DaxBlock);
+            }
         }
         let stray = claims::stray(&self.guest, self.geometry());
         if stray > 0 {
             findings.push(Finding::StrayClaims(stray));
         }
-        let total = self.geometry().file_len();
+        let total = match self.head {
+            Head::OnHost => self.geometry().guest_len(),
+            Head::File | Head::Device(_) => self.geometry().file_len(),
+        };
         let mut chunk = vec![0; CHUNK];
         for at in (0..total).step_by(CHUNK) {
             let len = CHUNK.min((total - at) as usize);
-            if let Err(source) = self.file.read_exact_at(&mut chunk[..len], at) {
+            if let Err(source) = self.read(at, &mut chunk[..len]) {
                 findings.push(Finding::Unreadable { at, len, source });
+                if !matches!(self.head, Head::File) {
+                    // A mapping does not tell one bad place from the next.
+                    break;
+                }
             }
             progress(at + len as u64, total);
         }
         findings
+    }
+
+    /// Reads bytes of the file, or fails as its storage does.
+    fn read(&self, at: u64, out: &mut [u8]) -> std::io::Result<()> {
+        let (from, at) = match &self.head {
+            Head::File => return self.file.read_exact_at(out, at),
+            Head::Device(head) if at < HOST_HEAD_LEN => (head, at),
+            Head::Device(_) => (&self.guest, at - HOST_HEAD_LEN),
+            Head::OnHost => (&self.guest, at),
+        };
+        if !from.read_at(at as usize, out) {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        if from.is_poisoned() { Err(Errno::IO.into()) } else { Ok(()) }
     }
 
     /// Reads bytes of a buffer; `false` if they are not in the region.

@@ -27,12 +27,15 @@ use crate::domain::Domain;
 use crate::flusher::Flusher;
 use crate::layout::{Geometry, PAGE, SIZE_MIN};
 use crate::pool::Pool;
-use crate::superblock::{self, Found};
-use crate::sys::{self, HugePages, Mapping};
+use crate::superblock::{self, Found, SuperblockError};
+use crate::sys::{self, HugePages, Mapping, Os, Shape, System};
 use crate::uuid::Uuid;
 pub use error::RegionError;
 use error::{reserve_error, system};
-use file::{Unfinished, check, lock_file, map_guest, map_head, open_file, open_same};
+use file::{
+    CHUNK, Unfinished, check, check_len, examine, is_empty, lock_file, map_guest, map_head,
+    open_file, open_same,
+};
 pub use image::{Finding, Image};
 use mirror::Mirror;
 pub use mirror::Progress;
@@ -45,7 +48,8 @@ pub enum Backing {
     /// neither shrink nor grow.
     Memory(HugePages),
     /// A new file, which outlives the processes: on /dev/shm, hugetlbfs, or
-    /// any file system.
+    /// any file system; or all of a device DAX (`/dev/daxN.M`) that is there and
+    /// holds zeros.
     File(PathBuf),
 }
 
@@ -92,6 +96,7 @@ pub struct Region {
     file: OwnedFd,
     /// Holds the lock of a region that has a file.
     _lock: Option<OwnedFd>,
+    shape: Shape,
     head: Mapping,
     guest: Arc<Mapping>,
     block: Superblock,
@@ -104,7 +109,8 @@ pub struct Region {
 }
 
 impl Region {
-    /// Creates a region. An existing file is never touched.
+    /// Creates a region. An existing file is never touched, and of a device only one
+    /// that holds nothing.
     ///
     /// # Errors
     /// See [`RegionError`]. A file that was created but could not be finished is
@@ -113,6 +119,16 @@ impl Region {
         backing: &Backing,
         geometry: Geometry,
         identity: &Identity<'_>,
+    ) -> Result<Region, RegionError> {
+        Region::create_on(&Os, backing, geometry, identity, &mut |_, _| {})
+    }
+
+    fn create_on(
+        on: &dyn System,
+        backing: &Backing,
+        geometry: Geometry,
+        identity: &Identity<'_>,
+        progress: Progress<'_>,
     ) -> Result<Region, RegionError> {
         let name = match backing {
             Backing::Memory(_) => format!("memory of {}", identity.guest),
@@ -134,18 +150,32 @@ impl Region {
                 (file, None)
             }
             Backing::File(path) => {
-                let lock = open_file(path, &name, true)?;
-                unfinished = Some(Unfinished { path });
-                lock_file(&lock, &name)?;
-                lock.set_len(size).map_err(|e| system(&name, "resize", e))?;
-                sys::reserve(lock.as_fd(), size).map_err(|e| reserve_error(&name, size, e))?;
+                let lock = match empty_device(on, path, &name, size)? {
+                    Some(device) => device,
+                    None => {
+                        let lock = open_file(path, &name, true)?;
+                        unfinished = Some(Unfinished { path });
+                        lock_file(&lock, &name)?;
+                        lock.set_len(size).map_err(|e| system(&name, "resize", e))?;
+                        sys::reserve(lock.as_fd(), size)
+                            .map_err(|e| reserve_error(&name, size, e))?;
+                        lock
+                    }
+                };
                 let file = open_same(path, &name, &lock)?;
                 (file.into(), Some(lock.into()))
             }
         };
-        let head = map_head(&name, file.as_fd())?;
-        let guest = map_guest(&name, file.as_fd(), &geometry)?;
-        let domain = Domain::of(&file).map_err(|e| system(&name, "examine", e))?;
+        let file: File = file.into();
+        let shape = examine(on, &name, &file)?;
+        let head = map_head(&name, file.as_fd(), &shape, true)?;
+        let guest = map_guest(&name, file.as_fd(), &shape, &geometry, true)?;
+        let domain =
+            Domain::of(on, file.as_fd(), &shape).map_err(|e| system(&name, "examine", e))?;
+        if shape.is_device {
+            // Its first bytes were zeros, but behind them may be what is left of others.
+            clear(&guest, progress).map_err(|e| system(&name, "write to", e))?;
+        }
         let dax = devdax::block(identity.uuid, size, HOST_HEAD_LEN);
         let written = head.write_at(devdax::BLOCK_OFFSET as usize, &dax);
         debug_assert!(written, "the head is longer");
@@ -155,8 +185,9 @@ impl Region {
         }
         Ok(Region {
             name,
-            file,
+            file: file.into(),
             _lock: lock,
+            shape,
             head,
             guest: Arc::new(guest),
             block,
@@ -173,33 +204,48 @@ impl Region {
     /// # Errors
     /// See [`RegionError`]; nothing is written then.
     pub fn open(path: &Path, expect: &Expect<'_>) -> Result<(Region, Opened), RegionError> {
-        let (mut region, opened) = Region::load(path, expect)?;
+        let (mut region, opened) = Region::load(&Os, path, expect)?;
         region.mark(STATE_OPEN)?;
         Ok((region, opened))
     }
 
     /// Opens the region in the file at `path`, and writes nothing.
-    fn load(path: &Path, expect: &Expect<'_>) -> Result<(Region, Opened), RegionError> {
+    fn load(
+        on: &dyn System,
+        path: &Path,
+        expect: &Expect<'_>,
+    ) -> Result<(Region, Opened), RegionError> {
         let name = path.display().to_string();
         let lock = open_file(path, &name, false)?;
-        let metadata = lock.metadata().map_err(|e| system(&name, "examine", e))?;
-        if !metadata.file_type().is_file() {
-            return Err(RegionError::NotAFile { region: name });
-        }
+        examine(on, &name, &lock)?;
         lock_file(&lock, &name)?;
         // Asked again: before the lock was ours, its creator may have been at work.
-        let have = lock.metadata().map_err(|e| system(&name, "examine", e))?.len();
-        if have < SIZE_MIN {
-            return Err(RegionError::Size { region: name, have, want: SIZE_MIN });
+        let shape = examine(on, &name, &lock)?;
+        if shape.len < SIZE_MIN {
+            return Err(RegionError::Size { region: name, have: shape.len, want: SIZE_MIN });
         }
-        let file: OwnedFd = open_same(path, &name, &lock)?.into();
-        let head = map_head(&name, file.as_fd())?;
-        let found = superblock::load(&head)
-            .map_err(|error| RegionError::Superblock { region: name.clone(), error })?;
-        check(&name, &found, have, expect)?;
+        let file = open_same(path, &name, &lock)?;
+        let head = map_head(&name, file.as_fd(), &shape, true)?;
+        let found = match superblock::load(&head) {
+            Ok(found) => found,
+            // A new device is not a fault, and a guest's not a damage.
+            Err(SuperblockError::Absent) if shape.is_device => {
+                return Err(match is_empty(&name, &lock, &shape)? {
+                    true => RegionError::NotFound { region: name },
+                    false if superblock::load_given(&head).is_ok() => {
+                        RegionError::OfGuest { region: name }
+                    }
+                    false => RegionError::Occupied { region: name },
+                });
+            }
+            Err(error) => return Err(RegionError::Superblock { region: name, error }),
+        };
+        check_len(&name, &found, &shape)?;
+        check(&name, &found, found.geometry.file_len(), expect)?;
         let Found { block, geometry, damaged } = found;
-        let guest = map_guest(&name, file.as_fd(), &geometry)?;
-        let domain = Domain::of(&file).map_err(|e| system(&name, "examine", e))?;
+        let guest = map_guest(&name, file.as_fd(), &shape, &geometry, true)?;
+        let domain =
+            Domain::of(on, file.as_fd(), &shape).map_err(|e| system(&name, "examine", e))?;
         let clean = block.state.get() == STATE_CLEAN;
         // A mirror that is to be served in its region's place.
         let replayed = mirror::replay(path, &block, |offset, bytes| {
@@ -213,8 +259,9 @@ impl Region {
         let block = Superblock { journal_area: 0.into(), ..block };
         let region = Region {
             name,
-            file,
+            file: file.into(),
             _lock: Some(lock.into()),
+            shape,
             head,
             guest: Arc::new(guest),
             block,
@@ -280,7 +327,7 @@ impl Region {
     fn settle(&self, progress: Progress<'_>) -> Result<(), RegionError> {
         let file = self.file.try_clone().map_err(|e| system(&self.name, "duplicate", e))?;
         let file = File::from(file);
-        let zeros = vec![0; 1 << 20];
+        let zeros = vec![0; CHUNK];
         let total = self.geometry.file_len();
         // The first page of what the guest maps has its superblock.
         let mut at = HOST_HEAD_LEN + PAGE;
@@ -292,6 +339,11 @@ impl Region {
             progress(at, total);
         }
         file.sync_data().map_err(|e| system(&self.name, "sync", e))
+    }
+
+    /// Whether it is a device, which is neither made nor removed.
+    fn is_device(&self) -> bool {
+        self.shape.is_device
     }
 
     /// What makes the region's bytes durable.
@@ -382,3 +434,52 @@ impl Region {
             .expect("a geometry holds only a claim table that lies in the mapping")
     }
 }
+
+/// Opens and locks the device at `path` for a new region of `size` bytes; `None` if
+/// there is no device. That of a file that is there is told by who makes it.
+fn empty_device(
+    on: &dyn System,
+    path: &Path,
+    name: &str,
+    size: u64,
+) -> Result<Option<File>, RegionError> {
+    let file = match open_file(path, name, false) {
+        Err(error @ RegionError::NoDriver { .. }) => return Err(error),
+        Err(_) => return Ok(None),
+        Ok(file) => file,
+    };
+    let shape = match examine(on, name, &file) {
+        Err(RegionError::NotAFile { .. }) => return Ok(None),
+        other => other?,
+    };
+    if !shape.is_device {
+        return Ok(None);
+    }
+    lock_file(&file, name)?;
+    if shape.len < size {
+        return Err(RegionError::DeviceSize {
+            region: name.to_owned(),
+            have: shape.len,
+            want: size,
+        });
+    }
+    match is_empty(name, &file, &shape)? {
+        true => Ok(Some(file)),
+        false => Err(RegionError::Occupied { region: name.to_owned() }),
+    }
+}
+
+/// Writes zeros to all of it.
+fn clear(guest: &Mapping, progress: Progress<'_>) -> std::io::Result<()> {
+    let zeros = vec![0; CHUNK];
+    for at in (0..guest.len()).step_by(CHUNK) {
+        let len = CHUNK.min(guest.len() - at);
+        let written = guest.write_at(at, &zeros[..len]);
+        debug_assert!(written, "the range lies in the mapping");
+        progress((at + len) as u64, guest.len() as u64);
+    }
+    guest.sync()
+}
+
+#[cfg(test)]
+mod device_tests;

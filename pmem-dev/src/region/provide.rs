@@ -25,7 +25,7 @@ use super::mirror::{Mirror, OldMirror, Progress};
 use super::{Backing, Expect, Identity, Opened, Region};
 use crate::domain::Domain;
 use crate::layout::Geometry;
-use crate::sys;
+use crate::sys::{self, Os, System};
 use crate::uuid::Uuid;
 
 /// A region as it is to be.
@@ -85,6 +85,14 @@ impl Drop for Made {
 /// # Errors
 /// [`RegionError`]; files that were made are removed again.
 pub fn provide(spec: &Spec<'_>, progress: Progress<'_>) -> Result<Provided, RegionError> {
+    provide_on(&Os, spec, progress)
+}
+
+pub(super) fn provide_on(
+    on: &dyn System,
+    spec: &Spec<'_>,
+    progress: Progress<'_>,
+) -> Result<Provided, RegionError> {
     let expect = Expect {
         guest: spec.identity.guest,
         uuid: None,
@@ -93,7 +101,7 @@ pub fn provide(spec: &Spec<'_>, progress: Progress<'_>) -> Result<Provided, Regi
     };
     let file = match &spec.backing {
         Backing::Memory(_) => None,
-        Backing::File(path) => match Region::load(path, &expect) {
+        Backing::File(path) => match Region::load(on, path, &expect) {
             Err(RegionError::NotFound { .. }) => None,
             other => Some(other?),
         },
@@ -103,8 +111,8 @@ pub fn provide(spec: &Spec<'_>, progress: Progress<'_>) -> Result<Provided, Regi
         None => match file {
             Some((region, opened)) => (region, Origin::File(opened)),
             None => {
-                let region = create(spec, &spec.identity, spec.geometry, &mut made)?;
-                if region.domain() != Domain::None {
+                let region = create(on, spec, &spec.identity, spec.geometry, &mut made, progress)?;
+                if region.domain() != Domain::None && !region.is_device() {
                     region.settle(progress)?;
                 }
                 (region, Origin::New)
@@ -118,9 +126,10 @@ pub fn provide(spec: &Spec<'_>, progress: Progress<'_>) -> Result<Provided, Regi
                 (file, None) => {
                     let (mut region, origin) = match file {
                         Some((region, opened)) => (region, Origin::File(opened)),
-                        None => {
-                            (create(spec, &spec.identity, spec.geometry, &mut made)?, Origin::New)
-                        }
+                        None => (
+                            create(on, spec, &spec.identity, spec.geometry, &mut made, progress)?,
+                            Origin::New,
+                        ),
                     };
                     let mirror = Mirror::create(path, &region)?;
                     made.0.push(path.clone());
@@ -128,7 +137,7 @@ pub fn provide(spec: &Spec<'_>, progress: Progress<'_>) -> Result<Provided, Regi
                     region.mirror = Some(mirror);
                     (region, origin)
                 }
-                (None, Some(old)) => restore_lost(spec, old, &mut made, progress)?,
+                (None, Some(old)) => restore_lost(on, spec, old, &mut made, progress)?,
                 (Some(file), Some(old)) => reconcile(file, old, progress)?,
             }
         }
@@ -144,13 +153,17 @@ pub fn provide(spec: &Spec<'_>, progress: Progress<'_>) -> Result<Provided, Regi
 }
 
 fn create(
+    on: &dyn System,
     spec: &Spec<'_>,
     identity: &Identity<'_>,
     geometry: Geometry,
     made: &mut Made,
+    progress: Progress<'_>,
 ) -> Result<Region, RegionError> {
-    let region = Region::create(&spec.backing, geometry, identity)?;
-    if let Backing::File(path) = &spec.backing {
+    let region = Region::create_on(on, &spec.backing, geometry, identity, progress)?;
+    if let Backing::File(path) = &spec.backing
+        && !region.is_device()
+    {
         made.0.push(path.clone());
     }
     Ok(region)
@@ -158,6 +171,7 @@ fn create(
 
 /// Restores a region of which only the mirror is left.
 fn restore_lost(
+    on: &dyn System,
     spec: &Spec<'_>,
     old: OldMirror,
     made: &mut Made,
@@ -173,7 +187,7 @@ fn restore_lost(
         created_ns: block.created_ns.get(),
     };
     // It begins with the sequence 1, so the mirror is newer until it is whole.
-    let region = create(spec, &identity, old.found.geometry, made)?;
+    let region = create(on, spec, &identity, old.found.geometry, made, progress)?;
     restore(region, old, progress)
 }
 

@@ -1,11 +1,15 @@
 //! Linux: memory files with seals and huge pages, and what a file is kept on.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+mod dax;
 
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{FallocateFlags, FileType, MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
+use super::shape::{Shape, ShapeError};
 use crate::uuid::Uuid;
 
 /// Which pages back a region that has no file.
@@ -56,10 +60,11 @@ pub(crate) fn is_volatile(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
 }
 
 /// Whether stores to a shared mapping of this file are durable once they have
-/// left the CPU's cache: asked of the kernel by mapping a page with `MAP_SYNC`.
-pub(crate) fn is_dax(fd: BorrowedFd<'_>) -> bool {
-    let page = rustix::param::page_size();
-    let prot = ProtFlags::READ | ProtFlags::WRITE;
+/// left the CPU's cache: asked of the kernel by mapping a page, of `page` bytes,
+/// with `MAP_SYNC`.
+pub(super) fn is_dax(fd: BorrowedFd<'_>, page: usize) -> bool {
+    // Nothing is stored, and a file that is only looked at is open for no more.
+    let prot = ProtFlags::READ;
     let flags = MapFlags::SHARED_VALIDATE | MapFlags::SYNC;
     // SAFETY: the kernel chooses the place, so nothing that exists is replaced;
     // nobody knows the mapping but the lines below, which remove it.
@@ -89,14 +94,20 @@ pub(crate) fn boot_id() -> Option<[u8; 16]> {
     text.trim().parse().ok().map(|Uuid(bytes)| bytes)
 }
 
-/// Bytes of the pages that a mapping of `fd` is made of, where they are larger
-/// than the system's.
-pub(super) fn page_size(fd: BorrowedFd<'_>) -> Result<usize, Errno> {
-    let fs = rustix::fs::fstatfs(fd)?;
-    if fs.f_type as u64 == HUGETLBFS_MAGIC {
-        return usize::try_from(fs.f_bsize).map_err(|_| Errno::OVERFLOW);
+/// How a file is mapped.
+pub(super) fn shape(fd: BorrowedFd<'_>) -> Result<Shape, ShapeError> {
+    let failed = |call| move |errno: Errno| ShapeError::System { call, source: errno.into() };
+    let stat = rustix::fs::fstat(fd).map_err(failed("fstat"))?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice {
+        let number = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+        return dax::shape(Path::new("/sys"), number);
     }
-    Ok(rustix::param::page_size())
+    let fs = rustix::fs::fstatfs(fd).map_err(failed("fstatfs"))?;
+    let mut page = rustix::param::page_size();
+    if fs.f_type as u64 == HUGETLBFS_MAGIC {
+        page = page.max(usize::try_from(fs.f_bsize).unwrap_or(0));
+    }
+    Ok(Shape { len: u64::try_from(stat.st_size).unwrap_or(0), page, is_device: false })
 }
 
 /// Where the calling thread's `errno` is, for a signal handler to put back.

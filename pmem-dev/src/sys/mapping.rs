@@ -5,13 +5,12 @@ use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, compiler_fence};
 
-use rustix::fs::FileType;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, MsyncFlags, ProtFlags};
 
 use super::cache::{self, Instruction};
 use super::guard::{Guard, GuardError, MAPPINGS_MAX};
-use super::os;
+use super::shape::{Os, Shape, ShapeError, System};
 
 /// Bytes that are stored whole.
 const WORD: usize = size_of::<u64>();
@@ -40,6 +39,9 @@ pub enum MapError {
         /// Bytes asked for.
         len: usize,
     },
+    /// It is not known how the file is mapped.
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
     /// The process guards as many mappings as it can.
     #[error("{MAPPINGS_MAX} mappings are in use already")]
     TooMany,
@@ -73,6 +75,8 @@ pub struct Mapping {
     /// What was really mapped: the range, widened to whole pages of the file.
     base: NonNull<u8>,
     base_len: usize,
+    /// A device DAX, which has no msync.
+    is_device: bool,
     /// `Some` until dropped.
     guard: Option<Guard>,
 }
@@ -87,14 +91,25 @@ impl Mapping {
     /// Maps `len` bytes at `file_offset` of the file behind `fd`, shared.
     ///
     /// `file_offset` is a multiple of the system's page size. On a file of huge
-    /// pages the range is widened to whole ones where that is needed. The file
-    /// must hold the range now, which cannot be asked of a character device.
+    /// pages, and on a device DAX, the range is widened to whole ones where that is
+    /// needed. The file must hold the range now.
     ///
     /// # Errors
     /// See [`MapError`]; a descriptor that is not open for writing fails with
     /// `mmap` and EACCES if `writable`.
     pub fn from_fd(
         fd: BorrowedFd<'_>,
+        file_offset: u64,
+        len: usize,
+        writable: bool,
+    ) -> Result<Mapping, MapError> {
+        Mapping::of(fd, &Os.shape(fd)?, file_offset, len, writable)
+    }
+
+    /// As [`Mapping::from_fd`], of a file whose shape is known.
+    pub(crate) fn of(
+        fd: BorrowedFd<'_>,
+        shape: &Shape,
         file_offset: u64,
         len: usize,
         writable: bool,
@@ -106,18 +121,11 @@ impl Mapping {
         if !file_offset.is_multiple_of(small as u64) {
             return Err(MapError::Unaligned { offset: file_offset, page: small });
         }
-        let stat = rustix::fs::fstat(fd).map_err(system("fstat"))?;
-        let have = u64::try_from(stat.st_size).unwrap_or(0);
+        let Shape { len: have, page, is_device } = *shape;
         let too_short = MapError::TooShort { have, offset: file_offset, len };
-        let Some(end) = file_offset.checked_add(len as u64) else {
-            return Err(too_short);
-        };
-        let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
-        if !is_device && end > have {
+        if file_offset.checked_add(len as u64).is_none_or(|end| end > have) {
             return Err(too_short);
         }
-
-        let page = os::page_size(fd).map_err(system("fstatfs"))?.max(small);
         let base_offset = file_offset / page as u64 * page as u64;
         let lead = (file_offset - base_offset) as usize;
         let Some(base_len) = len.checked_add(lead).and_then(|l| l.checked_next_multiple_of(page))
@@ -139,7 +147,7 @@ impl Mapping {
         let base = NonNull::new(base.cast::<u8>()).ok_or(MapError::Empty)?;
         // SAFETY: `lead < base_len`, so the result lies in the mapping.
         let start = unsafe { base.add(lead) };
-        let mut mapping = Mapping { start, len, base, base_len, guard: None };
+        let mut mapping = Mapping { start, len, base, base_len, is_device, guard: None };
         let guard = Guard::new(base.as_ptr() as usize, base_len, page).map_err(|e| match e {
             GuardError::Full => MapError::TooMany,
             GuardError::Signal(source) => MapError::System { call: "sigaction", source },
@@ -312,11 +320,21 @@ impl Mapping {
     }
 
     /// Waits until what was written is in the file's storage. Memory files have
-    /// none and return at once.
+    /// none and return at once. A device DAX has no call for it: the CPU's cache is
+    /// written back, which takes as long as reading all of the range.
     ///
     /// # Errors
     /// Those of msync(2).
     pub fn sync(&self) -> std::io::Result<()> {
+        if self.is_device {
+            // Without an instruction nothing of it is durable, and its domain says so.
+            if let Some(instruction) = Instruction::detect() {
+                let done = self.write_back(0, self.len, instruction);
+                debug_assert!(done, "it is the whole range");
+                cache::fence();
+            }
+            return Ok(());
+        }
         // SAFETY: the range is exactly what was mapped.
         unsafe {
             rustix::mm::msync(self.base.as_ptr().cast::<c_void>(), self.base_len, MsyncFlags::SYNC)

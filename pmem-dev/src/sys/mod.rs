@@ -10,6 +10,7 @@
 mod cache;
 mod guard;
 mod mapping;
+mod shape;
 
 #[cfg(target_os = "linux")]
 mod linux;
@@ -21,4 +22,6 @@ pub(crate) use cache::fence;
 pub use guard::MAPPINGS_MAX;
 pub use mapping::{MapError, Mapping};
 pub use os::HugePages;
-pub(crate) use os::{begin_sync, boot_id, is_dax, is_volatile, memory_file, reserve};
+pub(crate) use os::{begin_sync, boot_id, is_volatile, memory_file, reserve};
+pub use shape::ShapeError;
+pub(crate) use shape::{Os, Shape, System};
