@@ -1,5 +1,5 @@
 //! What the tests that cross crates share: namespaces with TAP devices, the
-//! program and its guests as processes, a client, a front end that says
+//! program and its guests as processes, whole virtual machines, a client, a front end that says
 //! anything, and stacks under virtual time.
 //!
 //! Tests run at the same time as others, on machines that may be slow: every
@@ -23,4 +23,5 @@ pub mod require;
 pub mod resp;
 pub mod sim;
 pub mod store;
+pub mod vm;
 pub mod wait;

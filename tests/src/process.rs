@@ -1,7 +1,7 @@
 //! Processes that end with the test that started them, and tell what they said
 //! if it fails.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -20,7 +20,7 @@ pub struct Process {
     name: String,
     child: Child,
     /// Kept open: some programs end when they can read no more.
-    _stdin: Option<ChildStdin>,
+    stdin: Option<ChildStdin>,
     output: Arc<Mutex<Vec<u8>>>,
     readers: Vec<JoinHandle<()>>,
 }
@@ -45,7 +45,7 @@ impl Process {
             })
             .collect();
         let stdin = child.stdin.take();
-        Process { name: name.to_owned(), child, _stdin: stdin, output, readers }
+        Process { name: name.to_owned(), child, stdin, output, readers }
     }
 
     /// Its number.
@@ -56,6 +56,13 @@ impl Process {
     /// Whether it runs.
     pub fn is_alive(&mut self) -> bool {
         self.child.try_wait().expect("a child can be waited for").is_none()
+    }
+
+    /// Says something to it, on its stdin.
+    pub fn tell(&mut self, text: &str) {
+        let stdin = self.stdin.as_mut().expect("stdin is a pipe");
+        let written = stdin.write_all(text.as_bytes()).and_then(|()| stdin.flush());
+        written.unwrap_or_else(|error| panic!("{} does not listen: {error}", self.name));
     }
 
     /// What it has said so far, on stdout and stderr.

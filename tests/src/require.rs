@@ -17,6 +17,8 @@ pub enum Need {
     /// A program of this workspace, beside the tests in the target directory:
     /// `pasted`, or an example as `examples/http`.
     Built(&'static str),
+    /// A kernel for virtual machines.
+    GuestKernel,
 }
 
 /// Returns from the test, saying why, unless all of the needs are met.
@@ -41,6 +43,11 @@ pub fn missing(need: Need) -> Option<String> {
         Need::Device(path) => format!("{path} does not exist"),
         Need::Program(name) if program(name).is_some() => return None,
         Need::Program(name) => format!("{name} is not installed"),
+        Need::GuestKernel if crate::vm::kernel().is_some() => return None,
+        Need::GuestKernel => format!(
+            "there is no kernel for virtual machines in {}: tests/run fetches Debian's",
+            crate::vm::kernel_dir().display()
+        ),
         Need::Built(name) if built(name).exists() => return None,
         Need::Built(name) => format!(
             "{} is missing: cargo build --release -p pasted -p paste-guest --bins --examples",
