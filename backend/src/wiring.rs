@@ -18,7 +18,7 @@ use paste_pmem::{
     Region, RegionError, Spec, Uuid,
 };
 use paste_stack::Stack;
-use paste_stack::config::Network;
+use paste_stack::config;
 
 use crate::attachment::{Attachment, OpenContext, OpenError};
 use crate::channel::{Channels, Terms};
@@ -30,7 +30,7 @@ use crate::port::{Port, Wires};
 use crate::sys::clock::realtime_ns;
 use crate::sys::{prefer_huge_pages, wake};
 use crate::vhost::{Device, DeviceOptions, Endpoint, EndpointError, RegionFd};
-use crate::worker::{Parts, PmemPort, Stop, Worker};
+use crate::worker::{Network, Parts, PmemPort, Sources, Stop, Worker};
 
 /// The smallest offset in a buffer that a guest may send from: room for the
 /// longest header, so that it can be written in front of the payload.
@@ -321,6 +321,7 @@ fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Ready, 
         memory: RegionMemory::new(pool),
         channels: Channels::new(terms, durability),
         pmem,
+        sources: guest.spoof_check.then(|| sources(guest)),
         poll_ns: match guest.poll {
             Poll::Always => u64::MAX,
             Poll::For(time) => time.as_nanos() as u64,
@@ -331,6 +332,14 @@ fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Ready, 
         address = %guest.address(), port = %guest.port, domain = ?region.domain(),
         "guest opened");
     Ok(Ready { worker, stop, name: name(), region, made })
+}
+
+/// Who the guest's kernel may say that it is.
+fn sources(guest: &Guest) -> Sources {
+    let own = guest.addresses.iter().map(|prefix| Network::one(prefix.address()));
+    let mac = guest.mac.octets();
+    let networks = own.chain([Network::link_local(mac)]).chain(guest.sources.iter().copied());
+    Sources::new(mac, guest.vlan, networks.collect())
 }
 
 /// Where front ends attach, as the configuration says.
@@ -373,14 +382,14 @@ fn stack_config(guest: &Guest) -> paste_stack::Config {
                     IpAddr::V4(gateway) => Some(*gateway),
                     IpAddr::V6(_) => None,
                 });
-                stack.ipv4 = Some(Network { address, prefix_len, gateway });
+                stack.ipv4 = Some(config::Network { address, prefix_len, gateway });
             }
             IpAddr::V6(address) => {
                 let gateway = guest.gateways.iter().find_map(|gateway| match gateway {
                     IpAddr::V4(_) => None,
                     IpAddr::V6(gateway) => Some(*gateway),
                 });
-                stack.ipv6 = Some(Network { address, prefix_len, gateway });
+                stack.ipv6 = Some(config::Network { address, prefix_len, gateway });
             }
         }
     }

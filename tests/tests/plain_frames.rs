@@ -49,6 +49,11 @@ impl Scene {
     /// testpmd runs in `far`, or beside the backend.
     fn start(far: Option<&Namespace>, eal: &[&str], app: &[&str]) -> Scene {
         let guest = Guest::number(1);
+        let more = format!("{}sources = [\"{PEER}\"]\n", guest.more);
+        Scene::start_as(Guest { more, ..guest }, far, eal, app)
+    }
+
+    fn start_as(guest: Guest, far: Option<&Namespace>, eal: &[&str], app: &[&str]) -> Scene {
         let net = Namespace::new();
         net.tap_with(&guest.tap, &guest.near_address());
         let backend = Backend::start(&net, std::slice::from_ref(&guest));
@@ -100,6 +105,41 @@ fn an_ordinary_driver_answers_pings_beside_the_stack_port() {
     assert!(count("worker.plain_in") >= 15 && count("worker.plain_out") >= 15);
     assert_eq!(count("stack.echo_replies_out"), 15);
     assert_eq!(count("channel.frames_in"), 0);
+    stats.assert_no_buffer_missing(&scene.guest);
+}
+
+#[test]
+fn a_driver_with_an_address_that_is_not_the_guests_is_not_heard() {
+    require!(
+        Need::Namespaces,
+        Need::Built("pasted"),
+        Need::Program("dpdk-testpmd"),
+        Need::Program("ping"),
+    );
+    let _turn = wait::turn();
+    let app = ["--forward-mode=icmpecho"];
+    let mut scene = Scene::start_as(Guest::number(1), None, &[], &app);
+    wait::until("the backend refuses what testpmd answers", || {
+        let mut command = scene.net.command("ping");
+        let output = command.args(["-c1", "-W1", PEER]).output().expect("ping runs");
+        assert!(!output.status.success(), "an answer came");
+        scene
+            .backend
+            .process
+            .output()
+            .contains("a frame of the guest's kernel was refused")
+            .then_some(())
+    });
+    // It is told what to do, and the stack port is not concerned.
+    let advice =
+        format!("its source {PEER} is not the guest's: if its kernel is to have it, add it");
+    assert!(scene.backend.process.output().contains(&advice), "{}", scene.backend.process.output());
+    scene.ping(scene.guest.ip(), "56");
+    scene.testpmd.terminate();
+    scene.testpmd.wait();
+    let stats = scene.backend.stop();
+    assert!(stats.get(&scene.guest, "worker.plain_out_spoofed") > 0);
+    assert_eq!(stats.get(&scene.guest, "worker.plain_out"), 0);
     stats.assert_no_buffer_missing(&scene.guest);
 }
 

@@ -44,6 +44,7 @@ pub(super) fn within(guest: &Draft, findings: &mut Findings) {
             findings.add(mtu.at.clone(), message);
         }
     }
+    judge_sources(guest, findings);
     if let (Some(mtu), Some(region)) = (&guest.mtu, &guest.region) {
         let max = mtu_max(region.value.buffer_size);
         if u32::from(mtu.value) > max {
@@ -56,6 +57,20 @@ pub(super) fn within(guest: &Draft, findings: &mut Findings) {
             );
             findings.add(mtu.at.clone(), message);
         }
+    }
+}
+
+/// Sources are for guests whose frames are checked.
+fn judge_sources(guest: &Draft, findings: &mut Findings) {
+    if let Some(sources) = &guest.sources
+        && !sources.value.is_empty()
+        && guest.spoof_check == Some(false)
+    {
+        let message = format!(
+            "{}: sources are of no use without spoof_check: leave one of them out",
+            guest.who
+        );
+        findings.add(sources.at.clone(), message);
     }
 }
 

@@ -23,6 +23,7 @@ use std::time::Duration;
 use paste_pmem::BUFFER_SIZE_MIN;
 
 use crate::attachment::Spec;
+use crate::worker::Network;
 
 pub use error::{ConfigError, ConfigErrors};
 pub(crate) use read::is_name as is_guest_name;
@@ -131,8 +132,12 @@ pub struct Guest {
     pub region: RegionSpec,
     /// How long its worker polls before it sleeps.
     pub poll: Poll,
-    /// Headers are kept where the guest cannot rewrite them.
+    /// Headers are kept where the guest cannot rewrite them, and frames of its own
+    /// kernel come from its own addresses.
     pub spoof_check: bool,
+    /// The addresses that its kernel may have, beside those of its stack port and the
+    /// link-local one of its `mac`.
+    pub sources: Vec<Network>,
     /// Flows at once.
     pub flows_max: u32,
     /// Bytes of the largest packet.

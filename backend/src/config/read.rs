@@ -19,6 +19,7 @@ use super::{
     SOCKET_PATH_LEN_MAX, Socket, SocketMode, VLAN_MAX,
 };
 use crate::attachment::Spec;
+use crate::worker::Network;
 
 /// What was understood of a guest. `None` where something is missing or wrong,
 /// which has been reported.
@@ -36,6 +37,7 @@ pub(super) struct Draft {
     pub(super) region: Option<At<RegionSpec>>,
     pub(super) poll: Option<Poll>,
     pub(super) spoof_check: Option<bool>,
+    pub(super) sources: Option<At<Vec<Network>>>,
     pub(super) accept_ra: Option<At<bool>>,
     pub(super) flows_max: Option<u32>,
     pub(super) mtu: Option<At<u16>>,
@@ -122,7 +124,7 @@ fn read_guest(
     index: usize,
     findings: &mut Findings,
 ) -> Draft {
-    const KEYS: [&str; 13] = [
+    const KEYS: [&str; 14] = [
         "name",
         "socket",
         "mac",
@@ -134,6 +136,7 @@ fn read_guest(
         "region",
         "poll",
         "spoof_check",
+        "sources",
         "flows_max",
         "mtu",
     ];
@@ -155,6 +158,7 @@ fn read_guest(
     let region = read_region(&fields, findings);
     let poll = read_poll(&fields, findings);
     let spoof_check = read_bool(&fields, "spoof_check", true, findings);
+    let sources = read_sources(&fields, findings);
     let accept_ra = read_bool(&fields, "accept_ra", false, findings);
     let flows_max = fields.number("flows_max", (1, FLOWS_MAX), FLOWS_DEFAULT, findings);
     let mtu_bounds = (u32::from(MTU_MIN), u32::from(MTU_MAX));
@@ -171,6 +175,7 @@ fn read_guest(
         region,
         poll,
         spoof_check: spoof_check.map(|check| check.value),
+        sources,
         accept_ra,
         flows_max: flows_max.map(|n| n.value),
         // Within its bounds, it fits.
@@ -293,6 +298,39 @@ fn read_gateways(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<Vec
         }
     }
     (gateways.len() == values.len()).then_some(gateways)
+}
+
+/// What the guest's kernel may send from: addresses and networks, or "any".
+fn read_sources(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<Vec<Network>>> {
+    const EXAMPLE: &str = "sources = [\"10.7.0.9\", \"fd00:7::/64\"] or \"any\"";
+    let Some(value) = fields.get("sources") else {
+        return Some(At { at: fields.at.clone(), value: Vec::new() });
+    };
+    if value.get_ref().as_str() == Some("any") {
+        return Some(At { at: value.span(), value: Network::ANY.to_vec() });
+    }
+    let Some(array) = value.get_ref().as_array() else {
+        fields.wrong_type("sources", value, EXAMPLE, findings);
+        return None;
+    };
+    let mut sources = Vec::new();
+    for value in array {
+        let Some(text) = fields.text("a source", value, EXAMPLE, findings) else {
+            continue;
+        };
+        match value::network(text.value) {
+            Some(network) => sources.push(network),
+            None => {
+                let message = format!(
+                    "source \"{}\" is neither an address nor a network with no bit set behind \
+                     its prefix: write {EXAMPLE}",
+                    text.value
+                );
+                fields.wrong(&text.at, message, findings);
+            }
+        }
+    }
+    (sources.len() == array.len()).then(|| At { at: value.span(), value: sources })
 }
 
 /// The VLAN, if there is one. `None` if it is wrong.
@@ -450,6 +488,7 @@ fn finish(draft: Draft) -> Option<Guest> {
         region: draft.region?.value,
         poll: draft.poll?,
         spoof_check: draft.spoof_check?,
+        sources: draft.sources?.value,
         accept_ra: draft.accept_ra?.value,
         flows_max: draft.flows_max?,
         mtu: draft.mtu?.value,

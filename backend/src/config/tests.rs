@@ -64,7 +64,7 @@ fn the_least_that_a_guest_needs() {
         }
     );
     assert_eq!(guest.poll, Poll::For(Duration::from_micros(50)));
-    assert!(guest.spoof_check && !guest.accept_ra);
+    assert!(guest.spoof_check && guest.sources.is_empty() && !guest.accept_ra);
     assert_eq!((guest.flows_max, guest.mtu), (16384, 1500));
 }
 
@@ -101,6 +101,20 @@ fn everything_that_can_be_said() {
     assert_eq!(addresses, ["fd00:7::2/64", "10.7.0.2/24"]);
     assert_eq!((guest.gateways.len(), guest.vlan), (2, Some(4094)));
     assert_eq!(guest.address(), IpAddr::from([10, 7, 0, 2]));
+}
+
+#[test]
+fn sources_are_addresses_and_networks_or_any() {
+    let sources = |text: &str| {
+        let line = format!("sources = {text}");
+        parse(&guest(&[&line])).unwrap().guests[0].sources.clone()
+    };
+    let given = sources("[\"10.7.0.9\", \"10.8.0.0/16\", \"fd00:7::/64\"]");
+    let has = |address: &str| given.iter().any(|n| n.contains(address.parse().unwrap()));
+    assert!(has("10.7.0.9") && has("10.8.255.1") && has("fd00:7::ffff"));
+    assert!(!has("10.7.0.8") && !has("10.9.0.0") && !has("fd00:8::1"));
+    assert_eq!(sources("\"any\""), crate::worker::Network::ANY);
+    assert!(sources("[]").is_empty());
 }
 
 #[test]
@@ -290,6 +304,21 @@ fn one_wrong_value_is_named_with_its_place() {
             "8:13: guest \"web1\": accept_ra is an integer: write accept_ra = true or false",
         ),
         (
+            "sources = \"some\"",
+            "8:11: guest \"web1\": sources is a string: write sources = [\"10.7.0.9\", \
+             \"fd00:7::/64\"] or \"any\"",
+        ),
+        (
+            "sources = [\"10.7.0.9/24\"]",
+            "8:12: guest \"web1\": source \"10.7.0.9/24\" is neither an address nor a network \
+             with no bit set behind its prefix: write sources = [\"10.7.0.9\", \"fd00:7::/64\"] or \
+             \"any\"",
+        ),
+        (
+            "sources = \"any\"\nspoof_check = false",
+            "8:11: guest \"web1\": sources are of no use without spoof_check: leave one of them out",
+        ),
+        (
             "flows_max = 0",
             "8:13: guest \"web1\": flows_max 0 is not possible: use a number from 1 to 1048576",
         ),
@@ -311,7 +340,7 @@ fn one_wrong_value_is_named_with_its_place() {
         ),
         (
             "bridge = 3",
-            "8:1: guest \"web1\": unknown key \"bridge\": the keys here are name, socket, mac, addresses, gateway, accept_ra, vlan, port, region, poll, spoof_check, flows_max, mtu",
+            "8:1: guest \"web1\": unknown key \"bridge\": the keys here are name, socket, mac, addresses, gateway, accept_ra, vlan, port, region, poll, spoof_check, sources, flows_max, mtu",
         ),
     ] {
         refused(&guest(&[change]), &[&format!("web.toml:{message}")]);

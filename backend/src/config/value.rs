@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::{POLL_MAX, Poll};
+use crate::worker::Network;
 
 /// An Ethernet address of one station.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -200,6 +201,17 @@ impl FromStr for Prefix {
             return Err(PrefixError::NotHost(prefix));
         }
         Ok(prefix)
+    }
+}
+
+/// An address, "10.7.0.9", or a network, "10.7.0.0/24". `None` if it is neither.
+pub(super) fn network(text: &str) -> Option<Network> {
+    match text.split_once('/') {
+        None => text.parse().ok().map(Network::one),
+        Some((address, len)) if len.bytes().all(|b| b.is_ascii_digit()) => {
+            Network::new(address.parse().ok()?, len.parse().ok()?)
+        }
+        Some(_) => None,
     }
 }
 

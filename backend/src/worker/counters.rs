@@ -38,6 +38,8 @@ counters! {
     plain_out_dropped,
     /// Plain frames with a bad header or length.
     plain_out_refused,
+    /// Plain frames from somebody that the guest is not.
+    plain_out_spoofed,
     /// Bytes of plain frames, each copied once between ring and region.
     bytes_copied,
     /// Times that the driver broke its ring.

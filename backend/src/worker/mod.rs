@@ -13,6 +13,7 @@
 mod counters;
 mod plain;
 mod pmem;
+mod source;
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -35,6 +36,7 @@ use crate::vhost::{self, Device, Endpoint, RingError, SessionError, judge_tx_hea
 pub use counters::WorkerCounters;
 use plain::RingSink;
 pub use pmem::PmemPort;
+pub use source::{Network, Sources, Spoof};
 
 /// Chains taken from the guest's TX ring in one turn.
 const TX_BUDGET: usize = 256;
@@ -88,6 +90,8 @@ pub struct Parts {
     pub channels: Channels,
     /// The virtio-pmem device, if the guest has one.
     pub pmem: Option<PmemPort>,
+    /// Who the guest's own kernel may say that it is; anybody, without.
+    pub sources: Option<Sources>,
     /// How long to poll before sleeping, ns.
     pub poll_ns: u64,
 }
@@ -316,9 +320,10 @@ impl Worker {
     /// Takes chains from the guest's TX ring: PASTE frames for the channels,
     /// all others for the port.
     fn take_from_guest(&mut self, now: Now) -> Result<usize, RingError> {
-        let Parts { engine, memory, device, channels, .. } = &mut self.parts;
+        let Parts { engine, memory, device, channels, sources, .. } = &mut self.parts;
         let csum_allowed = engine.caps().tx_csum && device.sends_partial_csum();
         let mut taken = 0;
+        let mut spoof = None;
         while taken < TX_BUDGET {
             let Some(len) = device.next_tx(&mut self.scratch)? else { break };
             taken += 1;
@@ -328,6 +333,15 @@ impl Worker {
                 continue;
             }
             let Ok(header) = NetHdr::read_from_bytes(header) else { continue };
+            if let Some(sources) = sources
+                && let Err(what) = sources.judge(bytes)
+            {
+                if self.counters.plain_out_spoofed == 0 {
+                    spoof = Some(what);
+                }
+                self.counters.plain_out_spoofed += 1;
+                continue;
+            }
             match judge_tx_header(&header, bytes.len(), csum_allowed) {
                 Ok(csum) if bytes.len() <= plain::frame_max(&engine.caps()) => {
                     if engine.send_plain(memory, bytes, csum) {
@@ -339,6 +353,10 @@ impl Worker {
                 }
                 _ => self.counters.plain_out_refused += 1,
             }
+        }
+        // Once in the life of a worker: what the guest sends is not to fill the log.
+        if let Some(spoof) = spoof {
+            tracing::warn!(%spoof, "a frame of the guest's kernel was refused; others are counted");
         }
         Ok(taken)
     }
