@@ -113,7 +113,7 @@ fn sources_are_addresses_and_networks_or_any() {
     let has = |address: &str| given.iter().any(|n| n.contains(address.parse().unwrap()));
     assert!(has("10.7.0.9") && has("10.8.255.1") && has("fd00:7::ffff"));
     assert!(!has("10.7.0.8") && !has("10.9.0.0") && !has("fd00:8::1"));
-    assert_eq!(sources("\"any\""), crate::worker::Network::ANY);
+    assert_eq!(sources("\"any\""), Network::ANY);
     assert!(sources("[]").is_empty());
 }
 
