@@ -2,7 +2,8 @@
 //! sent back from where its payload was received.
 //!
 //! ```text
-//! echo --socket PATH [--port 7] [--channel N] [--poll-us N] [--yield]
+//! echo (--socket PATH | --interface NAME --region DEVICE)
+//!      [--port 7] [--channel N] [--poll-us N] [--yield]
 //! ```
 //!
 //! It shows how to meet back-pressure. While the channel is busy no further

@@ -1,7 +1,8 @@
 //! An HTTP server on a `pasted` device.
 //!
 //! ```text
-//! http --socket PATH [--port 80] [--root DIR] [--body-max BYTES] [--channel N]
+//! http (--socket PATH | --interface NAME --region DEVICE)
+//!      [--port 80] [--root DIR] [--body-max BYTES] [--channel N]
 //!      [--poll-us N] [--yield] [--log keep|copy]
 //! ```
 //!

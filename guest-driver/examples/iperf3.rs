@@ -2,7 +2,8 @@
 //! and `-P`, against a guest.
 //!
 //! ```text
-//! iperf3 --socket PATH [--port 5201] [--channel N] [--poll-us N] [--yield]
+//! iperf3 (--socket PATH | --interface NAME --region DEVICE)
+//!      [--port 5201] [--channel N] [--poll-us N] [--yield]
 //! ```
 //!
 //! It shows how to send from buffers that are kept: each is filled once, comes

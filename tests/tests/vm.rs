@@ -1,5 +1,7 @@
 //! A real guest kernel on a region: a virtual machine that finds it as device
-//! DAX, with no tool, and what it stores there outlives it.
+//! DAX, with no tool, and what it stores there outlives it. And the whole way: a
+//! client, a TAP device, the backend, the machine's own virtio-net driver, and an
+//! application in the machine, whose payload lies in the region.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -7,9 +9,12 @@ use std::path::Path;
 use std::process::Command;
 
 use paste_abi::superblock::HOST_HEAD_LEN;
-use paste_tests::require;
+use paste_tests::backend::{Backend, FIXED_BODY, Guest};
+use paste_tests::netns::Namespace;
 use paste_tests::require::{Need, built};
+use paste_tests::resp::{Client, Reply};
 use paste_tests::vm::{Setup, Vm};
+use paste_tests::{client, require, wait};
 
 const NEEDS: [Need; 4] = [
     Need::Built("pasted"),
@@ -99,4 +104,77 @@ fn a_guest_finds_its_region_and_what_it_stores_outlives_it() {
     let again = vm.run("pasted region info /dev/dax1.0");
     assert_eq!(again, made);
     assert!(vm.run("pasted region check /dev/dax1.0").contains(": sound,"));
+}
+
+/// The network device of the machine, up, and its region's device.
+const APPLICATION: &str = "--interface eth0 --region /dev/dax0.0";
+
+/// A backend, and a machine behind it that runs both servers.
+fn serve(dir: tempfile::TempDir, net: &Namespace, guest: &Guest) -> (Backend, Vm) {
+    let backend = Backend::start_in(dir, net, std::slice::from_ref(guest));
+    let mut vm = Vm::boot(&Setup {
+        programs: vec!["examples/http", "examples/kv"],
+        regions: vec![backend.dir().join("region")],
+        network: Some((backend.socket(guest), guest.mac.clone())),
+    });
+    wait_device(&mut vm, "/dev/dax0.0");
+    vm.run("ip link set eth0 up");
+    vm.run(&format!("http {APPLICATION} >/dev/ttyS0 2>&1 &"));
+    vm.run(&format!("kv {APPLICATION} --channel 1 >/dev/ttyS0 2>&1 &"));
+    (backend, vm)
+}
+
+#[test]
+fn applications_in_a_machine_serve_clients_and_keep_what_they_were_told() {
+    require!(Need::Namespaces, NEEDS[0], NEEDS[1], NEEDS[2], NEEDS[3], Need::Program("curl"));
+    require!(Need::Built("examples/http"), Need::Built("examples/kv"));
+    let net = Namespace::new();
+    let dir = tempfile::tempdir().expect("a directory");
+    let region = dir.path().join("region");
+    let guest = Guest {
+        more: format!("region = {{ size = \"16MiB\", path = \"{}\" }}\n", region.display()),
+        ..Guest::number(1)
+    };
+    net.tap_with(&guest.tap, &guest.near_address());
+    let (backend, vm) = serve(dir, &net, &guest);
+    let connect = || wait::until("the store listens", || Client::connect(guest.ip(), 6379).ok());
+    let value: Vec<u8> = (0..5000).map(|at| (at % 251) as u8).collect();
+    net.run(|| {
+        wait::until("the server listens", || client::connect(guest.ip(), 80).ok());
+        let mut store = connect();
+        assert_eq!(store.ask(&[b"SET", b"k", &value[..]]).expect("an answer"), ok());
+        // More slots than a socket may keep frames for.
+        let many = vec![vec![b"APPEND".to_vec(), b"log".to_vec(), b"x".to_vec()]; 2000];
+        store.send(&many).expect("a pipeline");
+        for len in 1..=many.len() {
+            assert_eq!(store.receive().expect("an answer"), Reply::Integer(len as i64));
+        }
+    });
+    let mut curl = net.command("curl");
+    curl.args(["--silent", "--show-error", "--max-time", "30"]);
+    let answer = curl.arg(format!("http://{}/", guest.ip())).output().expect("curl runs");
+    assert_eq!(answer.stdout, FIXED_BODY, "{}", String::from_utf8_lossy(&answer.stderr));
+
+    // Neither has a chance to end well.
+    vm.kill();
+    let dir = backend.crash();
+    let (backend, vm) = serve(dir, &net, &guest);
+    net.run(|| {
+        let mut store = connect();
+        let found = store.ask(&[b"GET", b"k"]).expect("an answer");
+        assert_eq!(found, Reply::Bulk(Some(value)));
+        assert_eq!(store.ask(&[b"STRLEN", b"log"]).expect("an answer"), Reply::Integer(2000));
+    });
+    vm.kill();
+    let stats = backend.stop();
+    assert_eq!(stats.get(&guest, "channel.opened"), 2);
+    for fault in ["malformed", "foreign_buffer", "bad_range", "refused_channels"] {
+        assert_eq!(stats.get(&guest, &format!("channel.{fault}")), 0, "{fault}");
+    }
+    let of = |name| stats.get(&guest, name);
+    assert_eq!(of("pool.free") + of("pool.port") + of("pool.claimed"), of("pool.buffers"));
+}
+
+fn ok() -> Reply {
+    Reply::Simple("OK".to_owned())
 }

@@ -15,13 +15,13 @@ pub struct Arguments(HashMap<String, String>);
 
 impl Arguments {
     /// Reads the command line; `known` are the names besides those that every
-    /// example takes: socket, channel, poll-us, yield.
+    /// example takes: socket, or interface and region; channel, poll-us, yield.
     pub fn parse(known: &[&str]) -> Result<Arguments, Box<dyn Error>> {
         let mut found = HashMap::new();
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
             let name = word.strip_prefix("--").ok_or(format!("{word}: not an option"))?;
-            let common = ["socket", "channel", "poll-us", "yield"];
+            let common = ["socket", "interface", "region", "channel", "poll-us", "yield"];
             if !common.contains(&name) && !known.contains(&name) {
                 return Err(format!("{word}: unknown; known are {common:?} and {known:?}").into());
             }
@@ -45,6 +45,19 @@ impl Arguments {
         }
     }
 
+    /// Where the host is: a socket of its, or, in a virtual machine, a network device
+    /// and the region's device.
+    fn endpoint(&self) -> Result<Endpoint, Box<dyn Error>> {
+        let [socket, interface, region] =
+            ["socket", "interface", "region"].map(|name| self.0.get(name));
+        match (socket, interface, region) {
+            (Some(socket), None, None) => Ok(Endpoint::vhost_user(socket)),
+            #[cfg(target_os = "linux")]
+            (None, Some(interface), Some(region)) => Ok(Endpoint::packet(interface, region)),
+            _ => Err("give --socket PATH, or --interface NAME and --region DEVICE".into()),
+        }
+    }
+
     /// Opens the channel that the arguments ask for.
     #[allow(dead_code, reason = "each example takes one of the two")]
     pub fn open(&self, name: &str) -> Result<Channel, Box<dyn Error>> {
@@ -53,7 +66,7 @@ impl Arguments {
 
     /// Likewise, with these options where the arguments say nothing.
     pub fn open_with(&self, name: &str, options: Options) -> Result<Channel, Box<dyn Error>> {
-        let socket: String = self.get("socket")?.ok_or("--socket PATH is missing")?;
+        let endpoint = self.endpoint()?;
         let options = Options {
             name: name.to_owned(),
             channel: self.get("channel")?.unwrap_or(0),
@@ -63,7 +76,7 @@ impl Arguments {
             },
             ..options
         };
-        Ok(Channel::open(&Endpoint::vhost_user(socket), options)?)
+        Ok(Channel::open(&endpoint, options)?)
     }
 }
 

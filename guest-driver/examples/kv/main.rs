@@ -2,7 +2,8 @@
 //! and redis-benchmark speak.
 //!
 //! ```text
-//! kv --socket PATH [--port 6379] [--channel N] [--poll-us N] [--yield]
+//! kv (--socket PATH | --interface NAME --region DEVICE)
+//!      [--port 6379] [--channel N] [--poll-us N] [--yield]
 //! ```
 //!
 //! Values lie in the packet buffers that they arrived in, in the guest's region,

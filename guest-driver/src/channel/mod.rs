@@ -24,6 +24,8 @@ use crate::event::{Event, LostCause};
 use crate::medium::RegionMedium;
 use crate::memory::Memory;
 use crate::sys;
+#[cfg(target_os = "linux")]
+use crate::transport::packet::PacketSocket;
 use crate::transport::vhost_user::VhostUser;
 use crate::transport::{Timeout, Transport, TransportError};
 
@@ -94,8 +96,13 @@ impl Channel {
     ///
     /// The region is mapped, and the buffers for sending are on their way.
     pub fn open(endpoint: &Endpoint, options: Options) -> Result<Channel, OpenError> {
-        let transport = match endpoint {
-            Endpoint::VhostUser(path) => Box::new(VhostUser::connect(path, options.frame_size)?),
+        let frame_size = options.frame_size;
+        let transport: Box<dyn Transport> = match endpoint {
+            Endpoint::VhostUser(path) => Box::new(VhostUser::connect(path, frame_size)?),
+            #[cfg(target_os = "linux")]
+            Endpoint::Packet { interface, region } => {
+                Box::new(PacketSocket::open(interface, region, frame_size)?)
+            }
         };
         Channel::open_on(transport, options)
     }
@@ -411,7 +418,8 @@ impl Channel {
     /// Maps the region of an opening that has just begun.
     fn map(&mut self, geometry: Geometry) -> Result<(), TransportError> {
         self.memory = None;
-        let mapping = Arc::new(self.transport.map_region(geometry.region_size)?);
+        let mapping =
+            Arc::new(self.transport.map_region(geometry.region_uuid, geometry.region_size)?);
         self.memory = Memory::new(Arc::clone(&mapping), &geometry, self.epoch);
         self.geometry = Some(geometry);
         if self.memory.is_none() {

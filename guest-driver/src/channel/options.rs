@@ -12,12 +12,28 @@ use crate::{Channel, Event};
 pub enum Endpoint {
     /// The Unix socket of a vhost-user backend: this process is the guest.
     VhostUser(PathBuf),
+    /// A network device of this virtual machine: this process is an application
+    /// beside the kernel's driver.
+    #[cfg(target_os = "linux")]
+    Packet {
+        /// Name of the network device, such as `eth0`. It is up.
+        interface: String,
+        /// The device of the region, such as `/dev/dax0.0`.
+        region: PathBuf,
+    },
 }
 
 impl Endpoint {
     /// The vhost-user backend that listens at `path`.
     pub fn vhost_user(path: impl Into<PathBuf>) -> Endpoint {
         Endpoint::VhostUser(path.into())
+    }
+
+    /// The backend behind the network device `interface`, with the region that the
+    /// kernel shows at `region`.
+    #[cfg(target_os = "linux")]
+    pub fn packet(interface: impl Into<String>, region: impl Into<PathBuf>) -> Endpoint {
+        Endpoint::Packet { interface: interface.into(), region: region.into() }
     }
 }
 

@@ -4,6 +4,9 @@
 
 pub(crate) use paste_pmem::Mapping;
 
+#[cfg(target_os = "linux")]
+pub(crate) mod packet;
+
 #[cfg(any(target_os = "linux", target_os = "freebsd"))]
 mod unix;
 #[cfg(any(target_os = "linux", target_os = "freebsd"))]

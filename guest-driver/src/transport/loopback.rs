@@ -328,7 +328,7 @@ impl Transport for Loopback {
         self.host().map(|_| ())
     }
 
-    fn map_region(&mut self, len: u64) -> Result<Mapping, TransportError> {
+    fn map_region(&mut self, _: [u8; 16], len: u64) -> Result<Mapping, TransportError> {
         Ok(Mapping::from_fd(self.host()?.region.as_fd(), 0, len as usize, true).unwrap())
     }
 

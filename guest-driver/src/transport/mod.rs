@@ -6,6 +6,8 @@
 
 #[cfg(test)]
 pub(crate) mod loopback;
+#[cfg(target_os = "linux")]
+pub(crate) mod packet;
 pub(crate) mod vhost_user;
 
 use std::time::Duration;
@@ -67,6 +69,12 @@ pub enum TransportError {
         #[source]
         error: paste_pmem::MapError,
     },
+    /// There is another region in the place of the host's, or none.
+    #[error(
+        "{}: is not the region that the host serves this device from; name that one's device",
+        .0.display()
+    )]
+    OtherRegion(std::path::PathBuf),
     /// This processor cannot make stores durable as the region asks for.
     #[error(transparent)]
     Domain(#[from] paste_pmem::DomainError),
@@ -128,8 +136,8 @@ pub(crate) trait Transport: std::fmt::Debug + Send {
     /// Waits until the host has taken every frame sent, or for `limit`.
     fn drain(&mut self, limit: Duration) -> Result<(), TransportError>;
 
-    /// Maps the region anew, the first `len` bytes of it.
-    fn map_region(&mut self, len: u64) -> Result<Mapping, TransportError>;
+    /// Maps the region with this identity anew, the first `len` bytes of it.
+    fn map_region(&mut self, uuid: [u8; 16], len: u64) -> Result<Mapping, TransportError>;
 
     /// Connects anew after an error.
     fn reconnect(&mut self) -> Result<(), TransportError>;

@@ -284,7 +284,7 @@ impl Transport for VhostUser {
         }
     }
 
-    fn map_region(&mut self, len: u64) -> Result<Mapping, TransportError> {
+    fn map_region(&mut self, _: [u8; 16], len: u64) -> Result<Mapping, TransportError> {
         let offer = self.device.session.wait_offer()?;
         let whole = usize::try_from(len).ok().filter(|_| len <= offer.len);
         let Some(len) = whole else {

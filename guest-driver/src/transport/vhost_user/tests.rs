@@ -179,8 +179,8 @@ fn a_frame_goes_out_and_comes_back_and_the_region_is_mapped() {
     let mut front = VhostUser::connect(&path, 1024).unwrap();
     assert_eq!((front.mac(), front.frame_size()), (DEVICE_MAC, 1024));
     echo(&mut front);
-    assert_eq!(front.map_region(REGION_LEN).unwrap().len(), REGION_LEN as usize);
-    assert!(matches!(front.map_region(REGION_LEN + 1), Err(TransportError::Protocol(_))));
+    assert_eq!(front.map_region([0; 16], REGION_LEN).unwrap().len(), REGION_LEN as usize);
+    assert!(matches!(front.map_region([0; 16], REGION_LEN + 1), Err(TransportError::Protocol(_))));
     front.drain(Duration::from_secs(10)).unwrap();
     assert_eq!(front.device.tx.in_flight(), 0);
     drop(front);
@@ -234,7 +234,7 @@ fn a_backend_that_leaves_without_offering_the_region_ends_the_wait_for_it() {
     let mut front = VhostUser::connect(&path, 1024).unwrap();
     echo(&mut front);
     rustix::net::shutdown(front.device.session.sockets()[0], rustix::net::Shutdown::Both).unwrap();
-    assert!(matches!(front.map_region(REGION_LEN), Err(TransportError::Disconnected)));
+    assert!(matches!(front.map_region([0; 16], REGION_LEN), Err(TransportError::Disconnected)));
     drop(front);
     thread.join().unwrap();
 }
