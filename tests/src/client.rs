@@ -29,6 +29,11 @@ pub fn connect(ip: &str, port: u16) -> io::Result<TcpStream> {
 /// One request on a connection that stays open.
 pub fn get(stream: &mut TcpStream, path: &str) -> io::Result<Response> {
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n").as_bytes())?;
+    answer(stream)
+}
+
+/// The answer to a request that was sent.
+pub fn answer(stream: &mut TcpStream) -> io::Result<Response> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
