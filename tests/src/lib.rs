@@ -15,6 +15,7 @@ pub mod disk;
 pub mod frontend;
 pub mod fuzz;
 pub mod interop;
+pub mod loop_disk;
 pub mod netns;
 pub mod packet;
 pub mod pcapng;

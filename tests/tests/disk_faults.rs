@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use paste_tests::disk::{Disk, Failure, unmount};
+use paste_tests::loop_disk::LoopDisk;
 use paste_tests::process::Process;
 use paste_tests::require;
 use paste_tests::require::{Need, built};
@@ -263,6 +264,37 @@ fn on_a_small_disk_that_others_fill_nothing_is_acknowledged() {
     let disk = Small::new();
     let says = ["No space left on device", "make room on its file system"];
     nothing_is_acknowledged(&disk.path("mirror"), &|full| disk.fill(full), says[0], says[1]);
+}
+
+/// Not a fault that we make up: the kernel has found damage, and writes nothing any
+/// more. Only a start of the system mends that, so the memory is lost too.
+#[test]
+fn when_the_kernel_makes_the_disk_read_only_nothing_is_acknowledged() {
+    require!(NEEDS[0], NEEDS[2], NEEDS[3], Need::Device("/dev/loop-control"));
+    require!(Need::Program("mkfs.ext4"));
+    let disk = LoopDisk::new(64 << 20);
+    let mut bed = Bed::new(&disk.path("mirror"), &|_| ());
+    disk.damage();
+    bed.write_in_vain();
+    let mut client = bed.store.client();
+    for number in 0..KEYS {
+        bed.ledger.check_one(&mut client, number);
+    }
+    let log = bed.process().output();
+    for text in ["stores could not be made durable", "web1", "Read-only file system"] {
+        assert!(log.contains(text), "no \"{text}\" in {log}");
+    }
+    drop(client);
+    bed.store.crash(true, true, true);
+    let refusal = bed.store.refusal();
+    assert!(refusal.contains("Read-only file system"), "{refusal}");
+
+    disk.repair();
+    assert_sound(bed.store.mirror());
+    bed.store.resume();
+    bed.check();
+    bed.write_all();
+    drop(bed.store.stop());
 }
 
 #[test]
