@@ -18,6 +18,8 @@ use crate::port::{Caps, Port, PortError, RX_OFFSET, Received, RxBatch};
 const RX_BUDGET: usize = 256;
 /// Frames that wait for the port at once.
 const TX_BUDGET: usize = 512;
+/// Buffers that the port may be done with at once without more memory for their names.
+const DONE_ROOM: usize = 4096;
 /// Places in a batch that plain frames leave to the stack.
 const TX_RESERVE: usize = 256;
 
@@ -44,7 +46,7 @@ impl UserEngine {
             mac,
             rx: RxBatch::new(RX_BUDGET),
             tx: TxBatch::new(TX_BUDGET),
-            done: Vec::with_capacity(TX_BUDGET),
+            done: Vec::with_capacity(DONE_ROOM),
             scratch: vec![0; buffer_size].into_boxed_slice(),
         }
     }
@@ -223,12 +225,15 @@ impl StackPort for UserEngine {
     }
 
     fn transmit(&mut self, now: Now, mem: &mut RegionMemory) -> Result<usize, PortError> {
-        let mut total = 0;
+        let (mut total, mut asked) = (0, false);
         loop {
             self.stack.transmit(mem, now.monotonic_ns, &mut self.tx);
-            if self.tx.is_empty() {
+            // A port that still reads buffers says only when it is asked that it no
+            // longer does.
+            if self.tx.is_empty() && (asked || !self.port.is_sending()) {
                 return Ok(total);
             }
+            asked = true;
             let Self { port, tx, done, .. } = self;
             // The port is shown the pool while it reports buffers that it is
             // done with, so these are settled after it returns.

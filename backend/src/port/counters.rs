@@ -17,6 +17,8 @@ pub struct Drops {
     pub tx_link_down: u64,
     /// To be sent, refused by the device.
     pub tx_refused: u64,
+    /// For the host's own stack on the same NIC, which had no room.
+    pub to_host_full: u64,
 }
 
 /// Counters of one port, written by its worker alone.
@@ -40,6 +42,10 @@ pub struct PortCounters {
     pub rx_no_buffer: u64,
     /// Times that the device took no more frames for now.
     pub tx_full: u64,
+    /// Frames passed on to the host's own stack on the same NIC.
+    pub to_host_frames: u64,
+    /// Frames of that stack passed on to the NIC.
+    pub from_host_frames: u64,
     /// Frames thrown away.
     pub drops: Drops,
 }
@@ -58,8 +64,18 @@ impl PortCounters {
             syscalls,
             rx_no_buffer,
             tx_full,
+            to_host_frames,
+            from_host_frames,
             drops:
-                Drops { rx_oversize, rx_runt, rx_segmented, tx_malformed, tx_link_down, tx_refused },
+                Drops {
+                    rx_oversize,
+                    rx_runt,
+                    rx_segmented,
+                    tx_malformed,
+                    tx_link_down,
+                    tx_refused,
+                    to_host_full,
+                },
         } = *self;
         for (name, value) in [
             ("rx_frames", rx_frames),
@@ -71,12 +87,15 @@ impl PortCounters {
             ("syscalls", syscalls),
             ("rx_no_buffer", rx_no_buffer),
             ("tx_full", tx_full),
+            ("to_host_frames", to_host_frames),
+            ("from_host_frames", from_host_frames),
             ("drops.rx_oversize", rx_oversize),
             ("drops.rx_runt", rx_runt),
             ("drops.rx_segmented", rx_segmented),
             ("drops.tx_malformed", tx_malformed),
             ("drops.tx_link_down", tx_link_down),
             ("drops.tx_refused", tx_refused),
+            ("drops.to_host_full", to_host_full),
         ] {
             visit(name, value);
         }

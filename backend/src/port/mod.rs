@@ -7,6 +7,7 @@
 //! [`crate::attachment`].
 
 mod counters;
+pub mod netmap;
 mod pipe;
 pub mod prng;
 mod tap;
@@ -138,6 +139,12 @@ pub trait Port: Send {
         batch: &mut TxBatch,
         done: &mut dyn FnMut(Origin, u32),
     ) -> Result<usize, PortError>;
+
+    /// Whether the port still reads buffers of frames that it took, or has frames of its
+    /// own to send: then [`Port::send`] is to be called, be it with an empty batch.
+    fn is_sending(&self) -> bool {
+        false
+    }
 
     /// Gives back the buffers that the port keeps in reserve. Called before
     /// the pool goes away; the port takes new ones when it next receives.

@@ -1,0 +1,250 @@
+//! The kernel's side, for real: `/dev/netmap`, its ioctls, and memory to be laid out in.
+//! All that is `unsafe` about them, and all that differs between systems, is here.
+
+use std::ffi::c_void;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr::{self, NonNull};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags};
+
+use super::abi::{NIOCCTRL, NIOCRXSYNC, NIOCTXSYNC};
+use super::area::{Area, Keep};
+use super::kernel::{Body, Descriptor, Kernel, Request, Shared};
+
+/// The device of netmap's module.
+const PATH: &str = "/dev/netmap";
+
+/// The system that this process runs on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Os;
+
+/// A descriptor of `/dev/netmap`.
+#[derive(Debug)]
+pub(super) struct Netmap(OwnedFd);
+
+impl Kernel for Os {
+    type Descriptor = Netmap;
+
+    fn open(&self) -> Result<Netmap, Errno> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        rustix::fs::open(PATH, flags, Mode::empty()).map(Netmap)
+    }
+
+    fn reserve(&self, private: usize, shared: &Shared<'_>) -> Result<Area, String> {
+        reserve(private, shared)
+    }
+}
+
+impl AsFd for Netmap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Descriptor for Netmap {
+    fn control(&self, request: &mut Request<'_>) -> Result<(), Errno> {
+        let Request { header, body, extmem, offsets } = request;
+        header.body = match body {
+            Body::Register(register) => ptr::from_mut::<_>(*register) as u64,
+            Body::PortInfo(info) => ptr::from_mut::<_>(*info) as u64,
+        };
+        // A list, each naming the next.
+        let offsets = offsets.as_mut().map_or(0, |offsets| ptr::from_mut::<_>(*offsets) as u64);
+        header.options = match extmem {
+            Some(extmem) => {
+                extmem.option.next = offsets;
+                ptr::from_mut::<_>(*extmem) as u64
+            }
+            None => offsets,
+        };
+        // SAFETY: the argument is a header of API 14, whose pointers name live exclusive
+        // borrows of what the header's type says belongs to it; the kernel keeps none.
+        check(unsafe { libc::ioctl(self.0.as_raw_fd(), NIOCCTRL as _, ptr::from_mut(header)) })
+    }
+
+    fn map(&self, len: usize) -> Result<Area, Errno> {
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: the kernel chooses the place, so nothing that exists is replaced.
+        let start =
+            unsafe { rustix::mm::mmap(ptr::null_mut(), len, prot, MapFlags::SHARED, &self.0, 0) }?;
+        let start = NonNull::new(start.cast::<u8>()).ok_or(Errno::NOMEM)?;
+        // SAFETY: just mapped, at a page's start, and unmapped when dropped.
+        Ok(unsafe { Area::new(start, len, Box::new(Mapped { start, len })) })
+    }
+
+    fn txsync(&self) -> Result<(), Errno> {
+        self.sync(NIOCTXSYNC)
+    }
+
+    fn rxsync(&self) -> Result<(), Errno> {
+        self.sync(NIOCRXSYNC)
+    }
+}
+
+impl Netmap {
+    fn sync(&self, code: u64) -> Result<(), Errno> {
+        // SAFETY: neither ioctl has an argument. What the kernel writes to lies in
+        // memory that was mapped for it, or is read by raw pointers alone.
+        check(unsafe { libc::ioctl(self.0.as_raw_fd(), code as _, ptr::null_mut::<c_void>()) })
+    }
+}
+
+fn check(result: libc::c_int) -> Result<(), Errno> {
+    if result < 0 {
+        let error = std::io::Error::last_os_error();
+        return Err(Errno::from_io_error(&error).unwrap_or(Errno::IO));
+    }
+    Ok(())
+}
+
+/// What was mapped, until it is dropped.
+struct Mapped {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: an address belongs to no thread.
+unsafe impl Send for Mapped {}
+
+impl Keep for Mapped {}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: exactly what was mapped, and nobody can use it any more. An error
+        // would mean that it was not mapped, which cannot be.
+        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len) };
+    }
+}
+
+/// Bytes of a huge page.
+#[cfg(target_os = "linux")]
+const HUGE: usize = 2 << 20;
+
+/// On Linux, netmap takes each page of a range for itself, whatever is mapped there.
+#[cfg(target_os = "linux")]
+pub(super) fn reserve(private: usize, shared: &Shared<'_>) -> Result<Area, String> {
+    /// `f_type` of hugetlbfs (`linux/magic.h`).
+    const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
+    let small = rustix::param::page_size();
+    let stat = rustix::fs::fstat(shared.fd).map_err(|e| format!("fstat failed: {e}"))?;
+    let is_device =
+        rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::CharacterDevice;
+    let statfs = rustix::fs::fstatfs(shared.fd).map_err(|e| format!("fstatfs failed: {e}"))?;
+    let on_huge = statfs.f_type as u64 == HUGETLBFS_MAGIC;
+    let page = match (is_device, on_huge) {
+        (true, _) => HUGE,
+        (false, true) => usize::try_from(statfs.f_bsize).unwrap_or(HUGE).max(small),
+        (false, false) => small,
+    };
+    if shared.buffer_size > page {
+        return Err(format!(
+            "buffers of {} bytes need physically contiguous memory: keep the region on hugetlbfs \
+             or device DAX, or set `buffer_size = {page}` or less",
+            shared.buffer_size
+        ));
+    }
+    if !shared.offset.is_multiple_of(page as u64) {
+        return Err(
+            "a region on huge pages needs 66 MiB or more for its buffers to begin at one".into()
+        );
+    }
+
+    // Room for the private part to end where a huge page does.
+    let lead = private.next_multiple_of(HUGE);
+    let shared_len = shared.len.next_multiple_of(page);
+    let whole = lead + shared_len + HUGE;
+    let anonymous = |at: *mut c_void, len, prot, flags| {
+        // SAFETY: either the kernel chooses the place, or it lies in what was reserved
+        // here and nothing uses.
+        unsafe { rustix::mm::mmap_anonymous(at, len, prot, flags) }
+    };
+    let start = anonymous(
+        ptr::null_mut(),
+        whole,
+        ProtFlags::empty(),
+        MapFlags::PRIVATE | MapFlags::NORESERVE,
+    )
+    .map_err(|e| format!("mmap failed: {e}"))?;
+    let Some(base) = NonNull::new(start.cast::<u8>()) else { return Err("mmap failed".into()) };
+    let reserved = Mapped { start: base, len: whole };
+    let aligned = start.addr().next_multiple_of(HUGE) - start.addr();
+    let at = |offset: usize| start.cast::<u8>().wrapping_add(aligned + offset).cast::<c_void>();
+
+    // Rings need pages that follow each other physically: from the kernel's reserve, or
+    // as it finds them.
+    let prot = ProtFlags::READ | ProtFlags::WRITE;
+    let flags = MapFlags::PRIVATE | MapFlags::FIXED;
+    if anonymous(at(0), lead, prot, flags | MapFlags::HUGETLB).is_err() {
+        anonymous(at(0), lead, prot, flags).map_err(|e| format!("mmap failed: {e}"))?;
+        // SAFETY: advice about what was just mapped. A system without such pages refuses
+        // it, and then there are none.
+        let _ = unsafe { rustix::mm::madvise(at(0), lead, rustix::mm::Advice::LinuxHugepage) };
+    }
+    // SAFETY: just mapped for writing, and private. Every page is there before netmap
+    // asks for it.
+    unsafe { ptr::write_bytes(at(0).cast::<u8>(), 0, lead) };
+    // SAFETY: lies in what was reserved, behind the private part.
+    unsafe {
+        rustix::mm::mmap(
+            at(lead),
+            shared_len,
+            prot,
+            MapFlags::SHARED | MapFlags::FIXED,
+            shared.fd,
+            shared.offset,
+        )
+    }
+    .map_err(|e| format!("the region cannot be mapped once more: {e}"))?;
+    let first = NonNull::new(at(lead - private).cast::<u8>()).ok_or("mmap failed")?;
+    // SAFETY: the private part's last bytes and the region's buffers behind them, in one
+    // reservation that lives as long as the area; at a page's start, as `private` is
+    // whole pages.
+    Ok(unsafe { Area::new(first, private + shared.len, Box::new(reserved)) })
+}
+
+/// On FreeBSD, netmap takes the whole object that is mapped at an address, and lays
+/// itself out from that object's beginning: a region would be written over.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn reserve(_private: usize, _shared: &Shared<'_>) -> Result<Area, String> {
+    Err("on this system netmap would lay its rings out over the region's head".into())
+}
+
+/// What the host's network knows of an interface.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Link {
+    /// Bytes of the largest packet.
+    pub(super) mtu: u32,
+    /// Somebody brought it up.
+    pub(super) up: bool,
+    /// It takes frames for other addresses than its own.
+    pub(super) promiscuous: bool,
+    /// Its address.
+    pub(super) mac: [u8; 6],
+}
+
+/// Looks an interface up; `None` where there is none, or no telling.
+#[cfg(target_os = "linux")]
+pub(super) fn link(name: &str) -> Option<Link> {
+    let read = |file: &str| std::fs::read_to_string(format!("/sys/class/net/{name}/{file}")).ok();
+    let flags = read("flags")?;
+    let flags = u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16).ok()?;
+    let address = read("address")?;
+    let mut mac = [0; 6];
+    for (byte, text) in mac.iter_mut().zip(address.trim().split(':')) {
+        *byte = u8::from_str_radix(text, 16).ok()?;
+    }
+    Some(Link {
+        mtu: read("mtu")?.trim().parse().ok()?,
+        up: flags & libc::IFF_UP as u32 != 0,
+        promiscuous: flags & libc::IFF_PROMISC as u32 != 0,
+        mac,
+    })
+}
+
+/// There is no telling yet.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn link(_name: &str) -> Option<Link> {
+    None
+}
