@@ -10,9 +10,11 @@
 //! The kinds are the rows of [`KINDS`]. A further kind is a file and a row of that
 //! table.
 
+mod netmap;
 mod pipe;
 mod spec;
 mod tap;
+mod vale;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -21,12 +23,13 @@ use std::net::IpAddr;
 use paste_pmem::Region;
 
 use crate::engine::StackPort;
+use crate::port::netmap::NetmapError;
 use crate::port::{PipeError, Port, TapError, Wires};
 
 pub use spec::{Spec, SpecError};
 
 /// The kinds of device, by prefix.
-pub const KINDS: &[Kind] = &[tap::KIND, pipe::KIND];
+pub const KINDS: &[Kind] = &[tap::KIND, netmap::KIND, vale::KIND, pipe::KIND];
 
 /// A kind of device: one row of [`KINDS`].
 #[derive(Debug)]
@@ -104,6 +107,9 @@ pub enum OpenError {
     /// A TAP device.
     #[error(transparent)]
     Tap(#[from] TapError),
+    /// A port of netmap's.
+    #[error(transparent)]
+    Netmap(#[from] NetmapError),
     /// A wire between two guests.
     #[error(transparent)]
     Pipe(#[from] PipeError),

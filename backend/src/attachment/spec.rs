@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::{Attachment, Device, KINDS, Kind, OpenContext, OpenError};
+use super::{Attachment, Device, KINDS, Kind, OpenContext, OpenError, vale};
 
 /// A device as configured, and its kind.
 #[derive(Clone, Debug)]
@@ -22,9 +22,11 @@ impl Spec {
         let Some((prefix, rest)) = text.split_once(':') else {
             return Err(SpecError::NoPrefix { text: text.to_owned() });
         };
-        let kind = KINDS
-            .iter()
-            .find(|kind| kind.prefix == prefix)
+        let exact = KINDS.iter().find(|kind| kind.prefix == prefix).map(|kind| (kind, rest));
+        // A switch has its name before the colon: `vale0:web1`.
+        let switch = || text.strip_prefix(vale::KIND.prefix).map(|rest| (&vale::KIND, rest));
+        let (kind, rest) = exact
+            .or_else(switch)
             .ok_or_else(|| SpecError::UnknownKind { prefix: prefix.to_owned() })?;
         let device = Arc::from((kind.parse)(rest)?);
         Ok(Spec { text: text.to_owned(), kind, device })
@@ -208,7 +210,8 @@ mod tests {
     fn kinds_have_prefixes_of_their_own() {
         for (index, kind) in KINDS.iter().enumerate() {
             assert!(KINDS[..index].iter().all(|other| other.prefix != kind.prefix), "{kind:?}");
-            assert!(kind.form.starts_with(&format!("{}:", kind.prefix)), "{kind:?}");
+            assert!(kind.form.starts_with(kind.prefix), "{kind:?}");
+            assert!(kind.form.contains(':'), "{kind:?}");
         }
     }
 
