@@ -250,6 +250,8 @@ fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Ready, 
         addresses: &addresses,
         flows_max: guest.flows_max,
         spoof_check: guest.spoof_check,
+        headroom: HEADROOM,
+        shared_sends_max: region.geometry().buffer_count().min(SHARED_SENDS_MAX),
         region: &region,
         wires,
     };

@@ -22,6 +22,8 @@ pub struct Guest {
     pub name: String,
     /// Its TAP device.
     pub tap: String,
+    /// Its port, where that is no TAP device.
+    pub port: Option<&'static str>,
     /// The Ethernet address.
     pub mac: String,
     /// The stack port's address with its prefix.
@@ -38,6 +40,7 @@ impl Guest {
         Guest {
             name: format!("web{number}"),
             tap: format!("tap{number}"),
+            port: None,
             mac: format!("52:54:00:00:07:{:02x}", 10 + number),
             address: format!("10.7.0.{}/24", 10 + number),
             address_v6: None,
@@ -64,13 +67,14 @@ impl Guest {
 
     /// The table of this guest, with its socket in `dir`.
     pub fn table(&self, dir: &Path) -> String {
-        let Guest { name, tap, mac, address, address_v6, more } = self;
+        let Guest { name, tap, port, mac, address, address_v6, more } = self;
+        let port = port.map_or_else(|| format!("tap:{tap}"), str::to_owned);
         let second =
             address_v6.iter().map(|address| format!(", \"{address}\"")).collect::<String>();
         let socket = dir.join(format!("{name}.sock"));
         format!(
             "[[guest]]\nname = \"{name}\"\nsocket = \"{}\"\nmac = \"{mac}\"\n\
-             addresses = [\"{address}\"{second}]\nport = \"tap:{tap}\"\n{more}\n",
+             addresses = [\"{address}\"{second}]\nport = \"{port}\"\n{more}\n",
             socket.display()
         )
     }
@@ -94,8 +98,19 @@ impl Backend {
 
     /// Likewise, with its sockets in a directory that may hold something already.
     pub fn start_in(dir: TempDir, net: &Namespace, guests: &[Guest]) -> Backend {
+        Backend::start_by(net.command(built("pasted")), dir, guests)
+    }
+
+    /// Starts the program where the test is, in no namespace, with its sockets in a
+    /// directory that may hold something already.
+    pub fn start_here(dir: TempDir, guests: &[Guest]) -> Backend {
+        Backend::start_by(Command::new(built("pasted")), dir, guests)
+    }
+
+    fn start_by(mut pasted: Command, dir: TempDir, guests: &[Guest]) -> Backend {
         let config = write_config(dir.path(), guests);
-        let process = Process::spawn("pasted", run_command(net, &config).args(["--log", "info"]));
+        pasted.args(["run", "--config"]).arg(&config).args(["--log", "info"]);
+        let process = Process::spawn("pasted", &mut pasted);
         let mut backend = Backend { process, dir };
         backend.process.wait_output("serving");
         backend

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 pub enum Need {
     /// Network namespaces and TAP devices.
     Namespaces,
+    /// The host's TCP through io_uring.
+    IoUring,
     /// A device, such as `/dev/fuse`.
     Device(&'static str),
     /// A program in `PATH`.
@@ -39,6 +41,7 @@ macro_rules! require {
 pub fn missing(need: Need) -> Option<String> {
     let reason = match need {
         Need::Namespaces => no_namespaces()?,
+        Need::IoUring => pasted::engine::sockets::probe().err()?.to_string(),
         Need::Device(path) if Path::new(path).exists() => return None,
         Need::Device(path) => format!("{path} does not exist"),
         Need::Program(name) if program(name).is_some() => return None,

@@ -12,6 +12,8 @@
 
 mod netmap;
 mod pipe;
+#[cfg(target_os = "linux")]
+mod sockets;
 mod spec;
 mod tap;
 mod vale;
@@ -29,7 +31,14 @@ use crate::port::{PipeError, Port, TapError, Wires};
 pub use spec::{Spec, SpecError};
 
 /// The kinds of device, by prefix.
-pub const KINDS: &[Kind] = &[tap::KIND, netmap::KIND, vale::KIND, pipe::KIND];
+pub const KINDS: &[Kind] = &[
+    tap::KIND,
+    netmap::KIND,
+    vale::KIND,
+    pipe::KIND,
+    #[cfg(target_os = "linux")]
+    sockets::KIND,
+];
 
 /// A kind of device: one row of [`KINDS`].
 #[derive(Debug)]
@@ -54,6 +63,12 @@ pub struct Kind {
 pub trait Device: fmt::Debug + Send + Sync {
     /// The device's name, without parameters.
     fn name(&self) -> &str;
+
+    /// Whether the guest's addresses are the host's own. Then loopback is one, and guests
+    /// can share one.
+    fn has_hosts_addresses(&self) -> bool {
+        false
+    }
 
     /// Opens the device.
     ///
@@ -95,6 +110,10 @@ pub struct OpenContext<'a> {
     pub flows_max: u32,
     /// Headers are to be kept where the guest cannot rewrite them.
     pub spoof_check: bool,
+    /// The smallest offset that a guest sends from: what is received has to lie behind it.
+    pub headroom: u16,
+    /// Sends of buffers that stay the guest's, under way at once.
+    pub shared_sends_max: u32,
     /// The guest's region: its buffers, and the file that they lie in.
     pub region: &'a Region,
     /// The wires of this process.
@@ -113,6 +132,10 @@ pub enum OpenError {
     /// A wire between two guests.
     #[error(transparent)]
     Pipe(#[from] PipeError),
+    /// The host's TCP.
+    #[cfg(target_os = "linux")]
+    #[error(transparent)]
+    Sockets(#[from] crate::engine::sockets::SocketsError),
 }
 
 /// Why this host cannot do a kind of device for this user, and what to do.

@@ -42,6 +42,11 @@ impl Spec {
         self.device.name()
     }
 
+    /// See [`Device::has_hosts_addresses`].
+    pub fn has_hosts_addresses(&self) -> bool {
+        self.device.has_hosts_addresses()
+    }
+
     /// Opens the device.
     ///
     /// # Errors
@@ -106,6 +111,14 @@ pub enum SpecError {
         kind: &'static str,
         /// The characters allowed beside letters and digits.
         allowed: &'static str,
+    },
+    /// The kind has no devices to be named.
+    #[error("a {kind} port has no name, \"{name}\" has to go: write {kind}:")]
+    NameNotWanted {
+        /// The name.
+        name: String,
+        /// The kind's prefix.
+        kind: &'static str,
     },
     /// The kind takes no parameters.
     #[error("a {kind} port takes no parameters: remove \"?{parameters}\"")]
@@ -186,6 +199,8 @@ mod tests {
             ("tap:br-web.7_a", "tap", "br-web.7_a"),
             ("pipe:wire0", "pipe", "wire0"),
             ("pipe:wire0?loss=0.05&seed=7", "pipe", "wire0"),
+            #[cfg(target_os = "linux")]
+            ("sockets:", "sockets", ""),
         ] {
             let spec = Spec::parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));
             assert_eq!((spec.kind().prefix, spec.device()), (prefix, device));
@@ -240,6 +255,8 @@ mod tests {
                  -_.",
             ),
             ("tap:tap0?queues=2", "a tap port takes no parameters: remove \"?queues=2\""),
+            #[cfg(target_os = "linux")]
+            ("sockets:eth0", "a sockets port has no name, \"eth0\" has to go: write sockets:"),
             ("pipe:w?loss", "parameter \"loss\" has no value: write loss=VALUE"),
             (
                 "pipe:w?lost=1",

@@ -8,7 +8,7 @@ use std::path::Path;
 use super::error::Findings;
 use super::fields::At;
 use super::read::Draft;
-use super::value::is_link_local;
+use super::value::{PrefixError, is_hosts_own, is_link_local};
 use super::{MTU_MIN_IPV6, Prefix, RegionSpec};
 use crate::port::mtu_max;
 
@@ -17,6 +17,13 @@ pub(super) fn within(guest: &Draft, findings: &mut Findings) {
     let who = &guest.who;
     if let Some(addresses) = &guest.addresses {
         families(who, "address", &addresses.value, |prefix| prefix.address(), findings);
+        // Without a port, that is reported, and this when there is one.
+        let own = guest.port.as_ref().is_some_and(|port| !port.value.has_hosts_addresses());
+        let hosts = |prefix: &&At<Prefix>| is_hosts_own(prefix.value.address());
+        for prefix in addresses.value.iter().filter(hosts).filter(|_| own) {
+            let error = PrefixError::NotUnicast(prefix.value.address());
+            findings.add(prefix.at.clone(), format!("{who}: address {error}"));
+        }
         if let Some(gateways) = &guest.gateways {
             families(who, "gateway", gateways, |&gateway| gateway, findings);
             for gateway in gateways {
@@ -161,6 +168,9 @@ pub(super) fn between(guests: &[Draft], findings: &mut Findings) {
             let addresses = &guest.addresses.as_ref()?.value;
             let address = addresses.iter().find(|a| a.value.address().is_ipv4() == v4)?;
             let port = &guest.port.as_ref()?.value;
+            if port.has_hosts_addresses() {
+                return None;
+            }
             let link = (port.kind().prefix, port.device().to_owned(), guest.vlan);
             let key = (link, address.value.address());
             Some((address, key, "address", "guests on one port need addresses of their own"))

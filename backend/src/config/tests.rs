@@ -219,6 +219,14 @@ fn one_wrong_value_is_named_with_its_place() {
             "5:14: guest \"web1\": address 224.0.0.1 cannot be a host's address on a network: use a unicast address",
         ),
         (
+            "addresses = [\"10.7.0.2/24\", \"::1/128\"]",
+            "5:29: guest \"web1\": address ::1 cannot be a host's address on a network: use a unicast address",
+        ),
+        (
+            "addresses = [\"10.7.0.2/24\", \"::/128\"]",
+            "5:29: guest \"web1\": address :: cannot be a host's address on a network: use a unicast address",
+        ),
+        (
             "addresses = [\"10.7.0.255/24\"]",
             "5:14: guest \"web1\": address 10.7.0.255/24 names the network or its broadcast address: use a host's address within it",
         ),
@@ -552,9 +560,25 @@ fn files_that_cannot_be_read() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn guests_on_sockets_have_addresses_of_the_host_and_may_share_them() {
+    for address in ["127.0.0.1/8", "0.0.0.0/32", "::1/128", "::/128"] {
+        let guest = |number: u8| {
+            format!(
+                "[[guest]]\nname = \"web{number}\"\nsocket = \"/run/web{number}.sock\"\n\
+                 mac = \"52:54:00:00:00:0{number}\"\naddresses = [\"{address}\"]\n\
+                 port = \"sockets:\"\n"
+            )
+        };
+        let config = parse(&(guest(1) + &guest(2))).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(config.guests.len(), 2, "{address}");
+    }
+}
+
+#[test]
 fn the_examples_are_right() {
     let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
-    for name in ["quickstart.toml", "durable.toml"] {
+    for name in ["quickstart.toml", "durable.toml", "sockets.toml"] {
         let config = Config::load(&configs.join(name)).unwrap();
         assert_eq!(config.guests.len(), 1, "{name}");
     }

@@ -169,6 +169,12 @@ pub(super) fn is_unicast(address: IpAddr) -> bool {
     }
 }
 
+/// Whether only the host itself can have the address: loopback, or all of its addresses.
+/// Whether a guest may have it depends on its port.
+pub(super) fn is_hosts_own(address: IpAddr) -> bool {
+    address.is_loopback() || address.is_unspecified()
+}
+
 /// Whether the address is of use on one link only (RFC 4291 section 2.5.6).
 pub(super) fn is_link_local(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
@@ -190,7 +196,7 @@ impl FromStr for Prefix {
         }
         let len_max = if address.is_ipv4() { 32 } else { 128 };
         let len = len.parse().ok().filter(|len| (1..=len_max).contains(len)).ok_or_else(form)?;
-        if !is_unicast(address) {
+        if !is_unicast(address) && !is_hosts_own(address) {
             return Err(PrefixError::NotUnicast(address));
         }
         if is_link_local(address) {

@@ -6,6 +6,8 @@
 //! Engines know nothing of rings, channels' frames or configuration.
 
 mod memory;
+#[cfg(target_os = "linux")]
+pub mod sockets;
 mod user;
 
 use std::net::SocketAddr;
@@ -136,6 +138,12 @@ pub trait StackPort: Send {
 
     /// Frames wait for a NIC that was full.
     fn is_backlogged(&self) -> bool;
+
+    /// Has the descriptor say what comes from now on, for a worker that is about to
+    /// sleep. True if something is there already.
+    fn arm(&mut self) -> bool {
+        false
+    }
 
     /// Readable when frames wait.
     fn fd(&self) -> Option<BorrowedFd<'_>>;

@@ -185,7 +185,8 @@ impl Worker {
                 return Some(Duration::ZERO);
             }
         }
-        if self.parts.pmem.as_mut().is_some_and(|pmem| pmem.arm()) {
+        let pmem = self.parts.pmem.as_mut().is_some_and(|pmem| pmem.arm());
+        if self.parts.engine.arm() || pmem {
             return Some(Duration::ZERO);
         }
         let deadlines = [

@@ -160,6 +160,7 @@ fn start_pasted(path: &path::Path, settings: &Settings, what: Service<'_>) -> Pe
     let guest = Guest {
         name: "far".to_owned(),
         tap: GUEST_DEVICE.to_owned(),
+        port: None,
         mac: "52:54:00:00:09:02".to_owned(),
         address: settings.family.far().to_owned(),
         address_v6: None,

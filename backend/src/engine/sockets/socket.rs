@@ -1,0 +1,76 @@
+//! Sockets of the host's, as the engine wants them, and what is asked of them outside
+//! the ring: a few calls in the life of a listener or a flow, and none for a request.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use paste_abi::slot::Opt;
+use rustix::net::sockopt::{
+    set_ipv6_v6only, set_socket_keepalive, set_socket_linger, set_socket_reuseaddr,
+    set_tcp_keepidle, set_tcp_nodelay, set_tcp_user_timeout,
+};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, listen, socket_with};
+
+/// The longest time before keepalive probes, s (`MAX_TCP_KEEPIDLE` of `net/tcp.h`).
+const KEEPALIVE_MAX_S: u64 = 32_767;
+
+/// A socket of the address's family. It is not in non-blocking mode: the ring never waits
+/// in a call, and would return instead of waiting by itself.
+fn tcp(address: IpAddr) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, Some(ipproto::TCP))?;
+    if address.is_ipv6() {
+        set_ipv6_v6only(&socket, true)?;
+    }
+    // Batches are the guest's to make.
+    set_tcp_nodelay(&socket, true)?;
+    Ok(socket)
+}
+
+/// Whether the address is one of the host's.
+pub(super) fn try_address(address: IpAddr) -> io::Result<()> {
+    Ok(bind(&tcp(address)?, &SocketAddr::new(address, 0))?)
+}
+
+/// A socket that listens. What is set here, what it accepts inherits.
+pub(super) fn listener(address: IpAddr, port: u16, backlog: u16) -> io::Result<OwnedFd> {
+    let socket = tcp(address)?;
+    // Flows of an earlier process may be in TIME-WAIT.
+    set_socket_reuseaddr(&socket, true)?;
+    bind(&socket, &SocketAddr::new(address, port))?;
+    listen(&socket, backlog.max(1).into())?;
+    Ok(socket)
+}
+
+/// A socket that is to connect from `address`, and from `port` unless it is 0.
+pub(super) fn connector(address: IpAddr, port: u16) -> io::Result<OwnedFd> {
+    let socket = tcp(address)?;
+    if port != 0 {
+        set_socket_reuseaddr(&socket, true)?;
+    }
+    if port != 0 || !address.is_unspecified() {
+        bind(&socket, &SocketAddr::new(address, port))?;
+    }
+    Ok(socket)
+}
+
+/// Has the socket's end be a RST.
+pub(super) fn reset_on_close(socket: impl AsFd) {
+    // Where it fails, its end is a FIN.
+    let _ = set_socket_linger(socket, Some(Duration::ZERO));
+}
+
+/// Sets an option of a flow; 0 is the system's default.
+pub(super) fn set_option(socket: BorrowedFd<'_>, option: Opt, value: u64) -> io::Result<()> {
+    match option {
+        Opt::UserTimeout => set_tcp_user_timeout(socket, value.try_into().unwrap_or(u32::MAX))?,
+        Opt::KeepAlive if value == 0 => set_socket_keepalive(socket, false)?,
+        Opt::KeepAlive => {
+            set_tcp_keepidle(socket, Duration::from_secs(value.min(KEEPALIVE_MAX_S)))?;
+            set_socket_keepalive(socket, true)?;
+        }
+    }
+    Ok(())
+}
