@@ -16,6 +16,7 @@
 //! | [`durability`] | how a guest's stores become durable, beside its worker |
 //! | [`vhost`] | the vhost-user session and its rings; not what they carry |
 //! | [`worker`] | the turn, and when to sleep; the parts only by their traits |
+//! | [`switch`] | frames of a NIC that several guests share |
 //! | [`wiring`] | who is connected to whom |
 //! | [`ports_cli`] | which kinds of port this host can do |
 //! | [`region_cli`] | a region's file, while nobody serves it |
@@ -34,6 +35,7 @@ pub mod metrics;
 pub mod port;
 pub mod ports_cli;
 pub mod region_cli;
+pub mod switch;
 pub mod sys;
 #[cfg(test)]
 mod testing;

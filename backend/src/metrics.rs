@@ -6,11 +6,24 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-/// The counters of all guests.
+/// The counters of all guests, and of the ports that several of them share.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// One entry for each guest, in the order of the configuration.
     pub guests: Vec<GuestSnapshot>,
+    /// One entry for each shared port.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared_ports: Vec<PortSnapshot>,
+}
+
+/// The counters of a port that several guests share, by name: `port.rx_frames`,
+/// `switch.switched` and so on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortSnapshot {
+    /// The port, as configured.
+    pub port: String,
+    /// Totals since it was opened.
+    pub counters: BTreeMap<String, u64>,
 }
 
 /// The counters of one guest, by name: `port.rx_frames`, `stack.retransmits`,
@@ -69,7 +82,7 @@ mod tests {
         let mut guest = GuestSnapshot::new("web1");
         guest.put("channel.slots_out", 12);
         guest.put("channel.batches_out", 4);
-        let snapshot = Snapshot { guests: vec![guest] };
+        let snapshot = Snapshot { guests: vec![guest], ..Snapshot::default() };
         snapshot.write_to(&path).unwrap();
         let read: Snapshot = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         assert_eq!(read, snapshot);

@@ -5,6 +5,8 @@
 //! served, none is, and nothing is left behind. Then one worker thread runs per
 //! guest, and this thread waits for the signal to stop.
 
+mod shared;
+
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -31,6 +33,8 @@ use crate::sys::clock::realtime_ns;
 use crate::sys::{prefer_huge_pages, wake};
 use crate::vhost::{Device, DeviceOptions, Endpoint, EndpointError, RegionFd};
 use crate::worker::{Network, Parts, PmemPort, Sources, Stop, Worker};
+
+use shared::Shared;
 
 /// The smallest offset in a buffer that a guest may send from: room for the
 /// longest header, so that it can be written in front of the payload.
@@ -93,6 +97,9 @@ pub enum Error {
     /// A worker ended by itself.
     #[error("guest {0}: its worker ended; the log says why")]
     Worker(String),
+    /// The thread of a port that several guests share ended by itself.
+    #[error("port {0}: its thread ended; the log says why")]
+    SharedPort(String),
     /// The counters could not be written.
     #[error("{}: the counters cannot be written: {source}", path.display())]
     Stats {
@@ -125,7 +132,8 @@ pub fn run(config: &Config, inherited: Inherited) -> Result<(), Error> {
     ])
     .map_err(system("signals cannot be watched"))?;
 
-    let opened = open_all(config, inherited)?;
+    let (opened, shared) = open_all(config, inherited)?;
+    let shared = shared.start().map_err(system("a thread cannot be started"))?;
     let mut running = Vec::with_capacity(opened.len());
     for Ready { worker, stop, name, region, made } in opened {
         made.keep();
@@ -143,7 +151,7 @@ pub fn run(config: &Config, inherited: Inherited) -> Result<(), Error> {
     if let Some(signal) = signals.forever().next() {
         tracing::info!(signal, "stopping");
     }
-    stop_all(config, running)
+    stop_all(config, running, shared)
 }
 
 /// The life of one worker thread. A guest whose worker fails, or panics, is
@@ -162,7 +170,11 @@ fn serve(worker: Worker, name: &str) -> Option<GuestSnapshot> {
     }
 }
 
-fn stop_all(config: &Config, running: Vec<Running>) -> Result<(), Error> {
+fn stop_all(
+    config: &Config,
+    running: Vec<Running>,
+    shared: Vec<shared::Running>,
+) -> Result<(), Error> {
     for guest in &running {
         guest.stop.stop();
     }
@@ -175,6 +187,13 @@ fn stop_all(config: &Config, running: Vec<Running>) -> Result<(), Error> {
         }
         if let Err(source) = region.close() {
             outcome = Err(Error::Region { guest: name, source: source.into() });
+        }
+    }
+    // After the guests, whose last frames they carry.
+    for port in shared {
+        match port.stop() {
+            Ok(counted) => snapshot.shared_ports.push(counted),
+            Err(port) => outcome = Err(Error::SharedPort(port)),
         }
     }
     if let Some(path) = &config.stats {
@@ -215,48 +234,42 @@ impl Drop for Made {
 
 /// Opens everything of every guest. What was opened is closed again if any of
 /// it fails.
-fn open_all(config: &Config, mut inherited: Inherited) -> Result<Vec<Ready>, Error> {
+fn open_all(config: &Config, mut inherited: Inherited) -> Result<(Vec<Ready>, Shared), Error> {
     if let Some((name, _)) =
         inherited.iter().find(|(name, _)| config.guests.iter().all(|g| g.name != *name))
     {
         return Err(Error::NoSuchGuest(name.clone()));
     }
     let mut wires = Wires::default();
-    config
-        .guests
-        .iter()
-        .map(|guest| {
-            let fd = inherited
-                .iter()
-                .position(|(name, _)| *name == guest.name)
-                .map(|index| inherited.swap_remove(index).1);
-            open(guest, &mut wires, fd)
-        })
-        .collect()
+    let mut shared = Shared::open(&config.guests, &mut wires)?;
+    let ready = config.guests.iter().map(|guest| {
+        let fd = inherited
+            .iter()
+            .position(|(name, _)| *name == guest.name)
+            .map(|index| inherited.swap_remove(index).1);
+        let attachment = shared.take(&guest.name);
+        open(guest, attachment, &mut wires, fd)
+    });
+    Ok((ready.collect::<Result<_, _>>()?, shared))
 }
 
-fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Ready, Error> {
+/// Opens everything of one guest, but for a port that it shares.
+fn open(
+    guest: &Guest,
+    attachment: Option<Attachment>,
+    wires: &mut Wires,
+    fd: Option<OwnedFd>,
+) -> Result<Ready, Error> {
     let name = || guest.name.clone();
     let mac = guest.mac.octets();
     let system = |what| move |source| Error::System { what, source };
 
     let (region, made) =
         open_region(guest).map_err(|source| Error::Region { guest: name(), source })?;
-    let addresses: Vec<_> = guest.addresses.iter().map(|prefix| prefix.address()).collect();
-    let mut context = OpenContext {
-        mtu: guest.mtu,
-        mac,
-        vlan: guest.vlan,
-        addresses: &addresses,
-        flows_max: guest.flows_max,
-        spoof_check: guest.spoof_check,
-        headroom: HEADROOM,
-        shared_sends_max: region.geometry().buffer_count().min(SHARED_SENDS_MAX),
-        region: &region,
-        wires,
+    let opened = match attachment {
+        Some(attachment) => attachment,
+        None => attach(guest, guest.mtu, &region, wires)?,
     };
-    let opened = guest.port.open(&mut context);
-    let opened = opened.map_err(|source| Error::Port { guest: name(), source })?;
     let engine = match opened {
         Attachment::StackPort(engine) => engine,
         Attachment::Port(port) => user_engine(guest, &region, port)?,
@@ -324,16 +337,45 @@ fn open(guest: &Guest, wires: &mut Wires, fd: Option<OwnedFd>) -> Result<Ready, 
         channels: Channels::new(terms, durability),
         pmem,
         sources: guest.spoof_check.then(|| sources(guest)),
-        poll_ns: match guest.poll {
-            Poll::Always => u64::MAX,
-            Poll::For(time) => time.as_nanos() as u64,
-        },
+        poll_ns: poll_ns(guest),
     };
     let (worker, stop) = Worker::new(parts, waker, wakeups);
     tracing::info!(guest = %guest.name, socket = %guest.socket.path.display(),
         address = %guest.address(), port = %guest.port, domain = ?region.domain(),
         "guest opened");
     Ok(Ready { worker, stop, name: name(), region, made })
+}
+
+/// How long the guest's worker polls before it sleeps, ns.
+fn poll_ns(guest: &Guest) -> u64 {
+    match guest.poll {
+        Poll::Always => u64::MAX,
+        Poll::For(time) => time.as_nanos() as u64,
+    }
+}
+
+/// Opens the device that a guest names, with frames in this region.
+fn attach(
+    guest: &Guest,
+    mtu: u16,
+    region: &Region,
+    wires: &mut Wires,
+) -> Result<Attachment, Error> {
+    let addresses: Vec<_> = guest.addresses.iter().map(|prefix| prefix.address()).collect();
+    let mut context = OpenContext {
+        mtu,
+        mac: guest.mac.octets(),
+        vlan: guest.vlan,
+        addresses: &addresses,
+        flows_max: guest.flows_max,
+        spoof_check: guest.spoof_check,
+        headroom: HEADROOM,
+        shared_sends_max: region.geometry().buffer_count().min(SHARED_SENDS_MAX),
+        region,
+        wires,
+    };
+    let opened = guest.port.open(&mut context);
+    opened.map_err(|source| Error::Port { guest: guest.name.clone(), source })
 }
 
 /// Who the guest's kernel may say that it is.

@@ -117,6 +117,26 @@ impl Buffers {
         Ok(())
     }
 
+    /// Copies `len` bytes at `from_offset` of buffer `from` of another region to
+    /// `to_offset` of buffer `to`.
+    ///
+    /// # Errors
+    /// [`RangeError`] for the range that is not inside, and nothing is copied.
+    #[inline]
+    pub fn copy_from(
+        &self,
+        (to, to_offset): (u32, usize),
+        other: &Buffers,
+        (from, from_offset): (u32, usize),
+        len: usize,
+    ) -> Result<(), RangeError> {
+        let at = other.locate(from, from_offset, len)?;
+        let to = self.locate(to, to_offset, len)?;
+        let done = self.mapping.copy_from(to, &other.mapping, at, len);
+        debug_assert!(done, "checked when the buffers were laid out");
+        Ok(())
+    }
+
     /// The ones' complement sum (RFC 1071) of a range, folded to 16 bits and
     /// not complemented: bytes paired from the range's start, in network order.
     ///

@@ -215,6 +215,14 @@ impl Stats {
         Stats(serde_json::from_slice(&text).expect("JSON"))
     }
 
+    /// A counter of a port that several guests share.
+    pub fn shared(&self, port: &str, counter: &str) -> u64 {
+        let ports = self.0["shared_ports"].as_array().expect("a port is shared");
+        let found = ports.iter().find(|shared| shared["port"] == port);
+        let value = &found.expect("this port is shared")["counters"][counter];
+        value.as_u64().unwrap_or_else(|| panic!("there is no counter {counter}"))
+    }
+
     /// A counter of a guest.
     ///
     /// # Panics

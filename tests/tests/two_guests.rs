@@ -1,5 +1,6 @@
-//! Two guests behind a switch: every client reaches both, and neither notices
-//! what becomes of the other.
+//! Two guests behind a switch, each with a device of its own or both with one that
+//! they share: every client reaches both, and neither notices what becomes of the
+//! other.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -25,12 +26,22 @@ struct Scene {
     switch: Namespace,
 }
 
+/// What the guests are attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Devices {
+    Apart,
+    Shared,
+}
+
 impl Scene {
-    fn start() -> Scene {
+    fn start(devices: Devices) -> Scene {
         let switch = Namespace::new();
         switch.bridge("br0");
-        let guests = [Guest::number(1), Guest::number(2)];
-        for guest in &guests {
+        let mut guests = [Guest::number(1), Guest::number(2)];
+        if devices == Devices::Shared {
+            guests[1].tap = guests[0].tap.clone();
+        }
+        for guest in &guests[..if devices == Devices::Shared { 1 } else { 2 }] {
             switch.tap(&guest.tap);
             switch.join("br0", &guest.tap);
         }
@@ -65,7 +76,17 @@ fn ask(guest: &Guest, count: u32) {
 #[test]
 fn every_client_is_served_by_both_at_the_same_time() {
     require!(Need::Namespaces, Need::Built("pasted"), Need::Built("examples/http"));
-    let mut scene = Scene::start();
+    serve_every_client(Devices::Apart);
+}
+
+#[test]
+fn every_client_is_served_by_both_on_one_device() {
+    require!(Need::Namespaces, Need::Built("pasted"), Need::Built("examples/http"));
+    serve_every_client(Devices::Shared);
+}
+
+fn serve_every_client(devices: Devices) {
+    let mut scene = Scene::start(devices);
     std::thread::scope(|scope| {
         for client in &scene.clients {
             for guest in &scene.guests {
@@ -83,13 +104,29 @@ fn every_client_is_served_by_both_at_the_same_time() {
         let requests = CLIENTS as u64 * u64::from(REQUESTS);
         assert!(stats.get(guest, "channel.data_out") >= requests);
     }
+    if devices == Devices::Shared {
+        let port = format!("tap:{}", scene.guests[0].tap);
+        let count = |counter| stats.shared(&port, counter);
+        assert!(count("port.rx_frames") > 0 && count("port.tx_frames") > 0);
+        assert_eq!((count("dropped.web1"), count("dropped.web2")), (0, 0));
+    }
     drop(scene.switch);
 }
 
 #[test]
 fn one_guest_does_not_notice_the_end_of_the_other() {
     require!(Need::Namespaces, Need::Built("pasted"), Need::Built("examples/http"));
-    let mut scene = Scene::start();
+    end_one(Devices::Apart);
+}
+
+#[test]
+fn one_guest_does_not_notice_the_end_of_the_other_on_one_device() {
+    require!(Need::Namespaces, Need::Built("pasted"), Need::Built("examples/http"));
+    end_one(Devices::Shared);
+}
+
+fn end_one(devices: Devices) {
+    let mut scene = Scene::start(devices);
     let [first, second] = &scene.guests;
     let stop = AtomicBool::new(false);
     let answers = AtomicU64::new(0);

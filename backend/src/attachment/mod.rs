@@ -51,6 +51,9 @@ pub struct Kind {
     pub about: &'static str,
     /// How many guests may name the same device.
     pub guests_max: usize,
+    /// Whether these share one opened device, by a [`crate::switch`]; otherwise each
+    /// opens it for itself.
+    pub shared: bool,
     /// Judges what stands behind the colon.
     pub parse: fn(&str) -> Result<Box<dyn Device>, SpecError>,
     /// Tries whether this host can do it for this user. Leaves nothing behind. Says

@@ -12,6 +12,7 @@ pub(super) const KIND: Kind = Kind {
     form: "netmap:NAME[?fragments=on]",
     about: "a NIC or a pipe of netmap's, in the region's own buffers where the driver allows it",
     guests_max: 1,
+    shared: false,
     parse,
     probe,
 };

@@ -13,6 +13,7 @@ pub(super) const KIND: Kind = Kind {
     form: "pipe:NAME[?PARAMETER=VALUE&...]",
     about: "a virtual wire between two guests, with faults on demand",
     guests_max: 2,
+    shared: false,
     parse,
     probe: || Ok("inside this process".into()),
 };

@@ -13,6 +13,7 @@ pub(super) const KIND: Kind = Kind {
     form: "sockets:",
     about: "the host's own TCP, through io_uring; needs no privilege and no NIC",
     guests_max: GUESTS_MAX,
+    shared: false,
     parse,
     probe,
 };

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use super::spec::check_name;
 use super::{Attachment, Device, Kind, OpenContext, OpenError, SpecError, Unavailable};
+use crate::config::GUESTS_MAX;
 use crate::port::{TapError, TapPort};
 
 /// The row of the table of kinds.
@@ -11,7 +12,8 @@ pub(super) const KIND: Kind = Kind {
     prefix: "tap",
     form: "tap:NAME",
     about: "a TAP device of the host",
-    guests_max: 1,
+    guests_max: GUESTS_MAX,
+    shared: true,
     parse,
     probe,
 };

@@ -12,6 +12,7 @@ pub(super) const KIND: Kind = Kind {
     form: "vale[SWITCH]:PORT",
     about: "a port of a VALE switch of netmap's; the kernel copies between ports",
     guests_max: 1,
+    shared: false,
     parse,
     probe,
 };

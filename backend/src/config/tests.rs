@@ -432,8 +432,6 @@ fn guests_that_collide_are_named_both() {
              an address of its own",
             "web.toml:13:14: guest \"web2\": address is that of guest \"web1\" too: guests on one \
              port need addresses of their own",
-            "web.toml:15:8: guest \"web2\": port tap:tap0 serves one guest only: name another \
-             device",
             "web.toml:16:10: guest \"web2\": region path is a file of guest \"web1\" too: a \
              region belongs to one guest",
         ],
@@ -512,8 +510,6 @@ fn all_errors_are_reported_in_the_order_of_the_file() {
              hexadecimal digits, as in 52:54:00:00:00:01",
             "web.toml:13:14: guest \"web1\": address is that of guest 1 too: guests on one port \
              need addresses of their own",
-            "web.toml:15:8: guest \"web1\": port tap:tap0 serves one guest only: name another \
-             device",
         ],
     );
 }

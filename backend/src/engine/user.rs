@@ -259,6 +259,10 @@ impl StackPort for UserEngine {
         self.port.fd()
     }
 
+    fn arm(&mut self) -> bool {
+        self.port.arm()
+    }
+
     fn caps(&self) -> Caps {
         self.port.caps()
     }

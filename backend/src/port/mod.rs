@@ -153,6 +153,12 @@ pub trait Port: Send {
     /// Readable when frames wait.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
 
+    /// Asks for [`Port::fd`] to become readable when frames wait from now on, where it
+    /// would not by itself: the worker is about to sleep. True if some wait already.
+    fn arm(&mut self) -> bool {
+        false
+    }
+
     /// When a frame will be ready without the descriptor saying so, on the
     /// monotonic clock, in ns.
     fn next_deadline(&self) -> Option<u64>;
@@ -164,7 +170,7 @@ pub trait Port: Send {
 /// Whether no device would take the frame: it has less than a header, more than
 /// the link carries, a checksum to complete outside itself, or a payload that
 /// lies in no buffer.
-fn is_malformed(frame: &TxFrame, frame_max: usize, buffers: &Buffers) -> bool {
+pub(crate) fn is_malformed(frame: &TxFrame, frame_max: usize, buffers: &Buffers) -> bool {
     let len = frame.len();
     let csum_fits =
         frame.csum.is_none_or(|csum| usize::from(csum.start) + usize::from(csum.offset) + 2 <= len);
@@ -175,7 +181,7 @@ fn is_malformed(frame: &TxFrame, frame_max: usize, buffers: &Buffers) -> bool {
 }
 
 /// Gives back a buffer that a port took and did not use.
-fn give_back(pool: &mut Pool, buf: u32) {
+pub(crate) fn give_back(pool: &mut Pool, buf: u32) {
     let given = pool.give(buf, Owner::Port);
     debug_assert!(given.is_ok(), "a port kept buffer {buf}, which is not its own");
 }

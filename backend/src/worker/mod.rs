@@ -59,7 +59,7 @@ const TOKEN_DEVICE: Token = 16;
 /// Those of the virtio-pmem device follow this one.
 const TOKEN_PMEM: Token = 32;
 
-/// Asks a worker to stop, from another thread.
+/// Asks a thread that serves to stop, from another one.
 #[derive(Clone)]
 pub struct Stop {
     flag: Arc<AtomicBool>,
@@ -67,7 +67,12 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// Asks the worker to stop in good order.
+    /// Stops who looks at `flag` whenever the other end of `waker` is woken.
+    pub fn new(flag: Arc<AtomicBool>, waker: Waker) -> Stop {
+        Stop { flag, waker }
+    }
+
+    /// Asks it to stop in good order.
     pub fn stop(&self) {
         self.flag.store(true, Ordering::Release);
         self.waker.wake();
@@ -124,7 +129,7 @@ impl Worker {
             port_retry_at: None,
             counters: WorkerCounters::default(),
         };
-        (worker, Stop { flag: stop, waker })
+        (worker, Stop::new(stop, waker))
     }
 
     /// Serves the guest until it is asked to stop, and returns what was counted.
@@ -185,8 +190,8 @@ impl Worker {
                 return Some(Duration::ZERO);
             }
         }
-        let pmem = self.parts.pmem.as_mut().is_some_and(|pmem| pmem.arm());
-        if self.parts.engine.arm() || pmem {
+        let engine = self.port_retry_at.is_none() && self.parts.engine.arm();
+        if engine || self.parts.pmem.as_mut().is_some_and(|pmem| pmem.arm()) {
             return Some(Duration::ZERO);
         }
         let deadlines = [

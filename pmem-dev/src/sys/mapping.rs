@@ -234,6 +234,22 @@ impl Mapping {
         true
     }
 
+    /// Copies `len` bytes at `from` of another mapping, which is not to be of the same
+    /// bytes, to `to` of this one; false, and nothing is copied, unless both ranges lie
+    /// in their mappings. This one must be writable.
+    #[inline]
+    #[must_use]
+    pub fn copy_from(&self, to: usize, other: &Mapping, from: usize, len: usize) -> bool {
+        let (Some(from), Some(to)) = (other.at(from, len), self.at(to, len)) else {
+            return false;
+        };
+        // SAFETY: both ranges are valid for `len` bytes, and `copy` minds that they may
+        // overlap after all. Others may write meanwhile: then some mix is copied.
+        unsafe { ptr::copy(from, to, len) };
+        compiler_fence(Ordering::SeqCst);
+        true
+    }
+
     /// As [`Mapping::read_at`], each aligned 8-byte word of the file read whole:
     /// one that its writer stores meanwhile is the old or the new one.
     #[must_use]

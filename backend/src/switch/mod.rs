@@ -1,0 +1,432 @@
+//! A NIC that several guests share: one port, demultiplexed by destination.
+//!
+//! One guest must never see another's buffers, so the NIC's frames lie in a region of
+//! the host's own, and cross into the guest's, or out of it, by one copy. That copy is
+//! made by the guest's worker; the [`Switch`] moves names of buffers only, on a thread
+//! of its own, and what passes between the two are rings of one producer and one
+//! consumer: there is nothing to lock.
+//!
+//! ```text
+//!               port            Switch                     SwitchPort      worker
+//!   NIC --------------> buffer --------> to the guest  ---------> copy ---> stack
+//!   NIC <-------------- buffer <-------- from the guest <-------- copy <--- stack
+//!                                 \----> to another guest
+//! ```
+//!
+//! | module | knows |
+//! | --- | --- |
+//! | `table` | whose a frame is |
+//! | `member` | the switch's end of a guest's rings |
+//! | `port` | the guest's end, which is a port as any other |
+//! | `bell` | how one side wakes the other when it sleeps, and only then |
+//!
+//! # Who can hurt whom
+//!
+//! A guest that reads nothing holds as many of the NIC's buffers as its ring to it
+//! has places, and loses what comes beyond; one that sends without end is served no
+//! more often than the others. The region has room for all of that at once. What a
+//! guest's frames say of their sender is judged before they come here.
+
+mod bell;
+mod member;
+mod port;
+mod table;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use paste_pmem::{Buffers, Owner, Pool};
+use paste_stack::frame::HEAD_MAX;
+use paste_stack::{Origin, Payload, RxCsum, TxBatch, TxCsum};
+
+use crate::port::{Now, Port, PortError, RxBatch};
+use crate::sys::clock::{monotonic_ns, realtime_ns};
+use crate::sys::wake::{Waker, Wakeups};
+use crate::sys::{EventLoop, Token};
+use bell::Bell;
+use member::Member;
+use table::{HEADER_LEN, Route, Table};
+
+pub use port::SwitchPort;
+pub use table::Station;
+
+/// Frames taken from the port in one turn.
+const RX_BUDGET: usize = 256;
+/// Frames that wait for the port at once.
+const TX_BUDGET: usize = 512;
+/// Frames taken from one guest before it is the next one's turn.
+const QUANTUM: usize = 32;
+/// Frames on their way to one guest, and as many on their way from it.
+const RING: usize = 256;
+/// While it polls, the thread looks at its descriptors this often, ns.
+const CONTROL_INTERVAL: u64 = 1_000_000;
+/// A port that failed is tried again after this long, ns.
+const PORT_RETRY: u64 = 1_000_000_000;
+
+const TOKEN_WAKE: Token = 0;
+const TOKEN_PORT: Token = 1;
+
+/// Buffers that a switch with so many guests needs.
+pub const fn buffers_needed(guests: usize) -> usize {
+    2 * RX_BUDGET + TX_BUDGET + guests * 2 * RING
+}
+
+/// A frame in a buffer of the NIC's region, on its way between switch and guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Passing {
+    buf: u32,
+    offset: u16,
+    len: u16,
+    csum: RxCsum,
+    /// A checksum that is to be completed, or would have to be.
+    partial: Option<TxCsum>,
+    /// As [`paste_stack::TxFrame::mss`].
+    mss: u16,
+    /// Arrival, ns since the Unix epoch.
+    time: u64,
+}
+
+/// What a switch has done with frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counters {
+    turns: u64,
+    sleeps: u64,
+    /// From the NIC, for nobody here.
+    unknown: u64,
+    /// From one guest to others, without the NIC.
+    switched: u64,
+    port_errors: u64,
+}
+
+/// One NIC, and the guests that share it. Runs on a thread of its own.
+pub struct Switch {
+    name: String,
+    port: Box<dyn Port>,
+    pool: Pool,
+    members: Vec<Member>,
+    table: Table,
+    /// Who still has a buffer: the port, and guests.
+    holders: Box<[u16]>,
+    rx: RxBatch,
+    tx: TxBatch,
+    /// Buffers that the port is done with.
+    done: Vec<u32>,
+    /// Whose turn it is first.
+    first: usize,
+    bell: Arc<Bell>,
+    wakeups: Wakeups,
+    stop: Arc<AtomicBool>,
+    poll_ns: u64,
+    port_retry_at: Option<u64>,
+    counters: Counters,
+}
+
+impl std::fmt::Debug for Switch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Switch").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Switch {
+    /// A switch for the port of this name, whose frames lie in `pool`. It polls for
+    /// `poll_ns` before it sleeps, and is told by `waker`, the other end of `wakeups`.
+    /// When `stop` is set, and it is woken, it ends.
+    pub fn new(
+        name: String,
+        port: Box<dyn Port>,
+        pool: Pool,
+        poll_ns: u64,
+        (waker, wakeups): (Waker, Wakeups),
+        stop: Arc<AtomicBool>,
+    ) -> Switch {
+        let count = pool.buffers().count() as usize;
+        Switch {
+            name,
+            port,
+            pool,
+            members: Vec::new(),
+            table: Table::default(),
+            holders: vec![0; count].into_boxed_slice(),
+            rx: RxBatch::new(RX_BUDGET),
+            tx: TxBatch::new(TX_BUDGET),
+            done: Vec::with_capacity(TX_BUDGET),
+            first: 0,
+            bell: Arc::new(Bell::new(waker)),
+            wakeups,
+            stop,
+            poll_ns,
+            port_retry_at: None,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Adds the guest of this name, whose packets have at most `mtu` bytes. Its worker gets what is
+    /// returned; `waker` is the other end of `wakeups`.
+    pub fn join(
+        &mut self,
+        name: &str,
+        station: &Station,
+        mtu: u16,
+        (waker, wakeups): (Waker, Wakeups),
+    ) -> SwitchPort {
+        self.table.add(self.members.len(), station);
+        let caps = crate::port::Caps { mtu, gather: true, ..self.port.caps() };
+        let buffers: Buffers = self.pool.buffers().clone();
+        let (member, port) =
+            member::pair(name, caps, buffers, Arc::clone(&self.bell), (waker, wakeups));
+        self.members.push(member);
+        port
+    }
+
+    /// Moves frames until it is told to stop. Returns what was counted, by name.
+    ///
+    /// # Errors
+    /// Those of waiting.
+    pub fn run(mut self) -> std::io::Result<Vec<(String, u64)>> {
+        let mut events = self.watch()?;
+        let mut failed = self.port_retry_at.is_some();
+        let mut active_at = monotonic_ns();
+        let mut looked_at = active_at;
+        while !self.stop.load(Ordering::Acquire) {
+            let now = Now { monotonic_ns: monotonic_ns(), real_ns: realtime_ns() };
+            let moved = self.turn(now);
+            if moved {
+                active_at = now.monotonic_ns;
+            }
+            let idle = now.monotonic_ns.saturating_sub(active_at);
+            let timeout = if !moved && idle >= self.poll_ns {
+                self.counters.sleeps += 1;
+                self.sleep_time(now)
+            } else if now.monotonic_ns.saturating_sub(looked_at) >= CONTROL_INTERVAL {
+                Some(Duration::ZERO)
+            } else {
+                if !moved {
+                    // Guests that poll on the same core need it.
+                    std::thread::yield_now();
+                }
+                continue;
+            };
+            looked_at = now.monotonic_ns;
+            if events.wait(timeout)?.contains(&TOKEN_WAKE) {
+                self.wakeups.drain();
+            }
+            self.bell.disarm();
+            if failed != self.port_retry_at.is_some() {
+                events = self.watch()?;
+                failed = self.port_retry_at.is_some();
+            }
+        }
+        // What the guests sent last.
+        self.turn(Now { monotonic_ns: monotonic_ns(), real_ns: realtime_ns() });
+        self.port.release(&mut self.pool);
+        Ok(self.counted())
+    }
+
+    fn watch(&self) -> std::io::Result<EventLoop> {
+        use std::os::fd::AsFd;
+        let port = self.port.fd().filter(|_| self.port_retry_at.is_none());
+        let own = [Some((self.wakeups.as_fd(), TOKEN_WAKE)), port.map(|fd| (fd, TOKEN_PORT))];
+        EventLoop::new(own.into_iter().flatten())
+    }
+
+    /// How long it may sleep, having asked to be woken.
+    fn sleep_time(&mut self, now: Now) -> Option<Duration> {
+        self.bell.arm();
+        if self.members.iter().any(Member::has_frames) || self.port.arm() {
+            return Some(Duration::ZERO);
+        }
+        let deadlines = [
+            self.port.next_deadline(),
+            self.port_retry_at,
+            // A full NIC says nothing when it has room again.
+            (!self.tx.is_empty()).then_some(now.monotonic_ns + 1_000_000),
+        ];
+        let at = deadlines.into_iter().flatten().min();
+        at.map(|at| Duration::from_nanos(at.saturating_sub(monotonic_ns())))
+    }
+
+    /// One turn. Returns whether anything moved.
+    fn turn(&mut self, now: Now) -> bool {
+        self.counters.turns += 1;
+        let mut moved = 0;
+        for index in 0..self.members.len() {
+            while let Some(buf) = self.members[index].taken_back() {
+                self.let_go(buf);
+            }
+        }
+        match self.receive(now) {
+            Ok(frames) => moved += frames,
+            Err(error) => self.port_failed(now, &error),
+        }
+        moved += self.take_from_guests(now);
+        match self.transmit(now) {
+            Ok(frames) => moved += frames,
+            Err(error) => self.port_failed(now, &error),
+        }
+        for member in &mut self.members {
+            member.settle(&mut self.pool);
+        }
+        moved > 0
+    }
+
+    fn port_failed(&mut self, now: Now, error: &PortError) {
+        if self.counters.port_errors == 0 {
+            tracing::error!(%error, "a shared port failed; it is tried again every second");
+        }
+        self.counters.port_errors += 1;
+        self.port_retry_at = Some(now.monotonic_ns + PORT_RETRY);
+    }
+
+    fn receive(&mut self, now: Now) -> Result<usize, PortError> {
+        if let Some(at) = self.port_retry_at {
+            if now.monotonic_ns < at {
+                return Ok(0);
+            }
+            self.port_retry_at = None;
+        }
+        let received = self.port.receive(now, &mut self.pool, &mut self.rx);
+        for index in 0..self.rx.frames().len() {
+            let received = self.rx.frames()[index];
+            let frame = received.frame;
+            let passing = Passing {
+                buf: frame.buf,
+                offset: frame.offset,
+                len: frame.len,
+                csum: frame.csum,
+                partial: received.partial,
+                mss: 0,
+                time: frame.time,
+            };
+            self.holders[frame.buf as usize] = 1;
+            match self.route(&passing) {
+                Route::Member(member) => self.deliver(member, &passing),
+                Route::Group(vlan) => self.flood(None, vlan, &passing),
+                Route::Elsewhere => self.counters.unknown += 1,
+            }
+            self.let_go(frame.buf);
+        }
+        self.rx.clear();
+        received
+    }
+
+    /// Takes what guests send, a few frames of each in turns, as long as there is room
+    /// on the way to the NIC.
+    fn take_from_guests(&mut self, now: Now) -> usize {
+        let count = self.members.len();
+        let mut moved = 0;
+        for turn in 0..count {
+            let index = (self.first + turn) % count;
+            for _ in 0..QUANTUM {
+                if self.tx.room() == 0 {
+                    self.first = index;
+                    return moved;
+                }
+                let Some(mut passing) = self.members[index].take() else { break };
+                moved += 1;
+                passing.time = now.real_ns;
+                self.holders[passing.buf as usize] = 1;
+                match self.route(&passing) {
+                    Route::Member(member) if member == index => {}
+                    Route::Member(member) => {
+                        self.counters.switched += 1;
+                        self.deliver(member, &passing);
+                    }
+                    Route::Group(vlan) => {
+                        self.flood(Some(index), vlan, &passing);
+                        self.queue(&passing);
+                    }
+                    Route::Elsewhere => self.queue(&passing),
+                }
+                self.let_go(passing.buf);
+            }
+        }
+        self.first = (self.first + 1) % count.max(1);
+        moved
+    }
+
+    fn transmit(&mut self, now: Now) -> Result<usize, PortError> {
+        if self.tx.is_empty() {
+            return Ok(0);
+        }
+        let Self { port, pool, tx, done, .. } = self;
+        let sent = port.send(now, pool, tx, &mut |_, buf| done.push(buf));
+        while let Some(buf) = self.done.pop() {
+            self.let_go(buf);
+        }
+        sent
+    }
+
+    /// Whose the frame is, by its header.
+    fn route(&self, passing: &Passing) -> Route {
+        let mut header = [0; HEADER_LEN];
+        let len = HEADER_LEN.min(usize::from(passing.len));
+        let offset = usize::from(passing.offset);
+        match self.pool.buffers().read(passing.buf, offset, &mut header[..len]) {
+            Ok(()) => self.table.route(&header[..len]),
+            Err(_) => Route::Elsewhere,
+        }
+    }
+
+    /// Passes a frame on to everybody on its VLAN but the one it came from.
+    fn flood(&mut self, from: Option<usize>, vlan: Option<u16>, passing: &Passing) {
+        for member in 0..self.members.len() {
+            if Some(member) != from && self.table.is_on(member, vlan) {
+                self.deliver(member, passing);
+            }
+        }
+    }
+
+    fn deliver(&mut self, member: usize, passing: &Passing) {
+        if self.members[member].give(*passing) {
+            self.holders[passing.buf as usize] += 1;
+        }
+    }
+
+    /// Queues a frame for the NIC; there is room for it.
+    fn queue(&mut self, passing: &Passing) {
+        let Some(frame) = self.tx.push(Origin::Bridge) else { return };
+        let head = HEAD_MAX.min(usize::from(passing.len));
+        let offset = usize::from(passing.offset);
+        let read = self.pool.buffers().read(passing.buf, offset, frame.head_mut(head));
+        debug_assert!(read.is_ok(), "the guest's end wrote it there");
+        (frame.csum, frame.mss) = (passing.partial, passing.mss);
+        let rest = passing.len - head as u16;
+        if rest > 0 {
+            frame.payload =
+                Some(Payload { buf: passing.buf, offset: passing.offset + head as u16, len: rest });
+            self.holders[passing.buf as usize] += 1;
+        }
+    }
+
+    /// One less has the buffer; the last one frees it.
+    fn let_go(&mut self, buf: u32) {
+        let holders = &mut self.holders[buf as usize];
+        *holders -= 1;
+        if *holders == 0 {
+            let given = self.pool.give(buf, Owner::Port);
+            debug_assert!(given.is_ok(), "buffer {buf} was let go of twice");
+        }
+    }
+
+    fn counted(&self) -> Vec<(String, u64)> {
+        let Counters { turns, sleeps, unknown, switched, port_errors } = self.counters;
+        let mut counted = vec![
+            ("switch.turns".to_owned(), turns),
+            ("switch.sleeps".to_owned(), sleeps),
+            ("switch.unknown".to_owned(), unknown),
+            ("switch.switched".to_owned(), switched),
+            ("switch.port_errors".to_owned(), port_errors),
+            ("pool.buffers".to_owned(), u64::from(self.pool.buffers().count())),
+            ("pool.free".to_owned(), u64::from(self.pool.free())),
+        ];
+        self.port.counters().each(|name, value| counted.push((format!("port.{name}"), value)));
+        for member in &self.members {
+            counted.push((format!("dropped.{}", member.name()), member.dropped()));
+        }
+        counted
+    }
+}
+
+#[cfg(test)]
+mod tests;

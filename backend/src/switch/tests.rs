@@ -1,0 +1,440 @@
+//! A switch between a NIC that is made up and guests whose workers are these tests.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Mutex, MutexGuard};
+
+use paste_pmem::{Buffers, Mapping};
+use paste_stack::{RxFrame, TxFrame};
+
+use super::*;
+use crate::port::prng::Prng;
+use crate::port::{Caps, PortCounters, RX_OFFSET, Received};
+use crate::sys::wake;
+
+const BUFFER_SIZE: usize = 2048;
+const MTU: u16 = 1500;
+const ALL: [u8; 6] = [0xff; 6];
+const ABROAD: [u8; 6] = [2, 0, 0, 0, 0, 99];
+
+/// What is on the NIC's wire.
+#[derive(Debug, Default)]
+struct Wire {
+    arriving: VecDeque<Vec<u8>>,
+    sent: Vec<(Vec<u8>, Option<TxCsum>, u16)>,
+    full: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Nic(Arc<Mutex<Wire>>, PortCounters);
+
+impl Nic {
+    fn wire(&self) -> MutexGuard<'_, Wire> {
+        self.0.lock().unwrap()
+    }
+}
+
+impl Port for Nic {
+    fn caps(&self) -> Caps {
+        Caps { mtu: MTU, tx_csum: true, rx_partial: true, gather: true }
+    }
+
+    fn receive(
+        &mut self,
+        now: Now,
+        pool: &mut Pool,
+        out: &mut RxBatch,
+    ) -> Result<usize, PortError> {
+        let mut count = 0;
+        while out.room() > 0
+            && let Some(bytes) = self.wire().arriving.pop_front()
+        {
+            let buf = pool.take(Owner::Port).expect("the region has room for everything");
+            pool.buffers().write(buf, usize::from(RX_OFFSET), &bytes).unwrap();
+            let frame = RxFrame {
+                buf,
+                offset: RX_OFFSET,
+                len: bytes.len() as u16,
+                csum: RxCsum::Valid,
+                time: now.real_ns,
+            };
+            out.push(Received { frame, partial: None });
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    fn send(
+        &mut self,
+        _now: Now,
+        pool: &Pool,
+        batch: &mut TxBatch,
+        done: &mut dyn FnMut(Origin, u32),
+    ) -> Result<usize, PortError> {
+        if self.wire().full {
+            return Ok(0);
+        }
+        let count = batch.frames().len();
+        for frame in batch.frames() {
+            self.wire().sent.push((bytes_of(frame, pool.buffers()), frame.csum, frame.mss));
+            if let Some(payload) = frame.payload {
+                done(frame.origin, payload.buf);
+            }
+        }
+        batch.consume(count);
+        Ok(count)
+    }
+
+    fn release(&mut self, _pool: &mut Pool) {}
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn next_deadline(&self) -> Option<u64> {
+        None
+    }
+
+    fn counters(&self) -> &PortCounters {
+        &self.1
+    }
+}
+
+fn bytes_of(frame: &TxFrame, buffers: &Buffers) -> Vec<u8> {
+    let mut bytes = frame.head().to_vec();
+    if let Some(payload) = frame.payload {
+        let mut rest = vec![0; usize::from(payload.len)];
+        buffers.read(payload.buf, usize::from(payload.offset), &mut rest).unwrap();
+        bytes.extend(rest);
+    }
+    bytes
+}
+
+fn pool(count: usize) -> Pool {
+    let len = BUFFER_SIZE * count;
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(len as u64).unwrap();
+    let mapping = Mapping::from_fd(file.as_fd(), 0, len, true).unwrap();
+    Pool::new(Buffers::new(Arc::new(mapping), 0, BUFFER_SIZE, count as u32).unwrap())
+}
+
+/// A guest's worker.
+struct Guest {
+    port: SwitchPort,
+    pool: Pool,
+    mac: [u8; 6],
+    tx: TxBatch,
+}
+
+impl Guest {
+    /// Sends a frame from here; false if there is no room for it.
+    fn send(&mut self, to: [u8; 6], body: &[u8], csum: Option<TxCsum>) -> bool {
+        let buf = self.pool.take(Owner::Stack).unwrap();
+        let bytes = frame(to, self.mac, body);
+        let head = bytes.len().min(40);
+        self.pool.buffers().write(buf, 131, &bytes[head..]).unwrap();
+        let tx = self.tx.push(Origin::Stack).unwrap();
+        tx.head_mut(head).copy_from_slice(&bytes[..head]);
+        (tx.csum, tx.mss) = (csum, 1448);
+        let len = (bytes.len() - head) as u16;
+        tx.payload = (len > 0).then_some(Payload { buf, offset: 131, len });
+        let mut done = Vec::new();
+        let sent = self
+            .port
+            .send(Now::default(), &self.pool, &mut self.tx, &mut |_, buf| done.push(buf))
+            .unwrap();
+        assert_eq!(done.len(), sent * usize::from(len > 0), "it is copied at once");
+        if sent == 0 {
+            self.tx.pop();
+        }
+        self.pool.give(buf, Owner::Stack).unwrap();
+        sent == 1
+    }
+
+    /// All frames that wait.
+    fn receive(&mut self) -> Vec<(Received, Vec<u8>)> {
+        let mut batch = RxBatch::new(2 * RING);
+        self.port.receive(Now::default(), &mut self.pool, &mut batch).unwrap();
+        let mut frames = Vec::new();
+        for &received in batch.frames() {
+            let RxFrame { buf, offset, len, .. } = received.frame;
+            let mut bytes = vec![0; usize::from(len)];
+            self.pool.buffers().read(buf, usize::from(offset), &mut bytes).unwrap();
+            self.pool.give(buf, Owner::Port).unwrap();
+            frames.push((received, bytes));
+        }
+        frames
+    }
+
+    /// The bodies of all frames that wait.
+    fn bodies(&mut self) -> Vec<Vec<u8>> {
+        self.receive().into_iter().map(|(_, bytes)| bytes[14..].to_vec()).collect()
+    }
+}
+
+fn frame(to: [u8; 6], from: [u8; 6], body: &[u8]) -> Vec<u8> {
+    let mut bytes = to.to_vec();
+    bytes.extend(from);
+    bytes.extend([8, 0]);
+    bytes.extend(body);
+    bytes
+}
+
+struct Rig {
+    switch: Switch,
+    nic: Nic,
+    guests: Vec<Guest>,
+    count: usize,
+    stop: Arc<AtomicBool>,
+    waker: Waker,
+}
+
+impl Rig {
+    fn new(guests: usize) -> Rig {
+        let nic = Nic::default();
+        let count = buffers_needed(guests);
+        let (waker, wakeups) = wake::pair().unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut switch = Switch::new(
+            "tap:tap0".to_owned(),
+            Box::new(nic.clone()),
+            pool(count),
+            0,
+            (waker.clone(), wakeups),
+            Arc::clone(&stop),
+        );
+        let guests = (0..guests)
+            .map(|index| {
+                let mac = [0x52, 0x54, 0, 0, 0, index as u8];
+                let station = Station { mac, vlan: None, addresses: Vec::new() };
+                let name = format!("web{index}");
+                let port = switch.join(&name, &station, MTU, wake::pair().unwrap());
+                Guest { port, pool: pool(600), mac, tx: TxBatch::new(64) }
+            })
+            .collect();
+        let mut rig = Rig { switch, nic, guests, count, stop, waker };
+        rig.turn();
+        rig
+    }
+
+    fn turn(&mut self) -> bool {
+        self.switch.turn(Now { monotonic_ns: 1, real_ns: 2 })
+    }
+
+    fn arrives(&self, to: [u8; 6], body: &[u8]) {
+        self.nic.wire().arriving.push_back(frame(to, ABROAD, body));
+    }
+
+    fn sent(&self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.nic.wire().sent).into_iter().map(|sent| sent.0).collect()
+    }
+
+    /// No buffer is missing: all but the free ones of the guests are in the pool.
+    #[track_caller]
+    fn check(&mut self) {
+        for _ in 0..3 {
+            self.turn();
+            self.guests.iter_mut().for_each(|guest| drop(guest.receive()));
+        }
+        self.turn();
+        assert_eq!(self.switch.pool.free() as usize, self.count - self.guests.len() * RING);
+        assert!(self.switch.holders.iter().all(|&holders| holders == 0));
+    }
+}
+
+#[test]
+fn a_frame_from_the_nic_reaches_its_guest_alone_and_whole() {
+    let mut rig = Rig::new(2);
+    let long: Vec<u8> = (0..1500u32).map(|i| i as u8).collect();
+    rig.arrives(rig.guests[1].mac, b"short");
+    rig.arrives(rig.guests[1].mac, &long);
+    rig.arrives(ABROAD, b"for nobody here");
+    assert!(rig.turn());
+    assert!(rig.guests[0].receive().is_empty());
+    let frames = rig.guests[1].receive();
+    assert_eq!(frames.len(), 2);
+    assert_eq!(frames[1].1, frame(rig.guests[1].mac, ABROAD, &long));
+    assert_eq!((frames[0].0.frame.csum, frames[0].0.frame.time), (RxCsum::Valid, 2));
+    assert_eq!(rig.switch.counters.unknown, 1);
+    assert!(rig.sent().is_empty(), "nothing goes back");
+    rig.check();
+}
+
+#[test]
+fn a_frame_for_all_reaches_everybody_but_its_sender() {
+    let mut rig = Rig::new(3);
+    rig.arrives(ALL, b"from outside");
+    rig.turn();
+    for guest in &mut rig.guests {
+        assert_eq!(guest.bodies(), [b"from outside"]);
+    }
+    assert!(rig.guests[0].send(ALL, b"from a guest", None));
+    rig.turn();
+    assert!(rig.guests[0].bodies().is_empty());
+    assert_eq!(rig.guests[1].bodies(), [b"from a guest"]);
+    assert_eq!(rig.guests[2].bodies(), [b"from a guest"]);
+    assert_eq!(rig.sent(), [frame(ALL, rig.guests[0].mac, b"from a guest")]);
+    rig.check();
+}
+
+#[test]
+fn guests_reach_each_other_without_the_nic() {
+    let mut rig = Rig::new(2);
+    let csum = Some(TxCsum { start: 34, offset: 16 });
+    let to = rig.guests[1].mac;
+    let body: Vec<u8> = (0..1400u32).map(|i| (i * 7) as u8).collect();
+    assert!(rig.guests[0].send(to, &body, csum));
+    let own = rig.guests[0].mac;
+    assert!(rig.guests[0].send(own, b"to itself", None));
+    rig.turn();
+    let frames = rig.guests[1].receive();
+    assert_eq!(frames.len(), 1);
+    assert_eq!(frames[0].1[14..], body);
+    assert_eq!((frames[0].0.frame.csum, frames[0].0.partial), (RxCsum::Partial, csum));
+    assert!(rig.sent().is_empty() && rig.guests[0].receive().is_empty());
+    rig.check();
+}
+
+#[test]
+fn what_the_device_is_to_do_goes_with_the_frame() {
+    let mut rig = Rig::new(1);
+    let csum = Some(TxCsum { start: 34, offset: 16 });
+    assert!(rig.guests[0].send(ABROAD, &[5; 1400], csum));
+    rig.turn();
+    let sent = std::mem::take(&mut rig.nic.wire().sent);
+    assert_eq!(sent, [(frame(ABROAD, rig.guests[0].mac, &[5; 1400]), csum, 1448)]);
+    rig.check();
+}
+
+#[test]
+fn a_guest_that_reads_nothing_costs_the_others_nothing() {
+    let mut rig = Rig::new(3);
+    let deaf = rig.guests[2].mac;
+    for round in 0..10 * RING as u32 {
+        rig.arrives(deaf, &round.to_be_bytes());
+        assert!(rig.guests[0].send(deaf, &round.to_be_bytes(), None), "{round}");
+        assert!(rig.guests[0].send(ABROAD, &round.to_be_bytes(), None), "{round}");
+        rig.arrives(rig.guests[1].mac, &round.to_be_bytes());
+        rig.turn();
+        assert_eq!(rig.guests[1].bodies(), [round.to_be_bytes()]);
+        assert_eq!(rig.sent().len(), 1);
+    }
+    assert_eq!(rig.guests[2].receive().len(), RING);
+    assert_eq!(rig.switch.members[2].dropped(), 19 * RING as u64);
+    rig.check();
+}
+
+#[test]
+fn one_that_sends_without_end_is_served_as_often_as_the_others() {
+    let mut rig = Rig::new(2);
+    while rig.guests[0].send(ABROAD, &[1; 64], None) {}
+    assert!(rig.guests[1].send(ABROAD, &[2; 64], None));
+    rig.turn();
+    let sent = rig.sent();
+    assert_eq!(sent.len(), QUANTUM + 1);
+    assert!(sent.contains(&frame(ABROAD, rig.guests[1].mac, &[2; 64])));
+    // It gets back what was taken, and may go on.
+    assert!((0..QUANTUM).all(|_| rig.guests[0].send(ABROAD, &[1; 64], None)));
+    assert!(!rig.guests[0].send(ABROAD, &[1; 64], None));
+    while rig.turn() {}
+    rig.check();
+}
+
+#[test]
+fn a_nic_that_is_full_holds_frames_back_and_loses_none() {
+    let mut rig = Rig::new(2);
+    rig.nic.wire().full = true;
+    let mut accepted = 0u32;
+    for _ in 0..100 {
+        for guest in &mut rig.guests {
+            while guest.send(ABROAD, &[7; 1000], None) {
+                accepted += 1;
+            }
+        }
+        rig.turn();
+    }
+    assert_eq!(accepted as usize, TX_BUDGET + 2 * RING);
+    // Guests still hear of the NIC and of each other.
+    rig.arrives(rig.guests[0].mac, b"in");
+    rig.turn();
+    assert_eq!(rig.guests[0].bodies(), [b"in"]);
+    rig.nic.wire().full = false;
+    while rig.turn() {}
+    assert_eq!(rig.sent().len(), accepted as usize);
+    rig.check();
+}
+
+#[test]
+fn frames_that_do_not_fit_are_dropped() {
+    let mut rig = Rig::new(1);
+    rig.nic.wire().arriving.push_back(frame(rig.guests[0].mac, ABROAD, &[0; 1600]));
+    rig.nic.wire().arriving.push_back(vec![0xff; 5]);
+    rig.turn();
+    assert!(rig.guests[0].receive().is_empty());
+    assert_eq!((rig.switch.members[0].dropped(), rig.switch.counters.unknown), (1, 1));
+    rig.check();
+}
+
+#[test]
+fn any_exchange_leaves_the_books_right() {
+    for seed in 0..50 {
+        let mut rng = Prng::new(seed);
+        let mut rig = Rig::new(4);
+        for _ in 0..2_000 {
+            let guest = rng.below(4) as usize;
+            let to = match rng.below(6) {
+                4 => ALL,
+                5 => ABROAD,
+                other => rig.guests[other as usize].mac,
+            };
+            match rng.below(8) {
+                0 => drop(rig.guests[guest].receive()),
+                1 => drop(rig.turn()),
+                2 => rig.nic.wire().full ^= true,
+                3 | 4 => rig.arrives(to, &[3; 100]),
+                _ => drop(rig.guests[guest].send(to, &vec![4; rng.below(1400) as usize], None)),
+            }
+        }
+        rig.nic.wire().full = false;
+        while rig.turn() {}
+        rig.check();
+    }
+}
+
+#[test]
+fn nobody_sleeps_over_a_frame() {
+    const ROUNDS: u32 = 20_000;
+    let Rig { switch, nic: _, mut guests, stop, waker, .. } = Rig::new(2);
+    let thread = std::thread::spawn(move || switch.run().unwrap());
+    let mut far = guests.pop().unwrap();
+    let (near_mac, far_mac) = (guests[0].mac, far.mac);
+    // Each sleeps until the other has answered; a frame slept over ends it.
+    let wait = |guest: &mut Guest| loop {
+        if let Some(body) = guest.bodies().pop() {
+            return body;
+        }
+        if !guest.port.arm() {
+            let fd = guest.port.fd().unwrap();
+            let mut fds = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::IN)];
+            let limit = rustix::event::Timespec { tv_sec: 20, tv_nsec: 0 };
+            assert_eq!(rustix::event::poll(&mut fds, Some(&limit)).unwrap(), 1, "slept over");
+        }
+    };
+    let answering = std::thread::spawn(move || {
+        for _ in 0..ROUNDS {
+            let body = wait(&mut far);
+            assert!(far.send(near_mac, &body, None));
+        }
+    });
+    for round in 0..ROUNDS {
+        assert!(guests[0].send(far_mac, &round.to_be_bytes(), None));
+        assert_eq!(wait(&mut guests[0]), round.to_be_bytes());
+    }
+    answering.join().unwrap();
+    stop.store(true, Ordering::Release);
+    waker.wake();
+    let counted = thread.join().unwrap();
+    let count = |name| counted.iter().find(|(n, _)| n == name).unwrap().1;
+    assert_eq!(count("switch.switched"), 2 * u64::from(ROUNDS));
+    assert!(count("switch.sleeps") > 0);
+}
