@@ -56,7 +56,6 @@ pub(super) struct Flow {
     pub receiving: Busy,
     pub sending: Busy,
     pub connecting: Busy,
-    pub shutting: Busy,
     pub closing: Busy,
     /// The peer sends no more.
     pub fin_in: bool,
@@ -111,7 +110,6 @@ impl Flow {
         receiving: Busy::No,
         sending: Busy::No,
         connecting: Busy::No,
-        shutting: Busy::No,
         closing: Busy::No,
         fin_in: false,
         fin_queued: false,
@@ -144,7 +142,7 @@ impl Flow {
 
     /// Whether the kernel works on none of its requests.
     pub(super) fn is_idle(&self) -> bool {
-        let requests = [self.receiving, self.sending, self.connecting, self.shutting, self.closing];
+        let requests = [self.receiving, self.sending, self.connecting, self.closing];
         requests.iter().all(|&busy| busy == Busy::No)
     }
 }

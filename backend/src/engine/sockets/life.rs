@@ -75,23 +75,21 @@ impl SocketsEngine {
         Ok(())
     }
 
-    /// The kernel was told to send FIN.
-    pub(super) fn on_shutdown(&mut self, mem: &mut RegionMemory, index: u32, result: i32) {
+    /// Everything was sent, and the guest has closed.
+    fn end_sending(&mut self, mem: &mut RegionMemory, index: u32) {
         let flow = &mut self.flows[index];
-        if flow.state != State::Open {
-            return self.kick(index);
+        if flow.fin_in {
+            // Closing the socket sends FIN too.
+            return self.terminate(mem, index, Reason::Ok);
         }
-        if result < 0 {
+        let Some(socket) = &flow.socket else { return };
+        if socket::end_sending(socket.as_fd()).is_err() {
             // ENOTCONN: the peer has reset it.
             return self.terminate(mem, index, Reason::PeerReset);
         }
         flow.fin_out = true;
         flow.silent_since = self.now.monotonic_ns;
-        if flow.fin_in {
-            self.terminate(mem, index, Reason::Ok);
-        } else {
-            self.flows.lists.push_back(&mut self.closing, Links::Closing, index);
-        }
+        self.flows.lists.push_back(&mut self.closing, Links::Closing, index);
     }
 
     /// The peer sends no more.
@@ -178,14 +176,13 @@ impl SocketsEngine {
                     self.counters.flow_share += 1;
                     self.ring.cancel(Op::Receive, index);
                 }
-                if flow.sending != Busy::No || flow.shutting != Busy::No || flow.fin_out {
+                if flow.sending != Busy::No || flow.fin_out {
                     return;
                 }
                 if !flow.tx.is_empty() {
                     self.send_queued(index);
                 } else if flow.fin_queued {
-                    flow.shutting = Busy::Yes;
-                    self.ring.shutdown(socket.as_fd(), index);
+                    self.end_sending(mem, index);
                 }
             }
             State::Ending => {

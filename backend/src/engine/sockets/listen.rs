@@ -17,7 +17,7 @@ const LISTENERS_MAX: usize = 256;
 /// Doors at once: a listener has one for each family, and those that were closed go with
 /// their last completion.
 const DOORS_MAX: usize = 4 * LISTENERS_MAX;
-/// A door that failed for want of descriptors or memory is tried again after this, ns.
+/// A door that failed, as for want of descriptors, is tried again after this, ns.
 const RETRY: u64 = 100_000_000;
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -53,7 +53,7 @@ pub(super) struct Listeners {
     retry_at: Option<u64>,
     /// What the log was told of, once.
     told_privilege: bool,
-    told_descriptors: bool,
+    told_failure: bool,
 }
 
 impl Listeners {
@@ -65,7 +65,7 @@ impl Listeners {
             paused: false,
             retry_at: None,
             told_privilege: false,
-            told_descriptors: false,
+            told_failure: false,
         }
     }
 
@@ -232,14 +232,17 @@ impl SocketsEngine {
             door.accepting = Busy::No;
             listeners.due = true;
         }
-        let (name, errno) = (door.listener, -completion.result);
+        let (name, closed, errno) = (door.listener, door.closed, -completion.result);
         let Some(socket) = completion.into_socket() else {
-            if matches!(errno, libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS) {
+            // Those that pass, or that were asked for.
+            let passes = matches!(errno, libc::ECANCELED | libc::ECONNABORTED | libc::EAGAIN);
+            if !passes && !closed {
                 self.counters.accept_failed += 1;
                 listeners.retry_at = Some(self.now.monotonic_ns + RETRY);
-                if !std::mem::replace(&mut listeners.told_descriptors, true) {
+                if !std::mem::replace(&mut listeners.told_failure, true) {
                     let error = io::Error::from_raw_os_error(errno);
-                    tracing::warn!(%error, "connections wait: raise the limit of open descriptors");
+                    tracing::warn!(%error, "connections wait; is the limit of open descriptors \
+                        too low (`ulimit -n`)?");
                 }
             }
             return;

@@ -248,7 +248,7 @@ impl SocketsEngine {
             Op::Receive => return self.on_receive(mem, &completion),
             Op::SendZc => return self.on_send_zc(mem, &completion),
             Op::Cancel => return,
-            Op::Send | Op::Connect | Op::Shutdown | Op::Close => {}
+            Op::Send | Op::Connect | Op::Close => {}
         }
         let Some(flow) = self.flows.get_mut(index) else {
             self.counters.strange += 1;
@@ -258,10 +258,6 @@ impl SocketsEngine {
             Op::Connect => {
                 flow.connecting = Busy::No;
                 self.on_connect(mem, index, result);
-            }
-            Op::Shutdown => {
-                flow.shutting = Busy::No;
-                self.on_shutdown(mem, index, result);
             }
             Op::Close => {
                 flow.closing = Busy::No;

@@ -63,8 +63,9 @@ impl SocketsEngine {
         if self.leaving {
             return Ok(());
         }
-        // One that stopped goes on when it has half of its share.
-        let most = self.share(mem) / 2;
+        // One that stopped does not go on for a buffer or two.
+        let share = self.share(mem);
+        let most = share - share / 8;
         let mut first_again = NIL;
         for _ in 0..ARM_BUDGET {
             if self.ring.provided().len() == 0 || self.arm.head() == Some(first_again) {
@@ -81,7 +82,7 @@ impl SocketsEngine {
                 continue;
             }
             let Some(socket) = &flow.socket else { continue };
-            if flow.rx_bufs > most {
+            if flow.rx_bufs >= most {
                 self.want_payload(index);
                 first_again = if first_again == NIL { index } else { first_again };
                 continue;

@@ -14,6 +14,7 @@
 //! when there is work or a completion: the ring's own descriptor is not woken by work
 //! that is put off.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::time::Duration;
@@ -40,6 +41,8 @@ const PARTS_TOTAL: usize = 2 * REQUESTS_MAX as usize;
 const MESSAGES_MAX: usize = 1024;
 /// Connections opened between two submissions.
 const NAMES_MAX: usize = 64;
+/// Completions taken from the kernel at once.
+const INBOX: usize = 64;
 /// The group of the provided buffers; there is one.
 const GROUP: u16 = 0;
 /// In the field `ioprio` of a send without a copy: say in the notification whether the
@@ -58,22 +61,13 @@ pub(super) enum Op {
     /// A send without a copy: the index is that of its record.
     SendZc,
     Connect,
-    Shutdown,
     Close,
     Cancel,
 }
 
 impl Op {
-    const ALL: [Op; 8] = [
-        Op::Accept,
-        Op::Receive,
-        Op::Send,
-        Op::SendZc,
-        Op::Connect,
-        Op::Shutdown,
-        Op::Close,
-        Op::Cancel,
-    ];
+    const ALL: [Op; 7] =
+        [Op::Accept, Op::Receive, Op::Send, Op::SendZc, Op::Connect, Op::Close, Op::Cancel];
 
     /// The word that comes back with the completion.
     fn token(self, index: u32) -> u64 {
@@ -168,6 +162,8 @@ pub(super) struct Ring {
     messages: Vec<msghdr>,
     /// Addresses of the connections that were not opened yet.
     names: Vec<SocketAddrAny>,
+    /// Completions that were taken from the kernel, and not by the caller.
+    inbox: VecDeque<cqueue::Entry>,
     /// Requests that were not submitted yet.
     waiting: u32,
     /// Calls of `io_uring_enter`.
@@ -236,6 +232,7 @@ impl Ring {
             parts: Vec::with_capacity(PARTS_TOTAL),
             messages: Vec::with_capacity(MESSAGES_MAX),
             names: Vec::with_capacity(NAMES_MAX),
+            inbox: VecDeque::with_capacity(INBOX),
             waiting: 0,
             enters: 0,
             requests: 0,
@@ -303,7 +300,7 @@ impl Ring {
 
     /// Whether a completion waits.
     pub(super) fn has_completions(&mut self) -> bool {
-        !self.uring.completion().is_empty()
+        !self.inbox.is_empty() || !self.uring.completion().is_empty()
     }
 
     /// Has the descriptor say what comes from now on. True if something is there already.
@@ -357,7 +354,10 @@ impl Ring {
 
     /// The next completion, if one waits.
     pub(super) fn next(&mut self) -> Option<Completion> {
-        let entry = self.uring.completion().next()?;
+        if self.inbox.is_empty() {
+            self.inbox.extend(self.uring.completion().take(INBOX));
+        }
+        let entry = self.inbox.pop_front()?;
         self.completions += 1;
         let token = entry.user_data();
         // A token of ours, as the kernel gives it back.
@@ -449,11 +449,6 @@ impl Ring {
         let name = &self.names[at];
         let entry = opcode::Connect::new(raw(socket), name.as_ptr().cast(), name.addr_len());
         self.push(entry.build(), Op::Connect, index);
-    }
-
-    /// Ends the sending direction of a connection.
-    pub(super) fn shutdown(&mut self, socket: BorrowedFd<'_>, index: u32) {
-        self.push(opcode::Shutdown::new(raw(socket), libc::SHUT_WR).build(), Op::Shutdown, index);
     }
 
     /// Closes a socket.

@@ -11,7 +11,9 @@ use rustix::net::sockopt::{
     set_ipv6_v6only, set_socket_keepalive, set_socket_linger, set_socket_reuseaddr,
     set_tcp_keepidle, set_tcp_nodelay, set_tcp_user_timeout,
 };
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, listen, socket_with};
+use rustix::net::{
+    AddressFamily, Shutdown, SocketFlags, SocketType, bind, ipproto, listen, shutdown, socket_with,
+};
 
 /// The longest time before keepalive probes, s (`MAX_TCP_KEEPIDLE` of `net/tcp.h`).
 const KEEPALIVE_MAX_S: u64 = 32_767;
@@ -54,6 +56,11 @@ pub(super) fn connector(address: IpAddr, port: u16) -> io::Result<OwnedFd> {
         bind(&socket, &SocketAddr::new(address, port))?;
     }
     Ok(socket)
+}
+
+/// Sends FIN after everything that was sent. The ring would have a thread do it.
+pub(super) fn end_sending(socket: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(shutdown(socket, Shutdown::Write)?)
 }
 
 /// Has the socket's end be a RST.

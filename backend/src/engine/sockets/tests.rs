@@ -645,6 +645,35 @@ fn requests_for_what_is_not_there_are_refused() {
     rig.end();
 }
 
+#[test]
+fn both_families_are_served() {
+    let pool = Pool::new(testing::buffers(256));
+    let v6 = IpAddr::V6(std::net::Ipv6Addr::LOCALHOST);
+    if socket::try_address(v6).is_err() {
+        assert!(std::env::var_os("PASTED_REQUIRE_ALL").is_none(), "this host has no ::1");
+        return eprintln!("skipped: this host has no ::1");
+    }
+    let engine = SocketsEngine::new(&Options {
+        addresses: &[LOCAL, v6],
+        mtu: 1500,
+        flows_max: 16,
+        shared_sends_max: 0,
+        headroom: HEADROOM,
+        buffers: pool.buffers(),
+    });
+    let mut rig = Rig { engine: engine.unwrap(), mem: RegionMemory::new(pool), ..Rig::new(256, 1) };
+    let (_, port) = rig.listen(16);
+    rig.accept(port);
+    let client = TcpStream::connect((v6, port)).unwrap();
+    let slot = rig.hear(Event::Accepted);
+    assert_eq!(slot.peer(), client.local_addr().unwrap());
+    let server = TcpListener::bind((v6, 0)).unwrap();
+    let to = server.local_addr().unwrap();
+    rig.engine.connect(rig.now, CHANNEL, to, 0, 5).unwrap();
+    rig.hear(Event::Connected);
+    rig.end();
+}
+
 /// Sleeping on the descriptor misses nothing.
 #[test]
 fn the_descriptor_says_when_there_is_something() {
