@@ -61,6 +61,10 @@ enum Command {
     /// Serve requests end to end, with a guest and a client from this binary
     #[cfg(feature = "demo")]
     Demo(demo::Args),
+    /// What `demo` starts to find out where it can take place
+    #[cfg(feature = "demo")]
+    #[command(hide = true)]
+    DemoTry,
     /// What `demo` starts as its guest
     #[cfg(feature = "demo")]
     #[command(hide = true)]
@@ -184,6 +188,8 @@ pub fn main() -> ExitCode {
         Command::Region(args) => region_cli::run(args).map_err(Failure::from),
         #[cfg(feature = "demo")]
         Command::Demo(args) => return demo::run(&args),
+        #[cfg(feature = "demo")]
+        Command::DemoTry => return demo::try_ground(),
         #[cfg(feature = "demo")]
         Command::DemoGuest(args) => return demo::run_guest(&args),
         #[cfg(feature = "demo")]

@@ -491,6 +491,38 @@ fn an_address_that_is_not_the_hosts_is_refused_at_the_start() {
     assert!(said.contains(expected), "{said}");
 }
 
+/// Where nobody may have a network of his own, the demo is given on the loopback device.
+#[test]
+fn the_demo_needs_no_network_of_its_own() {
+    require!(NEEDS[0], NEEDS[1], Need::Program("unshare"));
+    // It would meet itself there.
+    let _turn = wait::turn();
+    // A user namespace in which no further one may be made, and no network.
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "sh", "-c"]).arg(
+        "echo 0 > /proc/sys/user/max_net_namespaces && \
+         echo 0 > /proc/sys/user/max_user_namespaces && exec \"$@\"",
+    );
+    let output = run(command.arg("sh").arg(built("pasted")).args([
+        "demo",
+        "--seconds",
+        "3",
+        "--connections",
+        "8",
+        "--json",
+    ]));
+    let said = String::from_utf8(output.stdout).expect("text");
+    let last = said.lines().last().expect("an object");
+    let object: serde_json::Value = serde_json::from_str(last).expect("JSON");
+    assert_eq!(object["conditions"]["loopback"], true, "{last}");
+    assert_eq!((&object["errors"], &object["guest_restarts"]), (&0.into(), &1.into()), "{last}");
+    assert!(
+        object["requests"].as_u64() > Some(100) && object["epoll_requests"].as_u64() > Some(100)
+    );
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("no network of its own: this machine refuses"), "{told}");
+}
+
 /// The configuration that ships, as its first lines say.
 #[test]
 fn the_example_configuration_serves() {

@@ -4,7 +4,9 @@
 //! In a network of its own it starts the backend and the `http` guest, drives
 //! requests through them over real TCP, judges every byte of the responses,
 //! kills the guest in the middle and starts it again; and beside that it gives
-//! the same load to an epoll server. Everything is this one binary.
+//! the same load to an epoll server. Everything is this one binary. Where it is given no
+//! network of its own, all of it takes place on the loopback device, with the guest on the
+//! host's own TCP.
 //!
 //! | module | knows |
 //! | --- | --- |
@@ -71,6 +73,18 @@ pub fn run(args: &Args) -> ExitCode {
             if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(error) => failed("demo", &error),
+    }
+}
+
+/// Tries whether the demo can have a network of its own; what is in the way goes to
+/// stderr.
+pub fn try_ground() -> ExitCode {
+    match scene::enter() {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
     }
 }
 

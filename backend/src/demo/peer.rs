@@ -7,6 +7,8 @@
 //!   kernel TCP -- veth ------------------------------- veth -- kernel TCP
 //! ```
 //!
+//! Where the demo has no network of its own, the server is on the loopback device.
+//!
 //! Relay and server share one thread and one epoll set: no process switch lies
 //! between them, which favours this side.
 
@@ -43,6 +45,9 @@ pub struct PeerArgs {
     /// The directory to be removed if that process dies without doing so
     #[arg(long)]
     pub directory: PathBuf,
+    /// Serve on the loopback device, without a namespace
+    #[arg(long)]
+    pub loopback: bool,
 }
 
 /// What the process prints when it has stopped.
@@ -52,6 +57,8 @@ pub struct PeerReport {
     pub tap: Served,
     /// Through the veth pair.
     pub veth: Served,
+    /// Through the loopback device.
+    pub loopback: Served,
     /// By the relay.
     pub relay: Carried,
 }
@@ -60,8 +67,12 @@ pub struct PeerReport {
 pub fn run(args: &PeerArgs) -> io::Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(signal_hook::consts::SIGTERM, stop.clone())?;
-    let outcome = serve(args.poll_us, &stop, &mut || say(READY))
-        .and_then(|report| say(&serde_json::to_string(&report)?));
+    let ready = &mut || say(READY);
+    let served = match args.loopback {
+        false => serve(args.poll_us, &stop, ready),
+        true => serve_loopback(args.poll_us, &stop, ready),
+    };
+    let outcome = served.and_then(|report| say(&serde_json::to_string(&report)?));
     if children::orphaned(args.parent) {
         // Killed outright, the parent could not tidy up.
         let _ = fs::remove_dir_all(&args.directory);
@@ -103,7 +114,25 @@ fn serve(
     }
     let mut served = server.served();
     let mut next = || served.next().unwrap_or_default();
-    Ok(PeerReport { tap: next(), veth: next(), relay: relay.carried() })
+    let relay = relay.carried();
+    Ok(PeerReport { tap: next(), veth: next(), relay, ..PeerReport::default() })
+}
+
+/// Serves on the loopback device until `stop` is set.
+fn serve_loopback(
+    poll_us: u64,
+    stop: &AtomicBool,
+    ready: &mut dyn FnMut() -> io::Result<()>,
+) -> io::Result<PeerReport> {
+    let mut server = EpollServer::new(response(BODY), Duration::from_micros(poll_us))?;
+    let address = SocketAddrV4::new(Link::EpollLoopback.server(), SERVER_PORT);
+    server.listen(TcpListener::bind(address)?)?;
+    ready()?;
+    while !stop.load(Ordering::Relaxed) {
+        server.turn(STOP_INTERVAL, &mut |_| Ok(()))?;
+    }
+    let loopback = server.served().next().unwrap_or_default();
+    Ok(PeerReport { loopback, ..PeerReport::default() })
 }
 
 /// Prints a line to whoever started the process, who may have gone.

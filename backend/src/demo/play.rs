@@ -17,7 +17,7 @@ use super::measure::Side;
 use super::peer::{PeerReport, READY};
 use super::report::{Column, Part, Report};
 use super::sample::{Sample, per};
-use super::scene::{self, Directory, GUEST_MAC, Link, PREFIX, Process, SceneError};
+use super::scene::{self, Directory, GUEST_MAC, Ground, Link, PREFIX, Process, SceneError};
 use crate::metrics::{GuestSnapshot, Snapshot};
 use crate::sys::demo::children::{self, DeathSignal};
 use crate::sys::demo::{Isolation, pin};
@@ -41,10 +41,6 @@ const WARM_UP: Duration = Duration::from_millis(300);
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// How long backend, guest and epoll server poll before they sleep, in us.
 const POLL_US: u64 = 50;
-
-/// The sides, in the order of their turns.
-const SIDES: [(&str, Link); 3] =
-    [("pasted", Link::Pasted), ("epoll, TAP", Link::EpollTap), ("epoll, veth", Link::EpollVeth)];
 
 /// Who runs where.
 #[derive(Clone, Copy, Debug)]
@@ -86,12 +82,16 @@ pub fn play(args: &Args) -> Result<Report, SceneError> {
         signal_hook::flag::register(signal, stop.clone()).map_err(SceneError::Client)?;
     }
     let mut stage = Stage { start: Instant::now(), stop, told: Instant::now() };
-    let isolation = scene::enter()?;
+    let (ground, refused) = scene::find_ground()?;
+    if let Some(why) = &refused {
+        stage.say(&format!("no network of its own: {why}"));
+        stage.say("so all of it is on the loopback device, and the guest on the host's own TCP");
+    }
     let cores = Cores::choose().map_err(SceneError::Client)?;
     if let Some(core) = cores.client {
         pin(core).map_err(SceneError::Client)?;
     }
-    let mut cast = Cast::assemble(cores)?;
+    let mut cast = Cast::assemble(ground, cores)?;
     stage.say(&match (cores.client, cores.server) {
         (Some(client), Some(server)) => format!(
             "{} cores: the client is bound to core {client}, whoever serves it to core {server}",
@@ -100,14 +100,14 @@ pub fn play(args: &Args) -> Result<Report, SceneError> {
         _ => "one core: client and servers share it".to_owned(),
     });
 
-    let mut sides = Vec::with_capacity(SIDES.len());
-    for (name, link) in SIDES {
+    let mut sides = Vec::new();
+    for (index, &(name, link)) in ground.sides().iter().enumerate() {
         let connections = args.connections as usize;
         let mut side =
             Side::new(name, link, connections, REQUEST_LEN).map_err(SceneError::Client)?;
         if !side.client.connect(START_TIME).map_err(SceneError::Client)? {
             cast.check()?;
-            let server = if link == Link::Pasted { &cast.guest } else { &cast.peer };
+            let server = if index == 0 { &cast.guest } else { &cast.peer };
             let why = side.client.first_fault().unwrap_or_default();
             return Err(server.failed(&format!("does not serve all connections ({why})")));
         }
@@ -117,7 +117,7 @@ pub fn play(args: &Args) -> Result<Report, SceneError> {
 
     let kill = perform(args, &mut stage, &mut cast, &mut sides)?;
     let counted = cast.dismiss()?;
-    let mut report = report(args, isolation, cores, &sides, &kill, &counted);
+    let mut report = report(args, ground, cores, &sides, &kill, &counted);
     if stage.stopped() {
         report.notes.insert(0, "stopped early by a signal: not everything was measured".to_owned());
     }
@@ -287,16 +287,18 @@ fn text(path: &Path) -> Result<&str, SceneError> {
 }
 
 /// The backend's configuration.
-fn configuration(directory: &Directory) -> Result<String, SceneError> {
+fn configuration(ground: Ground, directory: &Directory) -> Result<String, SceneError> {
     let quoted = |path: &Path| text(path).map(|t| toml::Value::from(t).to_string());
     let socket = quoted(&socket_path(directory))?;
     let stats = quoted(&stats_path(directory))?;
-    let link = Link::Pasted;
-    let (server, device) = (link.server(), link.client_device());
+    let (server, port) = match ground {
+        Ground::Own(_) => (Link::Pasted.server(), format!("tap:{}", Link::Pasted.client_device())),
+        Ground::Loopback => (Link::Sockets.server(), "sockets:".to_owned()),
+    };
     Ok(format!(
         "stats = {stats}\n\n[[guest]]\nname = \"demo\"\nsocket = {socket}\n\
          mac = \"{GUEST_MAC}\"\naddresses = [\"{server}/{PREFIX}\"]\n\
-         port = \"tap:{device}\"\npoll = \"{POLL_US}us\"\n"
+         port = \"{port}\"\npoll = \"{POLL_US}us\"\n"
     ))
 }
 
@@ -308,13 +310,13 @@ fn start_guest(directory: &Directory, cores: Cores) -> Result<Process, SceneErro
 
 impl Cast {
     /// Starts everybody, each when those that it needs are there.
-    fn assemble(cores: Cores) -> Result<Cast, SceneError> {
+    fn assemble(ground: Ground, cores: Cores) -> Result<Cast, SceneError> {
         let directory = Directory::new()?;
         let file = directory.path().join("demo.toml");
-        fs::write(&file, configuration(&directory)?)
+        fs::write(&file, configuration(ground, &directory)?)
             .map_err(|source| SceneError::Directory { path: file.clone(), source })?;
         let (poll, parent) = (POLL_US.to_string(), std::process::id().to_string());
-        let args = [
+        let mut args = vec![
             "demo-peer",
             "--poll-us",
             &poll,
@@ -323,6 +325,9 @@ impl Cast {
             "--directory",
             text(directory.path())?,
         ];
+        if ground == Ground::Loopback {
+            args.push("--loopback");
+        }
         // Asked to stop, and not killed, should we die: it then tidies up. So it
         // is the first.
         let mut peer =
@@ -380,7 +385,7 @@ fn read<T: serde::de::DeserializeOwned>(text: &str, name: &'static str) -> Resul
 
 fn report(
     args: &Args,
-    isolation: Isolation,
+    ground: Ground,
     cores: Cores,
     sides: &[Side],
     kill: &Kill,
@@ -393,39 +398,52 @@ fn report(
         first_fault: sides.iter().find_map(|s| s.client.first_fault()).map(str::to_owned),
         ..Report::default()
     };
-    for (column, side) in report.columns.iter_mut().zip(sides) {
-        *column = Column { name: side.name, figures: side.figures(), ..Column::default() };
-    }
-    let [pasted, tap, veth] = &mut report.columns;
-
+    let column =
+        |side: &Side| Column { name: side.name, figures: side.figures(), ..Column::default() };
+    report.columns = sides.iter().map(column).collect();
     let Counted { backend, guest, peer } = counted;
+    let [pasted, peers @ ..] = &mut report.columns[..] else { return report };
     let requests = pasted.figures.requests;
     let since_kill = requests - kill.requests_before;
     let sum = |names: [&str; 2]| names.map(|name| backend.get(name)).iter().sum::<u64>() as f64;
     pasted.servers = vec!["backend", "guest"];
     pasted.batch_mean = guest.mean_batch;
+    let port = match ground {
+        Ground::Own(_) => (Part::Port, ["port.rx_bytes_copied", "port.tx_bytes_copied"]),
+        Ground::Loopback => (Part::Socket, ["stack.bytes_in", "stack.bytes_out"]),
+    };
     pasted.copies = vec![
-        (Part::Port, per(sum(["port.rx_bytes_copied", "port.tx_bytes_copied"]), requests)),
+        (port.0, per(sum(port.1), requests)),
         (Part::Stack, per(backend.get("stack.bytes_copied") as f64, requests)),
         (Part::Ring, per(backend.get("worker.bytes_copied") as f64, requests)),
         (Part::Guest, per(guest.bytes_copied as f64, since_kill)),
     ];
-    for (column, served) in [(&mut *tap, peer.tap), (&mut *veth, peer.veth)] {
-        column.servers = vec!["relay and server"];
+    let served: &[_] = match ground {
+        Ground::Own(_) => &[peer.tap, peer.veth],
+        Ground::Loopback => &[peer.loopback],
+    };
+    for (column, served) in peers.iter_mut().zip(served) {
+        column.servers = vec![match ground {
+            Ground::Own(_) => "relay and server",
+            Ground::Loopback => "server",
+        }];
         column.batch_mean = per(served.requests as f64, served.batches);
         let copied = (served.bytes_in + served.bytes_out) as f64;
         column.copies = vec![(Part::Socket, per(copied, served.requests))];
     }
-    // Each frame is copied out of one device and into the other.
-    let relayed = per(2.0 * peer.relay.bytes as f64, peer.tap.requests);
-    tap.copies.insert(0, (Part::Port, relayed));
+    if let (Ground::Own(_), Some(tap)) = (ground, peers.first_mut()) {
+        // Each frame is copied out of one device and into the other.
+        let relayed = per(2.0 * peer.relay.bytes as f64, peer.tap.requests);
+        tap.copies.insert(0, (Part::Port, relayed));
+    }
 
     report.conditions = vec![
         ("version", json!(env!("CARGO_PKG_VERSION"))),
         ("cores", json!(cores.count)),
         ("client_core", json!(cores.client)),
         ("server_core", json!(cores.server)),
-        ("user_namespace", json!(isolation == Isolation::UserNamespace)),
+        ("user_namespace", json!(ground == Ground::Own(Isolation::UserNamespace))),
+        ("loopback", json!(ground == Ground::Loopback)),
         ("connections", json!(args.connections)),
         ("request_bytes", json!(REQUEST_LEN)),
         ("response_body_bytes", json!(super::http::BODY.len())),
@@ -434,7 +452,7 @@ fn report(
         ("poll_us", json!(POLL_US)),
         ("optimised", json!(!cfg!(debug_assertions))),
     ];
-    report.notes = notes(cores);
+    report.notes = notes(ground, cores);
     if report.columns.iter().any(|c| c.figures.other_percent > OTHER_PERCENT_MAX) {
         report.notes.insert(0, DISTURBED.to_owned());
     }
@@ -448,18 +466,12 @@ const DISTURBED: &str = "DISTURBED: other programs used the machine during a rou
                          demo on a quiet machine";
 
 /// What the reader must know beside the figures, so that none flatters.
-fn notes(cores: Cores) -> Vec<String> {
+fn notes(ground: Ground, cores: Cores) -> Vec<String> {
     let mut notes = vec![
         format!(
             "requests are POSTs of exactly {REQUEST_LEN} bytes, head and body together, one under \
              way on each connection; every byte of each response's body is compared"
         ),
-        "epoll, TAP: kernel TCP needs a TAP device on each side and a relay between them, in the \
-         server's own thread; it pays for two more system calls per frame, which pasted does not"
-            .to_owned(),
-        "epoll, veth: no relay and no TAP; the kernel hands packets on without a copy, which is \
-         the best case for it and a shorter way than pasted's"
-            .to_owned(),
         format!(
             "backend, guest and epoll server poll for {POLL_US} us before they sleep; the client \
              sleeps at once; its own work and its kernel's are part of every figure"
@@ -476,6 +488,21 @@ fn notes(cores: Cores) -> Vec<String> {
          the epoll server that found any"
             .to_owned(),
     ];
+    let ways: &[&str] = match ground {
+        Ground::Own(_) => &[
+            "epoll, TAP: kernel TCP needs a TAP device on each side and a relay between them, in \
+             the server's own thread; it pays for two more system calls per frame, which pasted \
+             does not",
+            "epoll, veth: no relay and no TAP; the kernel hands packets on without a copy, which \
+             is the best case for it and a shorter way than pasted's",
+        ],
+        Ground::Loopback => &[
+            "both sides are the kernel's TCP on the loopback device, so that what differs is how \
+             it is asked: by io_uring and a ring between backend and guest, or by epoll in one \
+             process",
+        ],
+    };
+    notes.splice(1..1, ways.iter().map(ToString::to_string));
     if cores.client.is_none() {
         notes.push("client and servers share one core: rates say little here".to_owned());
     }
@@ -493,10 +520,13 @@ mod tests {
     #[test]
     fn the_configuration_is_one() {
         let directory = Directory::new().unwrap();
-        let config = Config::parse("demo.toml", &configuration(&directory).unwrap()).unwrap();
-        assert_eq!(config.guests.len(), 1);
-        assert_eq!(config.guests[0].socket.path, socket_path(&directory));
-        assert_eq!(config.guests[0].address(), Link::Pasted.server());
-        assert_eq!(config.stats, Some(stats_path(&directory)));
+        for ground in [Ground::Own(Isolation::Privileged), Ground::Loopback] {
+            let text = configuration(ground, &directory).unwrap();
+            let config = Config::parse("demo.toml", &text).unwrap();
+            assert_eq!(config.guests.len(), 1);
+            assert_eq!(config.guests[0].socket.path, socket_path(&directory));
+            assert_eq!(config.guests[0].address(), ground.sides()[0].1.server());
+            assert_eq!(config.stats, Some(stats_path(&directory)));
+        }
     }
 }

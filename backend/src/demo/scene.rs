@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::engine::sockets;
 use crate::sys::demo::children::{self, DeathSignal};
 use crate::sys::demo::{Isolation, NamespaceError, Network, Tap, netns};
 
 /// Bits of the network part of every address here.
 pub const PREFIX: u8 = 24;
-/// Where every server listens.
-pub const SERVER_PORT: u16 = 80;
+/// Where every server listens: a port that needs no privilege.
+pub const SERVER_PORT: u16 = 8080;
 /// The guest's MAC address, locally administered.
 pub const GUEST_MAC: &str = "02:70:61:73:74:02";
 /// The MAC address of the client's end of a TAP device.
@@ -28,37 +29,71 @@ const STOP_INTERVAL: Duration = Duration::from_millis(5);
 /// Lines of a process's log that are shown when it failed.
 const LOG_LINES: usize = 8;
 
-/// A way from the client to a server: a network of its own, from the addresses
-/// set aside for benchmarks (RFC 2544 appendix C).
+/// Where the demo takes place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ground {
+    /// In a network of its own, on TAP devices.
+    Own(Isolation),
+    /// On the machine's loopback device, and on the kernel's own TCP.
+    Loopback,
+}
+
+impl Ground {
+    /// The sides by name, the guest's first.
+    pub fn sides(self) -> &'static [(&'static str, Link)] {
+        match self {
+            Ground::Own(_) => &[
+                ("pasted", Link::Pasted),
+                ("epoll, TAP", Link::EpollTap),
+                ("epoll, veth", Link::EpollVeth),
+            ],
+            Ground::Loopback => {
+                &[("pasted, sockets", Link::Sockets), ("epoll, loopback", Link::EpollLoopback)]
+            }
+        }
+    }
+}
+
+/// A way from the client to a server. On devices it is a network of its own, from the
+/// addresses set aside for benchmarks (RFC 2544 appendix C); else an address of the
+/// loopback device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Link {
-    /// To the guest.
+    /// To the guest, through a TAP device.
     Pasted,
     /// To the epoll server, through TAP devices and a relay.
     EpollTap,
     /// To the epoll server, through a veth pair.
     EpollVeth,
+    /// To the guest on the host's TCP.
+    Sockets,
+    /// To the epoll server, through the loopback device.
+    EpollLoopback,
 }
 
 impl Link {
-    /// The client's address.
+    /// The client's address, where it has one of its own.
     pub fn client(self) -> Ipv4Addr {
         Ipv4Addr::new(198, 18, self as u8 + 1, 1)
     }
 
     /// The server's address.
     pub fn server(self) -> Ipv4Addr {
-        Ipv4Addr::new(198, 18, self as u8 + 1, 2)
+        let first = match self {
+            Link::Pasted | Link::EpollTap | Link::EpollVeth => 198,
+            Link::Sockets | Link::EpollLoopback => 127,
+        };
+        Ipv4Addr::new(first, 18, self as u8 + 1, 2)
     }
 
     /// The device in the client's namespace.
     pub fn client_device(self) -> &'static str {
-        ["tap-pasted", "tap-client", "veth-client"][self as usize]
+        ["tap-pasted", "tap-client", "veth-client", "lo", "lo"][self as usize]
     }
 
     /// The device in the server's namespace; the guest has none.
     pub fn server_device(self) -> &'static str {
-        ["", "tap-server", "veth-server"][self as usize]
+        ["", "tap-server", "veth-server", "", "lo"][self as usize]
     }
 }
 
@@ -106,6 +141,25 @@ pub enum SceneError {
     /// The client.
     #[error("the client failed: {0}")]
     Client(io::Error),
+}
+
+/// Finds out where the demo can take place, and goes there: into a network of its own,
+/// where that is allowed, or else onto the loopback device; then it says why. Must be
+/// called before the process has a second thread.
+///
+/// # Errors
+/// [`SceneError`], where the host's TCP cannot be had either.
+pub fn find_ground() -> Result<(Ground, Option<String>), SceneError> {
+    // What is refused half-way cannot be taken back, so another process tries first.
+    let tried = std::env::current_exe()
+        .and_then(|program| Command::new(program).arg("demo-try").stdin(Stdio::null()).output());
+    match tried {
+        Ok(output) if !output.status.success() && sockets::probe().is_ok() => {
+            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            Ok((Ground::Loopback, Some(said)))
+        }
+        _ => Ok((Ground::Own(enter()?), None)),
+    }
 }
 
 /// Enters a network of one's own and makes the TAP device of the guest's port
@@ -274,13 +328,16 @@ mod tests {
 
     #[test]
     fn every_link_has_a_network_of_its_own() {
-        let links = [Link::Pasted, Link::EpollTap, Link::EpollVeth];
+        let grounds = [Ground::Own(Isolation::Privileged), Ground::Loopback];
+        let links: Vec<_> = grounds.iter().flat_map(|g| g.sides()).map(|side| side.1).collect();
         for (i, a) in links.iter().enumerate() {
             assert_ne!(a.client(), a.server());
-            assert_eq!(a.client().octets()[..3], a.server().octets()[..3]);
+            let on_loopback = a.server().is_loopback();
+            assert_eq!(on_loopback, a.client_device() == "lo");
+            assert!(on_loopback || a.client().octets()[..3] == a.server().octets()[..3]);
             for b in &links[..i] {
-                assert_ne!(a.client().octets()[..3], b.client().octets()[..3]);
-                assert_ne!(a.client_device(), b.client_device());
+                assert_ne!(a.server().octets()[..3], b.server().octets()[..3]);
+                assert!(on_loopback || a.client_device() != b.client_device());
             }
         }
     }
