@@ -57,6 +57,10 @@ impl Segment {
 /// in units of 2^30 ns.
 const TS_RECENT_AGE: u32 = ((24 * 24 * 3600 * SEC) >> 30) as u32;
 
+/// Numbers behind RCV.NXT that a repeated segment begins in, at most: a window without
+/// scale, or the one that is open.
+const WINDOW_UNSCALED: u32 = 1 << 16;
+
 /// How far a new incarnation's numbers are beyond the old one's: more than an
 /// old window without scale.
 const NUMBERS_APART: u32 = 1 << 16;
@@ -309,6 +313,7 @@ impl Stack {
     /// answered with an acknowledgement, unless it is a RST.
     fn unacceptable(&mut self, now: u64, index: u32, segment: &Segment) -> Outcome {
         let flow = &mut self.flows[index];
+        let wnd = flow.rcv_wnd();
         let header = &segment.header;
         if header.has(flag::RST) {
             self.counters.drop_blind += 1;
@@ -334,9 +339,11 @@ impl Stack {
         } else if segment.len > 0 && !header.seq.after(flow.rcv_nxt) {
             // Payload again: our acknowledgement was lost.
             let end = header.seq + u32::from(segment.len);
-            // All of what was acknowledged last: the peer is to measure from this
-            // one, or it takes its timeout for a round-trip time.
-            if end == flow.rcv_nxt && header.has(flag::ACK) && flow.is_plausible(header.ack) {
+            // The peer is to measure from this one, or it takes its timeout for a
+            // round-trip time. RFC 7323 section 5.3, R2, leaves it out; no further back
+            // than a window is as hard to guess as what R3 takes.
+            let near = flow.rcv_nxt.since(header.seq) <= wnd.max(WINDOW_UNSCALED);
+            if near && header.has(flag::ACK) && flow.is_plausible(header.ack) {
                 flow.note_time(now, header);
             }
             flow.note_duplicate(header.seq, end.min(flow.rcv_nxt));
