@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use paste_abi::superblock::{COPY_OFFSETS, HOST_HEAD_LEN};
 use paste_pmem::wal::{Entry, Piece, Place as LogPlace, Wal};
-use paste_pmem::{Claims, Domain, Expect, Medium, Region, RegionMedium, checksum};
+use paste_pmem::{Claims, Expect, FlushRange, Medium, Region, RegionMedium, checksum};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -310,7 +310,7 @@ struct Store {
 
 impl Store {
     fn new(region: Region) -> Store {
-        let mut medium = RegionMedium::new(Arc::clone(region.mapping()), region.domain());
+        let mut medium = RegionMedium::new(Arc::clone(region.mapping()), None);
         let place = LogPlace::from(region.geometry());
         let wal = Wal::create(&mut medium, place, 0x6b1f_93d2_0c57_aa01).unwrap();
         let mut store = Store { region, medium, wal };
@@ -335,11 +335,8 @@ impl Store {
     fn commit(&mut self) {
         let ticket = self.wal.commit(&mut self.medium);
         if let Some(mut flusher) = self.region.flusher().unwrap() {
-            while let Some(range) = self.medium.pop() {
-                flusher.add(range).unwrap();
-            }
+            flusher.add(FlushRange { offset: 0, len: self.medium.len() }).unwrap();
             flusher.commit(0).unwrap();
-            self.medium.flushed(self.medium.sealed());
         }
         assert!(self.medium.reached(ticket));
     }
@@ -444,7 +441,7 @@ fn a_damaged_index_is_found() {
     place.ok(&["create", "web1.region", "--size", "16MiB"]);
     let region = place.open("web1.region");
     let geometry = *region.geometry();
-    let mut medium = RegionMedium::new(Arc::clone(region.mapping()), Domain::None);
+    let mut medium = RegionMedium::new(Arc::clone(region.mapping()), None);
     let place_of_payload = LogPlace::from(&geometry);
     let mut index = Index::create(&mut medium, geometry.index(), place_of_payload).unwrap();
     assert!(index.commit(&mut medium).is_some());

@@ -12,7 +12,7 @@ use std::time::Instant;
 use paste_pmem::index::Index;
 use paste_pmem::wal::{End, Entry, Piece, Place, Wal};
 use paste_pmem::{
-    Backing, Domain, Geometry, HugePages, Identity, Medium, Region, RegionMedium, Ticket, Uuid,
+    Backing, Geometry, HugePages, Identity, Medium, Region, RegionMedium, Ticket, Uuid,
 };
 
 const KEYS: u64 = 50_000;
@@ -64,7 +64,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let piece = |number: u64| Piece { buf: number as u32, offset: 0, len: 0, csum: 0xffff };
     for batch in [1, 64, 1024] {
         let region = Region::create(&Backing::Memory(HugePages::No), geometry, &identity)?;
-        let medium = RegionMedium::new(Arc::clone(region.mapping()), Domain::None);
+        let medium = RegionMedium::new(Arc::clone(region.mapping()), None);
         let mut medium = Counting { medium, flushed: 0 };
 
         let mut wal = Wal::create(&mut medium, place, 7)?;

@@ -21,40 +21,12 @@ pub enum Domain {
     Mirror,
 }
 
-/// A domain that this machine cannot do.
+/// This CPU cannot make stores durable that are so once out of its cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum DomainError {
-    /// A number that no domain has.
-    #[error("flush domain {0} is unknown; update this program")]
-    Unknown(u8),
-    /// The CPU has no instruction for it.
-    #[error("this CPU has no instruction that writes its cache back, so nothing can be durable")]
-    Unavailable,
-}
+#[error("this CPU has no instruction that writes its cache back, so nothing can be durable")]
+pub struct DomainError;
 
 impl Domain {
-    /// The number that WELCOME carries.
-    pub const fn number(self) -> u8 {
-        match self {
-            Domain::None => 0,
-            Domain::CpuCache(_) => 1,
-            Domain::Mirror => 2,
-        }
-    }
-
-    /// The domain that WELCOME tells, with the instruction of this CPU.
-    ///
-    /// # Errors
-    /// [`DomainError`].
-    pub fn from_number(number: u8) -> Result<Domain, DomainError> {
-        match number {
-            0 => Ok(Domain::None),
-            1 => Instruction::detect().map(Domain::CpuCache).ok_or(DomainError::Unavailable),
-            2 => Ok(Domain::Mirror),
-            other => Err(DomainError::Unknown(other)),
-        }
-    }
-
     /// The domain of a region in this file, without a mirror.
     ///
     /// # Errors
@@ -83,14 +55,6 @@ mod tests {
     fn of(file: &impl AsFd) -> Domain {
         let file = file.as_fd();
         Domain::of(&Os, file, &Os.shape(file).unwrap()).unwrap()
-    }
-
-    #[test]
-    fn numbers_round_trip() {
-        for number in 0..=2 {
-            assert_eq!(Domain::from_number(number).unwrap().number(), number);
-        }
-        assert_eq!(Domain::from_number(3), Err(DomainError::Unknown(3)));
     }
 
     #[test]

@@ -64,12 +64,6 @@ impl Ranges {
         self.len += 1;
     }
 
-    /// The range added last.
-    pub(crate) fn pop(&mut self) -> Option<FlushRange> {
-        self.len = self.len.checked_sub(1)?;
-        Some(self.ranges[self.len])
-    }
-
     /// Moves all ranges of `other` here.
     pub(crate) fn append(&mut self, other: &mut Ranges) {
         for &range in other.as_slice() {

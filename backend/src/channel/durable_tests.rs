@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use paste_abi::control::{FEATURE_FLUSH, FEATURE_STORE, FlushDomain};
 use paste_abi::slot::{DURABLE, SHARE};
 use paste_abi::{Flow, Request};
-use paste_pmem::{Claims, Domain, FlushCounters, FlushError, FlushRange, Pool, RegionMedium};
+use paste_pmem::{Claims, FlushCounters, FlushError, FlushRange, Pool, RegionMedium};
 
 use super::tests::{Bench, CHANNEL};
 use super::*;
@@ -361,7 +361,7 @@ fn a_shared_buffer_that_is_given_back_while_its_send_waits_is_not_sent() {
 fn claimed_buffers_are_resumed_by_one_channel_and_by_nobody_else() {
     let region = crate::testing::region(8 << 20);
     let claims = Claims::new(region.geometry());
-    let mut medium = RegionMedium::new(region.mapping().clone(), Domain::None);
+    let mut medium = RegionMedium::new(region.mapping().clone(), None);
     for buf in [5, 6, 900] {
         claims.set(&mut medium, buf).unwrap();
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use paste_pmem::{
-    Backing, Claims, Domain, Geometry, Identity, Image, Origin, Provided, Region, RegionError,
+    Backing, Claims, Geometry, Identity, Image, Origin, Provided, Region, RegionError,
     RegionMedium, Spec, Uuid, provide,
 };
 use serde::Serialize;
@@ -93,7 +93,7 @@ pub(super) fn run(args: RecoverArgs) -> Result<(), RegionFailure> {
 fn release_leaks(region: &Region) -> u32 {
     let geometry = region.geometry();
     // Closing the region makes it durable.
-    let mut medium = RegionMedium::new(Arc::clone(region.mapping()), Domain::None);
+    let mut medium = RegionMedium::new(Arc::clone(region.mapping()), None);
     let log = Log::read(&medium, geometry, |_, _| ());
     if log.leaked.is_none_or(|leaked| leaked == 0) {
         return 0;

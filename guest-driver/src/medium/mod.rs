@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use paste_abi::Slot;
 use paste_abi::control::FlushDomain;
-use paste_pmem::{Domain, DomainError, Medium, Ticket};
+use paste_pmem::{DomainError, Instruction, Medium, Ticket};
 
 use crate::sys::Mapping;
 use flushes::Flushes;
@@ -47,11 +47,11 @@ impl RegionMedium {
         domain: FlushDomain,
     ) -> Result<(), DomainError> {
         self.by_host = domain == FlushDomain::Host;
-        let processor = match domain {
-            FlushDomain::CpuCache => Domain::from_number(domain as u8)?,
-            FlushDomain::None | FlushDomain::Host => Domain::None,
+        let write_back = match domain {
+            FlushDomain::CpuCache => Some(Instruction::detect().ok_or(DomainError)?),
+            FlushDomain::None | FlushDomain::Host => None,
         };
-        self.memory = Some(paste_pmem::RegionMedium::new(mapping, processor));
+        self.memory = Some(paste_pmem::RegionMedium::new(mapping, write_back));
         self.flushes.open(self.by_host);
         Ok(())
     }

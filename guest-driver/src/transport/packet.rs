@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use paste_abi::ETHERTYPE;
 use paste_abi::frame::{FRAME_SIZE_MAX, FRAME_SIZE_MIN, is_paste};
-use paste_pmem::{Domain, RegionMedium};
+use paste_pmem::RegionMedium;
 
 use super::{Polling, Timeout, Transport, TransportError, TransportStats};
 use crate::sys::packet::{Device, Packets};
@@ -258,7 +258,7 @@ impl Transport for PacketSocket {
                 .map_err(|error| TransportError::Map { what: "mapping the region", error })
         };
         // A guest with more than one such device may have named another one's.
-        let medium = RegionMedium::new(Arc::new(map()?), Domain::None);
+        let medium = RegionMedium::new(Arc::new(map()?), None);
         match paste_pmem::guest_layout(&medium) {
             Ok((found, _)) if found.0 == uuid => map(),
             _ => Err(TransportError::OtherRegion(self.region.clone())),
