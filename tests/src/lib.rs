@@ -16,6 +16,7 @@ pub mod frontend;
 pub mod fuzz;
 pub mod interop;
 pub mod loop_disk;
+pub mod mirrored;
 pub mod netns;
 pub mod packet;
 pub mod pcapng;

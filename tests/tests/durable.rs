@@ -3,7 +3,6 @@
 //! either gets nothing.
 
 use std::io::{Read, Write};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use paste_abi::control::{FEATURE_FLUSH, FEATURE_STORE};
@@ -12,53 +11,13 @@ use paste_abi::slot::{DURABLE, SHARE};
 use paste_abi::{Event as SlotEvent, Flow, Frame, Kind, NO_BUFFER, Reason, Request, Slot};
 use paste_guest::{Channel, Endpoint, Event, FlushDomain, Options, SendOptions, Timeout};
 use paste_pmem::{Claims, Medium, Ticket};
-use paste_tests::backend::{Backend, Guest, mirrored};
+use paste_tests::backend::{Backend, Guest};
 use paste_tests::client;
 use paste_tests::frontend::RawGuest;
-use paste_tests::netns::Namespace;
+use paste_tests::mirrored::Mirrored;
 use paste_tests::require;
 use paste_tests::require::Need;
 use paste_tests::wait;
-
-/// A guest whose region has a mirror.
-struct Bed {
-    net: Namespace,
-    guest: Guest,
-    files: tempfile::TempDir,
-}
-
-impl Bed {
-    fn new() -> Bed {
-        let net = Namespace::new();
-        let files = tempfile::tempdir().expect("a directory can be made");
-        let mut guest = Guest::number(1);
-        let file = |name: &str| files.path().join(name).display().to_string();
-        guest.more = format!(
-            "region = {{ size = \"16MiB\", path = \"{}\", mirror = \"{}\" }}\n",
-            file("region"),
-            file("mirror")
-        );
-        net.tap_with(&guest.tap, &guest.near_address());
-        Bed { net, guest, files }
-    }
-
-    fn start(&self) -> Backend {
-        Backend::start(&self.net, std::slice::from_ref(&self.guest))
-    }
-
-    fn restart(&self, dir: tempfile::TempDir) -> Backend {
-        Backend::start_in(dir, &self.net, std::slice::from_ref(&self.guest))
-    }
-
-    fn mirror(&self) -> PathBuf {
-        self.files.path().join("mirror")
-    }
-
-    /// What the mirror has of the guest's mapping.
-    fn mirrored(&self, at: u64, len: usize) -> Vec<u8> {
-        mirrored(&self.mirror(), at, len)
-    }
-}
 
 fn open(backend: &Backend, guest: &Guest) -> Channel {
     let endpoint = Endpoint::vhost_user(backend.socket(guest));
@@ -101,7 +60,7 @@ fn store(channel: &mut Channel, at: u64, bytes: &[u8]) {
 #[test]
 fn an_epoch_is_answered_when_the_mirror_holds_it() {
     require!(Need::Namespaces, Need::Built("pasted"));
-    let bed = Bed::new();
+    let bed = Mirrored::new(&[]);
     let backend = bed.start();
     let mut channel = open(&backend, &bed.guest);
     let index = channel.layout().expect("a superblock").index().offset;
@@ -124,7 +83,7 @@ fn an_epoch_is_answered_when_the_mirror_holds_it() {
 #[test]
 fn an_answer_that_waits_for_its_record_comes_after_it_and_both_lie_in_the_mirror() {
     require!(Need::Namespaces, Need::Built("pasted"));
-    let bed = Bed::new();
+    let bed = Mirrored::new(&[]);
     let backend = bed.start();
     let mut channel = open(&backend, &bed.guest);
     channel.listen(80, 16).unwrap();
@@ -165,7 +124,7 @@ fn an_answer_that_waits_for_its_record_comes_after_it_and_both_lie_in_the_mirror
 #[test]
 fn claimed_buffers_outlive_the_backend_and_the_guest_and_are_sent_from_where_they_lie() {
     require!(Need::Namespaces, Need::Built("pasted"));
-    let bed = Bed::new();
+    let bed = Mirrored::new(&[]);
     let mut backend = bed.start();
     let mut channel = open(&backend, &bed.guest);
     channel.listen(80, 16).unwrap();
@@ -258,7 +217,7 @@ fn claimed_buffers_outlive_the_backend_and_the_guest_and_are_sent_from_where_the
 #[test]
 fn lies_about_ranges_and_buffers_are_refused_and_hurt_nobody() {
     require!(Need::Namespaces, Need::Built("pasted"));
-    let bed = Bed::new();
+    let bed = Mirrored::new(&[]);
     let backend = bed.start();
     let mut guest = RawGuest::attach_soon(&backend.socket(&bed.guest));
     let buffers = guest.open_with(0, 8, FEATURE_FLUSH | FEATURE_STORE);

@@ -2,13 +2,12 @@
 //! the mirror, and a driver that breaks its ring hurts only itself.
 
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 
 use paste_abi::superblock::HOST_HEAD_LEN;
 use paste_abi::vhost_user::{VringState, request};
-use paste_tests::backend::{Backend, Guest, mirrored, run_command, write_config};
+use paste_tests::backend::{run_command, write_config};
 use paste_tests::frontend::{Descriptor, PmemGuest, RawGuest, Ring, Session, flag};
-use paste_tests::netns::Namespace;
+use paste_tests::mirrored::Mirrored;
 use paste_tests::require;
 use paste_tests::require::Need;
 
@@ -16,61 +15,28 @@ use paste_tests::require::Need;
 const LEN: u64 = 14 << 20;
 
 /// A guest with a virtio-pmem device on a region with a mirror.
-struct Bed {
-    net: Namespace,
-    guest: Guest,
-    files: tempfile::TempDir,
+fn bed() -> Mirrored {
+    Mirrored::new(&[("pmem_socket", "pmem.sock")])
 }
 
-impl Bed {
-    fn new() -> Bed {
-        let net = Namespace::new();
-        let files = tempfile::tempdir().expect("a directory can be made");
-        let mut guest = Guest::number(1);
-        let file = |name: &str| files.path().join(name).display().to_string();
-        guest.more = format!(
-            "region = {{ size = \"16MiB\", path = \"{}\", mirror = \"{}\", \
-             pmem_socket = \"{}\" }}\n",
-            file("region"),
-            file("mirror"),
-            file("pmem.sock")
-        );
-        net.tap_with(&guest.tap, &guest.near_address());
-        Bed { net, guest, files }
-    }
-
-    fn start(&self) -> Backend {
-        Backend::start(&self.net, std::slice::from_ref(&self.guest))
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.files.path().join("pmem.sock")
-    }
-
-    /// Stores as the guest does, who maps the region.
-    fn store(&self, at: u64, bytes: &[u8]) {
-        let path = self.files.path().join("region");
-        let region = std::fs::File::options().write(true).open(path).expect("the region is there");
-        region.write_all_at(bytes, HOST_HEAD_LEN + at).expect("the region is whole");
-    }
-
-    /// What the mirror has of the guest's mapping.
-    fn mirrored(&self, at: u64, len: usize) -> Vec<u8> {
-        mirrored(&self.files.path().join("mirror"), at, len)
-    }
+/// Stores as the guest does, who maps the region.
+fn store(bed: &Mirrored, at: u64, bytes: &[u8]) {
+    let region = std::fs::File::options().write(true).open(bed.file("region"));
+    let region = region.expect("the region is there");
+    region.write_all_at(bytes, HOST_HEAD_LEN + at).expect("the region is whole");
 }
 
 #[test]
 fn a_flush_is_answered_when_the_mirror_holds_what_was_stored_anywhere() {
     require!(Need::Namespaces, Need::Built("pasted"));
-    let bed = Bed::new();
+    let bed = bed();
     let backend = bed.start();
-    let mut pmem = PmemGuest::attach_soon(&bed.socket());
+    let mut pmem = PmemGuest::attach_soon(&bed.file("pmem.sock"));
     for round in 0..300u64 {
         let bytes = format!("round {round:04}");
         let places = [LEN - 64, LEN / 2 + round * 64];
         for at in places {
-            bed.store(at, bytes.as_bytes());
+            store(&bed, at, bytes.as_bytes());
             assert_ne!(bed.mirrored(at, bytes.len()), bytes.as_bytes(), "nobody asked for it yet");
         }
         assert_eq!(pmem.request(0), 0);
@@ -81,15 +47,15 @@ fn a_flush_is_answered_when_the_mirror_holds_what_was_stored_anywhere() {
     drop(pmem);
     let stats = backend.stop();
     assert_eq!(stats.get(&bed.guest, "pmem.flushes"), 300);
-    assert!(!bed.socket().exists(), "the socket is left behind");
+    assert!(!bed.file("pmem.sock").exists(), "the socket is left behind");
 }
 
 #[test]
 fn requests_that_are_none_fail_and_short_ones_are_answered_as_far_as_there_is_room() {
     require!(Need::Namespaces, Need::Built("pasted"));
-    let bed = Bed::new();
+    let bed = bed();
     let backend = bed.start();
-    let mut pmem = PmemGuest::attach_soon(&bed.socket());
+    let mut pmem = PmemGuest::attach_soon(&bed.file("pmem.sock"));
     for kind in [1, 2, 0x0100_0000, u32::MAX] {
         assert_eq!(pmem.request(kind), -1);
     }
@@ -132,11 +98,11 @@ fn requests_that_are_none_fail_and_short_ones_are_answered_as_far_as_there_is_ro
 #[test]
 fn a_region_that_cannot_be_made_durable_has_no_such_device() {
     require!(Need::Namespaces, Need::Built("pasted"));
-    let mut bed = Bed::new();
-    let socket = bed.socket();
+    let mut bed = bed();
+    let (dir, socket) = (bed.file(""), bed.file("pmem.sock"));
     bed.guest.more =
         format!("region = {{ size = \"16MiB\", pmem_socket = \"{}\" }}\n", socket.display());
-    let config = write_config(bed.files.path(), std::slice::from_ref(&bed.guest));
+    let config = write_config(&dir, std::slice::from_ref(&bed.guest));
     let output = run_command(&bed.net, &config).output().expect("it can be started");
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stderr);
@@ -150,7 +116,7 @@ type Break = fn(&mut PmemGuest);
 #[test]
 fn a_broken_ring_stops_the_device_and_nothing_else() {
     require!(Need::Namespaces, Need::Built("pasted"));
-    let bed = Bed::new();
+    let bed = bed();
     let backend = bed.start();
     let mut net = RawGuest::attach_soon(&backend.socket(&bed.guest));
     net.open(0, 8);
@@ -194,7 +160,7 @@ fn a_broken_ring_stops_the_device_and_nothing_else() {
         },
     ];
     for (count, break_it) in (1..).zip(breaks) {
-        let mut pmem = PmemGuest::attach_soon(&bed.socket());
+        let mut pmem = PmemGuest::attach_soon(&bed.file("pmem.sock"));
         assert_eq!(pmem.request(0), 0);
         break_it(&mut pmem);
         // DEVICE_NEEDS_RESET (VIRTIO 1.2 section 2.1) is seen, and nothing more is
@@ -216,18 +182,18 @@ fn a_broken_ring_stops_the_device_and_nothing_else() {
 #[test]
 fn there_is_one_front_end_at_a_time_and_the_next_one_is_served() {
     require!(Need::Namespaces, Need::Built("pasted"));
-    let bed = Bed::new();
+    let bed = bed();
     let backend = bed.start();
-    let mut first = PmemGuest::attach_soon(&bed.socket());
+    let mut first = PmemGuest::attach_soon(&bed.file("pmem.sock"));
     assert_eq!(first.request(0), 0);
-    let second = Session::connect(&bed.socket()).expect("the socket listens");
+    let second = Session::connect(&bed.file("pmem.sock")).expect("the socket listens");
     assert!(second.is_closed());
     assert_eq!(first.request(0), 0);
     // It goes with a request under way.
     let chain = first.chain(0, 4, 4);
     first.offer(&chain);
     drop(first);
-    let mut third = PmemGuest::attach_soon(&bed.socket());
+    let mut third = PmemGuest::attach_soon(&bed.file("pmem.sock"));
     assert_eq!(third.request(0), 0);
     // Nor does a message about a ring that is not there hurt anybody.
     let state = VringState { index: 1.into(), num: 0.into() };

@@ -2,6 +2,7 @@
 //! application's with what is in them.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use paste_abi::control::FlushDomain;
 use paste_abi::slot::{DURABLE, NOTIFY, Request, SHARE};
@@ -16,6 +17,9 @@ use crate::event::Event;
 use crate::medium::RegionMedium;
 use crate::sys;
 use crate::transport::Timeout;
+
+/// How long a buffer on its way out is waited for before it is asked for again.
+const RESUME_STEP: Duration = Duration::from_millis(10);
 
 impl Channel {
     /// The region, for a claim table, a log or an index to store in; `None` while
@@ -207,7 +211,23 @@ impl Channel {
         }
     }
 
-    /// The same without waiting: [`Event::Resumed`] tells the outcome.
+    /// As [`Channel::resume`], and asks again, for at most `limit`, for those that are
+    /// not the application's: of one that died, some may still be on their way out.
+    pub fn resume_within(
+        &mut self,
+        indices: &[u32],
+        limit: Duration,
+    ) -> Result<Vec<u32>, ResumeError> {
+        let deadline = sys::monotonic() + limit;
+        let mut refused = self.resume(indices)?;
+        while !refused.is_empty() && sys::monotonic() <= deadline {
+            let _ = sys::sleep(RESUME_STEP);
+            refused = self.resume(&refused)?;
+        }
+        Ok(refused)
+    }
+
+    /// As [`Channel::resume`], without waiting: [`Event::Resumed`] tells the outcome.
     pub fn request_resume(&mut self, indices: &[u32]) -> Result<(), ResumeError> {
         self.ask(indices)?;
         let ledger = self.conversation.ledger();

@@ -254,3 +254,22 @@ fn claimed_buffers_are_resumed_at_a_start_and_after_a_loss() {
     poll(&mut channel);
     assert!(host.lock().pool.contains(&3));
 }
+
+#[test]
+fn buffers_on_their_way_out_are_asked_for_until_they_are_back() {
+    let (transport, host) = loopback::pair();
+    host.lock().claimed = vec![3];
+    let mut channel = Channel::open_on(transport, options()).unwrap();
+    let mut refused = channel.resume_within(&[3, 5, 6], Duration::ZERO).unwrap();
+    refused.sort_unstable();
+    assert_eq!(refused, [5, 6], "the host still has them");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(50));
+            host.lock().claimed.extend([5, 6]);
+        });
+        let refused = channel.resume_within(&[5, 6], Duration::from_secs(60)).unwrap();
+        assert_eq!(refused, [0; 0]);
+    });
+    assert!(channel.is_stored(5) && channel.is_stored(6));
+}

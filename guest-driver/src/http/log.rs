@@ -168,7 +168,10 @@ impl Log {
         let claims = Claims::new(&geometry);
         let medium = channel.medium().ok_or(LogError::Lost)?;
         let claimed: Vec<u32> = claims.iter(medium).collect();
-        take_back(channel, &claimed)?;
+        let refused = channel.resume_within(&claimed, OPEN_TIME)?;
+        if !refused.is_empty() {
+            return Err(LogError::KeptBack(refused.len()));
+        }
         let count = geometry.buffer_count() as usize;
         let mut holdings: Box<[Holding]> = (0..count).map(|_| Holding::default()).collect();
         for &buf in &claimed {
@@ -545,19 +548,4 @@ impl Log {
             }
         }
     }
-}
-
-/// Takes back what is claimed, some of which may still be on its way out, of a
-/// server that died.
-fn take_back(channel: &mut Channel, claimed: &[u32]) -> Result<(), LogError> {
-    let deadline = sys::monotonic() + OPEN_TIME;
-    let mut refused = channel.resume(claimed)?;
-    while !refused.is_empty() {
-        if sys::monotonic() > deadline {
-            return Err(LogError::KeptBack(refused.len()));
-        }
-        let _ = sys::sleep(OPEN_STEP);
-        refused = channel.resume(&refused)?;
-    }
-    Ok(())
 }

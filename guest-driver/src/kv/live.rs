@@ -93,15 +93,9 @@ impl Attached {
         let geometry = *channel.layout().ok_or(AttachError::NoSuperblock)?;
         let medium = channel.medium().ok_or(AttachError::Lost)?;
         let claimed: Vec<u32> = Claims::new(&geometry).iter(medium).collect();
-        let mut refused = channel.resume(&claimed)?;
-        let deadline = sys::monotonic() + ATTACH_TIME;
-        while !refused.is_empty() {
-            // Some may still be on their way out, of a server that died.
-            if sys::monotonic() > deadline {
-                return Err(AttachError::KeptBack(refused.len()));
-            }
-            let _ = sys::sleep(ATTACH_STEP);
-            refused = channel.resume(&refused)?;
+        let refused = channel.resume_within(&claimed, ATTACH_TIME)?;
+        if !refused.is_empty() {
+            return Err(AttachError::KeptBack(refused.len()));
         }
         let medium = channel.medium().ok_or(AttachError::Lost)?;
         let journal = Journal::open(medium, geometry, sys::random_u64())?;
