@@ -31,6 +31,10 @@
 //! **Sending.** A flow has one send under way. From [`send::ZERO_COPY_MIN`] on it goes
 //! without a copy, and its buffers are the kernel's until it says otherwise.
 //!
+//! **Trust.** A guest listens on the host's addresses, and connects to whatever this
+//! process can connect to, the host's own services on loopback among them: it is for guests
+//! that may. What it does to its flows it does to nobody else's.
+//!
 //! Everything is allocated when the engine is made. One file does what is `unsafe` about
 //! requests (`ring`), another what is about the ring of provided buffers (`provided`);
 //! they know nothing of flows.
@@ -81,6 +85,8 @@ use send::Notices;
 const RX_BUDGET: usize = 1024;
 /// Descriptors that the process needs beside those of flows.
 const DESCRIPTORS_MORE: u64 = 256;
+/// Descriptors that are asked for where there is no limit (`fs.nr_open` as it comes).
+const DESCRIPTORS_MAX: u32 = 1 << 20;
 /// Requests that one flow makes at once, at most.
 const REQUESTS_PER_FLOW: usize = 4;
 /// When the process ends: the longest wait for what the kernel still does, and its steps.
@@ -185,20 +191,21 @@ fn judge(error: SetupError) -> SocketsError {
     }
 }
 
-/// Every flow is a descriptor: asks for as many as are needed, and says if there are less.
+/// Every flow is a descriptor: asks for as many as there may be, as other guests of the
+/// process need theirs, and says if that is less than this one may need.
 fn allow_descriptors(flows_max: u32) {
     let wanted = u64::from(flows_max) + DESCRIPTORS_MORE;
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if current.is_none_or(|current| current >= wanted) {
-        return;
-    }
-    let most = maximum.map_or(wanted, |maximum| maximum.min(wanted));
-    let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum });
-    if raised.is_err() || most < wanted {
+    let most = maximum.unwrap_or(u64::from(DESCRIPTORS_MAX));
+    let enough = current.is_none_or(|current| current >= most);
+    let raised =
+        enough || setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum }).is_ok();
+    let limit = if raised { most } else { current.unwrap_or(most) };
+    if limit < wanted {
         tracing::warn!(
-            limit = if raised.is_ok() { most } else { current.unwrap_or(most) },
+            limit,
             flows_max,
-            "the limit of open descriptors allows less flows than flows_max: raise it (`ulimit -n`)"
+            "the limit of open descriptors allows fewer flows than flows_max: raise it (`ulimit -n`)"
         );
     }
 }

@@ -46,9 +46,9 @@ const INBOX: usize = 64;
 /// The group of the provided buffers; there is one.
 const GROUP: u16 = 0;
 /// In the field `ioprio` of a send without a copy: say in the notification whether the
-/// kernel copied all the same.
+/// kernel copied all the same (`IORING_SEND_ZC_REPORT_USAGE`, since Linux 6.2).
 const REPORT_USAGE: u16 = 1 << 3;
-/// In that notification: it did.
+/// In that notification: it did (`IORING_NOTIF_USAGE_ZC_COPIED`).
 const COPIED: u32 = 1 << 31;
 
 /// What a completion is of.
