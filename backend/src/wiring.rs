@@ -74,10 +74,11 @@ pub enum Error {
         /// What is wrong.
         source: EndpointError,
     },
-    /// A virtio-pmem device for a region that nothing makes durable.
+    /// A virtio-pmem device for a region that nothing makes durable, or the guest's
+    /// CPU.
     #[error(
-        "guest {guest}: region: pmem_socket is of no use, because the host cannot make this \
-         region durable: give it a mirror, or leave pmem_socket out"
+        "guest {guest}: region: pmem_socket is of no use, because it is not the host that \
+         makes this region durable: give it a mirror, or leave pmem_socket out"
     )]
     NothingToFlush {
         /// The guest's name.
