@@ -28,7 +28,7 @@ use crate::config::{Config, Guest, Poll, RegionSpec, Socket, SocketMode};
 use crate::durability::Durability;
 use crate::engine::{RegionMemory, StackPort, UserEngine};
 use crate::metrics::{GuestSnapshot, Snapshot};
-use crate::port::{Port, Wires};
+use crate::port::{LimitedPort, Port, Wires};
 use crate::sys::clock::realtime_ns;
 use crate::sys::{prefer_huge_pages, wake};
 use crate::vhost::{Device, DeviceOptions, Endpoint, EndpointError, RegionFd};
@@ -81,6 +81,15 @@ pub enum Error {
          makes this region durable: give it a mirror, or leave pmem_socket out"
     )]
     NothingToFlush {
+        /// The guest's name.
+        guest: String,
+    },
+    /// Limits of frames, where there are none.
+    #[error(
+        "guest {guest}: rate_limit counts frames, and its port has none, because TCP is the \
+         host's own: limit it there, or leave rate_limit out"
+    )]
+    NothingToLimit {
         /// The guest's name.
         guest: String,
     },
@@ -272,8 +281,14 @@ fn open(
         None => attach(guest, guest.mtu, &region, wires)?,
     };
     let engine = match opened {
+        Attachment::StackPort(_) if !guest.rate_limit.is_none() => {
+            return Err(Error::NothingToLimit { guest: name() });
+        }
         Attachment::StackPort(engine) => engine,
-        Attachment::Port(port) => user_engine(guest, &region, port)?,
+        Attachment::Port(port) if guest.rate_limit.is_none() => user_engine(guest, &region, port)?,
+        Attachment::Port(port) => {
+            user_engine(guest, &region, Box::new(LimitedPort::new(port, guest.rate_limit)))?
+        }
     };
     let caps = engine.caps();
     let region_error = |source: RegionError| Error::Region { guest: name(), source: source.into() };

@@ -23,6 +23,7 @@ use std::time::Duration;
 use paste_pmem::BUFFER_SIZE_MIN;
 
 use crate::attachment::Spec;
+use crate::port::Limits;
 use crate::worker::Network;
 
 pub use error::{ConfigError, ConfigErrors};
@@ -56,6 +57,8 @@ pub const VLAN_MAX: u16 = 4094;
 pub const FLOWS_DEFAULT: u32 = 16 * 1024;
 /// The highest limit of flows.
 pub const FLOWS_MAX: u32 = 1 << 20;
+/// The highest limit of what a guest sends or receives, in bytes per second.
+pub const RATE_MAX: u64 = 1 << 40;
 /// The longest polling time that is not "always".
 pub const POLL_MAX: Duration = Duration::from_secs(10);
 /// The polling time where none is given.
@@ -138,6 +141,8 @@ pub struct Guest {
     /// The addresses that its kernel may have, beside those of its stack port and the
     /// link-local one of its `mac`.
     pub sources: Vec<Network>,
+    /// What it may send and receive per second.
+    pub rate_limit: Limits,
     /// Flows at once.
     pub flows_max: u32,
     /// Bytes of the largest packet.

@@ -15,10 +15,11 @@ use super::fields::{At, Fields};
 use super::value;
 use super::{
     Config, FLOWS_DEFAULT, FLOWS_MAX, GUESTS_MAX, Guest, Log, LogFormat, LogLevel, MTU_DEFAULT,
-    MTU_MAX, MTU_MIN, Mac, NAME_LEN_MAX, POLL_DEFAULT, POLL_MAX, Poll, Prefix, RegionSpec,
-    SOCKET_PATH_LEN_MAX, Socket, SocketMode, VLAN_MAX,
+    MTU_MAX, MTU_MIN, Mac, NAME_LEN_MAX, POLL_DEFAULT, POLL_MAX, Poll, Prefix, RATE_MAX,
+    RegionSpec, SOCKET_PATH_LEN_MAX, Socket, SocketMode, VLAN_MAX,
 };
 use crate::attachment::Spec;
+use crate::port::{Limits, Rate};
 use crate::worker::Network;
 
 /// What was understood of a guest. `None` where something is missing or wrong,
@@ -38,6 +39,7 @@ pub(super) struct Draft {
     pub(super) poll: Option<Poll>,
     pub(super) spoof_check: Option<bool>,
     pub(super) sources: Option<At<Vec<Network>>>,
+    pub(super) rate_limit: Option<Limits>,
     pub(super) accept_ra: Option<At<bool>>,
     pub(super) flows_max: Option<u32>,
     pub(super) mtu: Option<At<u16>>,
@@ -124,7 +126,7 @@ fn read_guest(
     index: usize,
     findings: &mut Findings,
 ) -> Draft {
-    const KEYS: [&str; 14] = [
+    const KEYS: [&str; 15] = [
         "name",
         "socket",
         "mac",
@@ -137,6 +139,7 @@ fn read_guest(
         "poll",
         "spoof_check",
         "sources",
+        "rate_limit",
         "flows_max",
         "mtu",
     ];
@@ -159,6 +162,7 @@ fn read_guest(
     let poll = read_poll(&fields, findings);
     let spoof_check = read_bool(&fields, "spoof_check", true, findings);
     let sources = read_sources(&fields, findings);
+    let rate_limit = read_rate_limit(&fields, findings);
     let accept_ra = read_bool(&fields, "accept_ra", false, findings);
     let flows_max = fields.number("flows_max", (1, FLOWS_MAX), FLOWS_DEFAULT, findings);
     let mtu_bounds = (u32::from(MTU_MIN), u32::from(MTU_MAX));
@@ -176,6 +180,7 @@ fn read_guest(
         poll,
         spoof_check: spoof_check.map(|check| check.value),
         sources,
+        rate_limit,
         accept_ra,
         flows_max: flows_max.map(|n| n.value),
         // Within its bounds, it fits.
@@ -331,6 +336,48 @@ fn read_sources(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<V
         }
     }
     (sources.len() == array.len()).then(|| At { at: value.span(), value: sources })
+}
+
+/// Limits of a guest, per second: each that is left out is none.
+fn read_rate_limit(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<Limits> {
+    const EXAMPLE: &str = "rate_limit = { tx_packets = 100000, tx_bytes = \"100MiB\" }";
+    const KEYS: [&str; 4] = ["tx_packets", "tx_bytes", "rx_packets", "rx_bytes"];
+    let Some(value) = fields.get("rate_limit") else {
+        return Some(Limits::default());
+    };
+    let Some(table) = value.get_ref().as_table() else {
+        fields.wrong_type("rate_limit", value, EXAMPLE, findings);
+        return None;
+    };
+    let who = format!("{}rate_limit: ", fields.who);
+    let inner = Fields::new(table, value.span(), who, &KEYS, findings);
+    let mut packets = |key| match inner.get(key) {
+        None => Some(None),
+        Some(_) => Some(Some(u64::from(inner.number(key, (1, u32::MAX), 1, findings)?.value))),
+    };
+    let (tx_packets, rx_packets) = (packets("tx_packets"), packets("rx_packets"));
+    let mut bytes = |key: &str| {
+        let Some(value) = inner.get(key) else {
+            return Some(None);
+        };
+        let example = format!("{key} = \"100MiB\"");
+        let text = inner.text(key, value, &example, findings)?;
+        let size = value::size(text.value).filter(|size| (1..=RATE_MAX).contains(size));
+        if size.is_none() {
+            let message = format!(
+                "{key} \"{}\" is not possible: write a size of 1 byte to {}, as in {example}",
+                text.value,
+                value::show_size(RATE_MAX)
+            );
+            inner.wrong(&text.at, message, findings);
+        }
+        size.map(Some)
+    };
+    let (tx_bytes, rx_bytes) = (bytes("tx_bytes"), bytes("rx_bytes"));
+    Some(Limits {
+        tx: Rate { packets: tx_packets?, bytes: tx_bytes? },
+        rx: Rate { packets: rx_packets?, bytes: rx_bytes? },
+    })
 }
 
 /// The VLAN, if there is one. `None` if it is wrong.
@@ -489,6 +536,7 @@ fn finish(draft: Draft) -> Option<Guest> {
         poll: draft.poll?,
         spoof_check: draft.spoof_check?,
         sources: draft.sources?.value,
+        rate_limit: draft.rate_limit?,
         accept_ra: draft.accept_ra?.value,
         flows_max: draft.flows_max?,
         mtu: draft.mtu?.value,

@@ -118,6 +118,18 @@ fn sources_are_addresses_and_networks_or_any() {
 }
 
 #[test]
+fn a_limit_is_of_what_is_named_and_no_more() {
+    let limits = |text: &str| {
+        let line = format!("rate_limit = {text}");
+        parse(&guest(&[&line])).unwrap().guests[0].rate_limit
+    };
+    let given = limits("{ tx_packets = 1_000, tx_bytes = \"100MiB\", rx_bytes = \"1GiB\" }");
+    assert_eq!((given.tx.packets, given.tx.bytes), (Some(1000), Some(100 << 20)));
+    assert_eq!((given.rx.packets, given.rx.bytes), (None, Some(1 << 30)));
+    assert!(limits("{}").is_none());
+}
+
+#[test]
 fn one_wrong_value_is_named_with_its_place() {
     for (change, message) in [
         (
@@ -327,6 +339,21 @@ fn one_wrong_value_is_named_with_its_place() {
             "8:11: guest \"web1\": sources are of no use without spoof_check: leave one of them out",
         ),
         (
+            "rate_limit = \"1GiB\"",
+            "8:14: guest \"web1\": rate_limit is a string: write rate_limit = { tx_packets = \
+             100000, tx_bytes = \"100MiB\" }",
+        ),
+        (
+            "rate_limit = { tx_packets = 0 }",
+            "8:29: guest \"web1\": rate_limit: tx_packets 0 is not possible: use a number from 1 \
+             to 4294967295",
+        ),
+        (
+            "rate_limit = { rx_bytes = \"2TiB\" }",
+            "8:27: guest \"web1\": rate_limit: rx_bytes \"2TiB\" is not possible: write a size of \
+             1 byte to 1TiB, as in rx_bytes = \"100MiB\"",
+        ),
+        (
             "flows_max = 0",
             "8:13: guest \"web1\": flows_max 0 is not possible: use a number from 1 to 1048576",
         ),
@@ -348,7 +375,7 @@ fn one_wrong_value_is_named_with_its_place() {
         ),
         (
             "bridge = 3",
-            "8:1: guest \"web1\": unknown key \"bridge\": the keys here are name, socket, mac, addresses, gateway, accept_ra, vlan, port, region, poll, spoof_check, sources, flows_max, mtu",
+            "8:1: guest \"web1\": unknown key \"bridge\": the keys here are name, socket, mac, addresses, gateway, accept_ra, vlan, port, region, poll, spoof_check, sources, rate_limit, flows_max, mtu",
         ),
     ] {
         refused(&guest(&[change]), &[&format!("web.toml:{message}")]);

@@ -9,6 +9,8 @@ pub struct Drops {
     pub rx_runt: u64,
     /// Received as something to be segmented, which was never offered.
     pub rx_segmented: u64,
+    /// Received, beyond the guest's limit.
+    pub rx_limited: u64,
     /// To be sent, shorter than an Ethernet header, longer than the MTU allows,
     /// with a checksum to complete outside the frame or a payload outside its
     /// buffer.
@@ -46,6 +48,8 @@ pub struct PortCounters {
     pub to_host_frames: u64,
     /// Frames of that stack passed on to the NIC.
     pub from_host_frames: u64,
+    /// Times that frames had to wait for the guest's limit.
+    pub tx_limited: u64,
     /// Frames thrown away.
     pub drops: Drops,
 }
@@ -64,6 +68,7 @@ impl PortCounters {
             syscalls,
             rx_no_buffer,
             tx_full,
+            tx_limited,
             to_host_frames,
             from_host_frames,
             drops:
@@ -71,6 +76,7 @@ impl PortCounters {
                     rx_oversize,
                     rx_runt,
                     rx_segmented,
+                    rx_limited,
                     tx_malformed,
                     tx_link_down,
                     tx_refused,
@@ -87,11 +93,13 @@ impl PortCounters {
             ("syscalls", syscalls),
             ("rx_no_buffer", rx_no_buffer),
             ("tx_full", tx_full),
+            ("tx_limited", tx_limited),
             ("to_host_frames", to_host_frames),
             ("from_host_frames", from_host_frames),
             ("drops.rx_oversize", rx_oversize),
             ("drops.rx_runt", rx_runt),
             ("drops.rx_segmented", rx_segmented),
+            ("drops.rx_limited", rx_limited),
             ("drops.tx_malformed", tx_malformed),
             ("drops.tx_link_down", tx_link_down),
             ("drops.tx_refused", tx_refused),

@@ -7,6 +7,7 @@
 //! [`crate::attachment`].
 
 mod counters;
+mod limit;
 pub mod netmap;
 mod pipe;
 pub mod prng;
@@ -21,6 +22,7 @@ use paste_pmem::{Buffers, Owner, Pool};
 use paste_stack::{Origin, RxFrame, TxBatch, TxCsum, TxFrame};
 
 pub use counters::{Drops, PortCounters};
+pub use limit::{LimitedPort, Limits, Rate};
 pub use pipe::{PipeError, PipePort, Wires};
 pub use tap::{TapError, TapPort};
 
@@ -108,6 +110,20 @@ impl RxBatch {
         }
         self.frames.push(received);
         true
+    }
+
+    /// Forgets those of the frames from `start` on that `keep` is false of; their
+    /// buffers are its business. Returns how many.
+    pub fn retain_from(&mut self, start: usize, mut keep: impl FnMut(&Received) -> bool) -> usize {
+        let (count, mut kept) = (self.frames.len(), start);
+        for index in start..count {
+            if keep(&self.frames[index]) {
+                self.frames.swap(kept, index);
+                kept += 1;
+            }
+        }
+        self.frames.truncate(kept.min(count));
+        count - self.frames.len()
     }
 
     /// Forgets all frames. Their buffers are their new owner's business.
