@@ -190,6 +190,9 @@ impl SocketsEngine {
         let has_flow = self.flows.has_free();
         self.listeners.paused = false;
         for index in 0..self.listeners.doors.len() {
+            if self.listeners.doors[index].is_none() {
+                continue;
+            }
             if !self.make_room()? {
                 self.listeners.due = true;
                 return Ok(());
