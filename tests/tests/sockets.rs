@@ -352,7 +352,8 @@ fn connections_beyond_the_limit_wait_until_others_end() {
     // The connection that found it serving has ended by now, or will.
     let mut first: Vec<_> = Vec::new();
     wait::until("eight are served", || {
-        first = (0..8).map(|_| server.connect().expect("a connection")).collect();
+        // While it lasts, the eighth of these may be reset.
+        first = (0..8).map(|_| server.connect().ok()).collect::<Option<Vec<_>>>()?;
         first.iter_mut().all(|stream| client::get(stream, "/").is_ok()).then_some(())
     });
     let late = server.connect().expect("the kernel takes it");
