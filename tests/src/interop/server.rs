@@ -124,7 +124,11 @@ fn read_body(input: &mut BufReader<&TcpStream>, head: &Head) -> io::Result<bool>
     let mut left = head.len;
     let mut crc = 0;
     while left > 0 {
-        let bytes = input.fill_buf()?;
+        let bytes = match input.fill_buf() {
+            // A process that was held still and goes on.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            other => other?,
+        };
         if bytes.is_empty() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
