@@ -113,6 +113,18 @@ pub(super) fn open_same(path: &Path, name: &str, lock: &File) -> Result<File, Re
     Ok(file)
 }
 
+/// The lock on a region's file, which ends with this. Closing the descriptor would not
+/// do: a child that another thread has just forked has it too, until it executes.
+#[derive(Debug)]
+pub(super) struct Lock(pub(super) File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // What cannot be unlocked is so when its last descriptor is closed.
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
 pub(super) fn lock_file(file: &File, name: &str) -> Result<(), RegionError> {
     match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(()),

@@ -33,7 +33,7 @@ use crate::uuid::Uuid;
 pub use error::RegionError;
 use error::{reserve_error, system};
 use file::{
-    CHUNK, Unfinished, check, check_len, examine, is_empty, lock_file, map_guest, map_head,
+    CHUNK, Lock, Unfinished, check, check_len, examine, is_empty, lock_file, map_guest, map_head,
     open_file, open_same,
 };
 pub use image::{Finding, Image};
@@ -95,7 +95,7 @@ pub struct Region {
     name: String,
     file: OwnedFd,
     /// Holds the lock of a region that has a file.
-    _lock: Option<OwnedFd>,
+    _lock: Option<Lock>,
     shape: Shape,
     head: Mapping,
     guest: Arc<Mapping>,
@@ -163,7 +163,7 @@ impl Region {
                     }
                 };
                 let file = open_same(path, &name, &lock)?;
-                (file.into(), Some(lock.into()))
+                (file.into(), Some(Lock(lock)))
             }
         };
         let file: File = file.into();
@@ -260,7 +260,7 @@ impl Region {
         let region = Region {
             name,
             file: file.into(),
-            _lock: Some(lock.into()),
+            _lock: Some(Lock(lock)),
             shape,
             head,
             guest: Arc::new(guest),
