@@ -53,7 +53,7 @@ use rustix::io::Errno;
 use self::attach::{Ask, Attached, Sharing};
 use self::kernel::{Descriptor, Kernel, Shared};
 use self::os::{Link, Os};
-use self::rings::RingFault;
+use self::rings::{RingFault, RxRing, TxRing};
 use super::{Caps, FRAME_OVERHEAD, Now, Port, PortCounters, PortError, RxBatch, give_back};
 
 pub use error::NetmapError;
@@ -259,14 +259,17 @@ impl<D: Descriptor> Port for NetmapPort<D> {
     }
 
     fn release(&mut self, pool: &mut Pool) {
-        // The NIC may be receiving into what the rings hold: only when netmap has let go
-        // of them are they ours again.
         if let Some(attached) = self.attached.take() {
-            let Attached { rx, tx, rx_rings, memory, .. } = attached;
-            drop((rx, tx));
+            let Attached { rx, tx, rx_rings, tx_rings, memory, .. } = attached;
             if let Sharing::Region(first) = memory.sharing {
-                let in_rings = rx_rings.iter().flat_map(|ring| ring.buffers());
-                for &index in in_rings.filter(|&&index| index >= first) {
+                // Netmap frees the buffers that it finds in the slots: those of its own.
+                rx_rings.iter().for_each(RxRing::restore);
+                tx_rings.iter().for_each(TxRing::restore);
+                // The NIC may be receiving into what the rings held: only when netmap has
+                // let go of them are they ours again.
+                drop((rx, tx));
+                let held = rx_rings.iter().flat_map(|ring| ring.buffers());
+                for &index in held.filter(|&&index| index >= first) {
                     give_back(pool, index - first);
                 }
             }

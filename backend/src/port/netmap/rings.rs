@@ -108,6 +108,14 @@ impl Common {
         Ok(passed)
     }
 
+    /// Has each slot name the buffer that it came with: netmap frees what it finds there.
+    fn restore(&self, came_with: &[u32]) {
+        for (index, &buf_idx) in (0..).zip(came_with) {
+            let slot = self.memory.slot(index);
+            self.memory.set_slot(index, Slot { buf_idx, ..slot });
+        }
+    }
+
     fn advance(&mut self, count: u32) {
         self.head = after(self.head, count, self.memory.slots());
     }
@@ -150,9 +158,14 @@ impl TxRing {
         Ok(TxRing { ring, home, lent, lent_count: 0, hidden: false, unsynced: false })
     }
 
-    /// The buffers that the ring came with.
+    /// The buffers that the slots name.
     pub(super) fn buffers(&self) -> &[u32] {
-        &self.home
+        &self.ring.bufs
+    }
+
+    /// Leaves the ring as it was found, as to its buffers; to be closed next.
+    pub(super) fn restore(&self) {
+        self.ring.restore(&self.home);
     }
 
     /// Slots that can be filled.
@@ -253,18 +266,27 @@ pub(super) struct Arrived {
 #[derive(Debug)]
 pub(super) struct RxRing {
     ring: Common,
+    /// The buffers that the slots named at registration.
+    came_with: Box<[u32]>,
     moved: bool,
 }
 
 impl RxRing {
     /// Takes a ring over that was just registered.
     pub(super) fn new(memory: RingMemory, exchange: Exchange) -> Result<RxRing, RingFault> {
-        Ok(RxRing { ring: Common::new(memory, exchange)?, moved: false })
+        let ring = Common::new(memory, exchange)?;
+        let came_with = ring.bufs.clone();
+        Ok(RxRing { ring, came_with, moved: false })
     }
 
-    /// The buffers that the ring came with.
+    /// The buffers that the slots name.
     pub(super) fn buffers(&self) -> &[u32] {
         &self.ring.bufs
+    }
+
+    /// Leaves the ring as it was found, as to its buffers; to be closed next.
+    pub(super) fn restore(&self) {
+        self.ring.restore(&self.came_with);
     }
 
     /// Slots of the ring.

@@ -109,9 +109,14 @@ impl ObjectPool {
         })
     }
 
-    pub(super) fn give(&mut self, index: u32) {
-        if let Some(object) = self.objects.get_mut(index as usize) {
-            *object = Object::Free;
+    /// `netmap_obj_free`; false where it complains: there is none, or it is free.
+    pub(super) fn give(&mut self, index: u32) -> bool {
+        match self.objects.get_mut(index as usize) {
+            Some(object @ Object::Used) => {
+                *object = Object::Free;
+                true
+            }
+            _ => false,
         }
     }
 

@@ -109,6 +109,8 @@ struct World {
     mems: Vec<Mem>,
     adapters: Vec<Adapter>,
     wakers: Vec<(usize, Waker)>,
+    /// Buffers that were found in rings at the end and were not netmap's to free.
+    complaints: u32,
 }
 
 /// A descriptor of the model's.
@@ -139,7 +141,14 @@ impl Model {
         let sorts = [(16, 1024), (host.rings, 9 * PAGE), (8192, 2048)];
         let mems = vec![Mem::own(1, sorts)];
         let (adapters, wakers) = (Vec::new(), Vec::new());
-        Model(Arc::new(Mutex::new(World { host, now_ns: 0, mems, adapters, wakers })))
+        Model(Arc::new(Mutex::new(World {
+            host,
+            now_ns: 0,
+            mems,
+            adapters,
+            wakers,
+            complaints: 0,
+        })))
     }
 
     /// Adds an interface, on no wire.
@@ -209,6 +218,11 @@ impl Model {
         let world = lock(&self.0);
         let adapter = &world.adapters[world.find(name).unwrap()];
         adapter.tx.iter().chain(&adapter.rx).map(|ring| ring.reinits).sum()
+    }
+
+    /// Times that netmap has complained of a buffer freed twice.
+    pub(super) fn complaints(&self) -> u32 {
+        lock(&self.0).complaints
     }
 
     /// Descriptors that are bound to a port.
@@ -598,10 +612,20 @@ impl World {
             if ring.users > 0 {
                 continue;
             }
-            for index in 0..ring.slots {
+            // What is at a pipe's other end is freed there (`netmap_pipe_krings_delete_both`).
+            let mut away = vec![false; ring.slots as usize];
+            if matches!(adapter.nature, Nature::Pipe { .. }) {
+                away[ring.pipe_tail as usize] = !ring.tx;
+                let mut index = ring.next(ring.pipe_tail);
+                while index != ring.hwcur {
+                    away[index as usize] = true;
+                    index = ring.next(index);
+                }
+            }
+            for index in (0..ring.slots).filter(|&index| !away[index as usize]) {
                 let slot = ring.slot(mem, index);
-                if slot.buf_idx >= RESERVED_BUFFERS {
-                    mem.buffers.give(slot.buf_idx);
+                if slot.buf_idx >= RESERVED_BUFFERS && !mem.buffers.give(slot.buf_idx) {
+                    self.complaints += 1;
                 }
             }
             mem.rings.give(ring.ring_object);

@@ -75,6 +75,7 @@ fn frames_cross_whole_and_every_buffer_comes_back() {
         assert_eq!((model.reinits("ix0"), model.reinits("ix1")), (0, 0), "{which}");
         ends.into_iter().for_each(End::close);
         assert_eq!(model.users("ix0") + model.users("ix1"), 0, "{which}");
+        assert_eq!(model.complaints(), 0, "{which}");
     }
 }
 
