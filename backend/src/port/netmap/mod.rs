@@ -21,6 +21,11 @@
 //! else together with a copy of the payload. Not every driver joins slots, and nothing
 //! tells which does: one that does not would send two frames.
 //!
+//! An emulated adapter (a NIC without a driver of netmap's) never joins slots: with
+//! `fragments=on` it sends headers and payloads as frames of their own, and nothing gets
+//! through. The peer of a veth leaves checksums unfinished, which netmap does not tell:
+//! `ethtool -K PEER tx off`.
+//!
 //! # The host's own network
 //!
 //! A NIC in netmap mode is gone from the host's stack. With `netmap:ix0*` it is not:
