@@ -65,8 +65,16 @@ impl Namespace {
 
     /// A link from `device` here to `eth0` with an address in another namespace.
     pub fn link(&self, device: &str, other: &Namespace, address: &str) {
+        self.link_of(1, device, other, address);
+    }
+
+    /// Likewise, whose ends have so many queues.
+    pub fn link_of(&self, queues: u8, device: &str, other: &Namespace, address: &str) {
         let peer = &other.name;
-        self.ip(&format!("link add {device} type veth peer name eth0 netns {peer}"));
+        let queues = format!("numrxqueues {queues} numtxqueues {queues}");
+        self.ip(&format!(
+            "link add {device} {queues} type veth peer name eth0 {queues} netns {peer}"
+        ));
         self.ip(&format!("link set dev {device} up"));
         other.ip(&format!("address add {address} dev eth0"));
         other.ip("link set dev eth0 up");

@@ -17,6 +17,7 @@ mod sockets;
 mod spec;
 mod tap;
 mod vale;
+mod xdp;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -26,13 +27,14 @@ use paste_pmem::Region;
 
 use crate::engine::StackPort;
 use crate::port::netmap::NetmapError;
-use crate::port::{PipeError, Port, TapError, Wires};
+use crate::port::{PipeError, Port, TapError, Wires, XdpError};
 
 pub use spec::{Spec, SpecError};
 
 /// The kinds of device, by prefix.
 pub const KINDS: &[Kind] = &[
     tap::KIND,
+    xdp::KIND,
     netmap::KIND,
     vale::KIND,
     pipe::KIND,
@@ -132,6 +134,9 @@ pub enum OpenError {
     /// A port of netmap's.
     #[error(transparent)]
     Netmap(#[from] NetmapError),
+    /// A device by AF_XDP.
+    #[error(transparent)]
+    Xdp(#[from] XdpError),
     /// A wire between two guests.
     #[error(transparent)]
     Pipe(#[from] PipeError),

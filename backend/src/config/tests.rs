@@ -601,7 +601,7 @@ fn guests_on_sockets_have_addresses_of_the_host_and_may_share_them() {
 #[test]
 fn the_examples_are_right() {
     let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
-    for name in ["quickstart.toml", "durable.toml", "sockets.toml"] {
+    for name in ["quickstart.toml", "durable.toml", "sockets.toml", "xdp.toml"] {
         let config = Config::load(&configs.join(name)).unwrap();
         assert_eq!(config.guests.len(), 1, "{name}");
     }

@@ -274,6 +274,6 @@ impl StackPort for UserEngine {
     fn each_counter(&self, visit: &mut dyn FnMut(&str, u64)) {
         self.stack.counters().each(|name, value| visit(&format!("stack.{name}"), value));
         visit("stack.flows", u64::from(self.stack.flows()));
-        self.port.counters().each(|name, value| visit(&format!("port.{name}"), value));
+        self.port.each_counter(&mut |name, value| visit(&format!("port.{name}"), value));
     }
 }

@@ -15,6 +15,7 @@ mod tap;
 #[cfg(test)]
 mod testing;
 pub mod wire;
+mod xdp;
 
 use std::os::fd::BorrowedFd;
 
@@ -25,6 +26,7 @@ pub use counters::{Drops, PortCounters};
 pub use limit::{LimitedPort, Limits, Rate};
 pub use pipe::{PipeError, PipePort, Wires};
 pub use tap::{TapError, TapPort};
+pub use xdp::{Mode as XdpMode, XdpError, XdpOptions, XdpPort};
 
 /// Where a received frame starts in its buffer, in bytes. The payload of an
 /// IPv4/TCP segment with timestamps then starts at 130, above the headroom of
@@ -138,7 +140,7 @@ pub trait Port: Send {
     fn caps(&self) -> Caps;
 
     /// Reads up to `out.room()` frames, each into a buffer taken from `pool`
-    /// for [`Owner::Port`], at [`RX_OFFSET`]. Returns how many
+    /// for [`Owner::Port`], at [`RX_OFFSET`] or further in it. Returns how many
     /// frames were appended to `out`; 0 when none waits or the pool is empty.
     /// The caller sorts the buffers to their next owner. Never blocks.
     fn receive(&mut self, now: Now, pool: &mut Pool, out: &mut RxBatch)
@@ -181,6 +183,11 @@ pub trait Port: Send {
 
     /// What has happened so far.
     fn counters(&self) -> &PortCounters;
+
+    /// Every counter with its name, those that only this kind of port has among them.
+    fn each_counter(&self, visit: &mut dyn FnMut(&'static str, u64)) {
+        self.counters().each(visit);
+    }
 }
 
 /// Whether no device would take the frame: it has less than a header, more than
@@ -213,6 +220,9 @@ pub enum PortError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The device is out of service; the port goes on when it is back.
+    #[error("{0}; the port goes on by itself when that has changed")]
+    Out(Box<XdpError>),
     /// A system call failed in a way that does not pass.
     #[error("port {port}: {call} failed: {source}")]
     Failed {

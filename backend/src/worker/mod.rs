@@ -111,6 +111,8 @@ pub struct Worker {
     staged: Box<[u8]>,
     staged_len: usize,
     port_retry_at: Option<u64>,
+    /// The port failed, and has not worked since.
+    port_is_out: bool,
     counters: WorkerCounters,
 }
 
@@ -127,6 +129,7 @@ impl Worker {
             staged: vec![0; FRAME_SIZE].into_boxed_slice(),
             staged_len: 0,
             port_retry_at: None,
+            port_is_out: false,
             counters: WorkerCounters::default(),
         };
         (worker, Stop::new(stop, waker))
@@ -159,6 +162,12 @@ impl Worker {
                 }
                 continue;
             };
+            // Here and not after the wait, which is to see what the turn has changed: a
+            // port that works again, for one.
+            if generation != self.generation() {
+                events = self.watch()?;
+                generation = self.generation();
+            }
             looked_at = now.monotonic_ns;
             if timeout != Some(Duration::ZERO) {
                 self.counters.sleeps += 1;
@@ -171,10 +180,6 @@ impl Worker {
                 self.control(now);
             }
             self.parts.device.disarm();
-            if generation != self.generation() {
-                events = self.watch()?;
-                generation = self.generation();
-            }
         }
         self.finish();
         Ok(self.snapshot())
@@ -317,10 +322,18 @@ impl Worker {
         if let Some(error) = sink.error {
             self.ring_failed(now, &error);
         }
-        received.unwrap_or_else(|error| {
-            self.port_failed(now, &error);
-            0
-        })
+        match received {
+            Ok(received) => {
+                if std::mem::take(&mut self.port_is_out) {
+                    tracing::info!("the port works again");
+                }
+                received
+            }
+            Err(error) => {
+                self.port_failed(now, &error);
+                0
+            }
+        }
     }
 
     /// Takes chains from the guest's TX ring: PASTE frames for the channels,
@@ -438,8 +451,10 @@ impl Worker {
     }
 
     fn port_failed(&mut self, now: Now, error: &PortError) {
-        if self.counters.port_errors == 0 {
+        if !std::mem::replace(&mut self.port_is_out, true) {
             tracing::error!(%error, "port failed; it is tried again every second");
+        } else {
+            tracing::debug!(%error, "port still fails");
         }
         self.counters.port_errors += 1;
         self.port_retry_at = Some(now.monotonic_ns + PORT_RETRY);

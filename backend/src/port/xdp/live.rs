@@ -1,0 +1,305 @@
+//! A device that is being served: program, sockets and what holds them together. Made
+//! when the port is opened and again when a device comes back; everything goes with it.
+
+use std::io;
+use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use rustix::io::Errno;
+
+use super::filter::Filter;
+use super::program::Verdict;
+use super::sys::bpf::{self, LoadError};
+use super::sys::device::Membership;
+use super::sys::netlink::{self, Link};
+use super::sys::socket::{self, Queue, Service, Unbound};
+use super::sys::umem::Umem;
+use super::{Mode, XdpError};
+
+/// Kinds of device whose peers are on this machine, and whose frames may have a
+/// checksum that nobody filled in.
+const LOCAL_KINDS: [&str; 2] = ["veth", "tun"];
+
+/// In which ways the first socket of a device is bound, the best first. With an older
+/// kernel, or a driver that does not know frames of several pieces, one descriptor has
+/// to be the whole frame.
+const SERVICES: [Service; 4] = [
+    Service { zero_copy: true, gather: true },
+    Service { zero_copy: true, gather: false },
+    Service { zero_copy: false, gather: true },
+    Service { zero_copy: false, gather: false },
+];
+
+/// Makes a socket, and a program that is attached to nothing.
+pub(super) fn probe() -> Result<(), XdpError> {
+    let wanted = Wanted {
+        name: String::new(),
+        queue: None,
+        mode: None,
+        mtu: 0,
+        mac: [2; 6],
+        vlan: Some(1),
+        addresses: vec![[10, 0, 0, 1].into(), IpAddr::from([0xfd; 16])],
+        region: String::new(),
+        chunk_size: 0,
+    };
+    socket::probe().map_err(|errno| wanted.socket_error("a socket of AF_XDP", errno, 0))?;
+    wanted.load(1, true).map(drop)
+}
+
+/// What is wanted of a device.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted {
+    /// Its name.
+    pub name: String,
+    /// The one queue, or all.
+    pub queue: Option<u32>,
+    /// The mode, or the best.
+    pub mode: Option<Mode>,
+    /// Bytes of the guest's largest packet.
+    pub mtu: u16,
+    /// The guest's Ethernet address.
+    pub mac: [u8; 6],
+    /// The VLAN of its stack.
+    pub vlan: Option<u16>,
+    /// The addresses of its stack.
+    pub addresses: Vec<IpAddr>,
+    /// What the region is called.
+    pub region: String,
+    /// Bytes of a buffer.
+    pub chunk_size: u32,
+}
+
+/// A device that is being served. The order of the fields is that of taking down: the
+/// device stops handing over frames before the sockets go.
+#[derive(Debug)]
+pub(super) struct Live {
+    _attached: OwnedFd,
+    _map: OwnedFd,
+    /// The first one sends.
+    pub queues: Vec<Queue>,
+    _membership: Membership,
+    /// What the device is.
+    pub link: Link,
+    /// How the program is attached.
+    pub mode: Mode,
+    /// How the sockets are served.
+    pub service: Service,
+}
+
+impl Live {
+    /// Whether peers are on this machine.
+    pub(super) fn is_local(&self) -> bool {
+        LOCAL_KINDS.contains(&self.link.kind.as_str())
+    }
+
+    /// Frames that the kernel had no buffer or no room for.
+    pub(super) fn missed(&self) -> u64 {
+        self.queues.iter().map(Queue::dropped).sum()
+    }
+}
+
+impl Wanted {
+    fn failed(&self, call: &'static str) -> impl Fn(Errno) -> XdpError {
+        let name = self.name.clone();
+        move |errno| match errno {
+            Errno::PERM | Errno::ACCESS => XdpError::Permission { name: name.clone(), call },
+            errno => XdpError::Failed { name: name.clone(), call, source: errno.into() },
+        }
+    }
+
+    /// Asks for the device, which must be there and up.
+    pub(super) fn link(&self) -> Result<Link, XdpError> {
+        let name = || self.name.clone();
+        let link = netlink::link(&self.name).map_err(|errno| match errno {
+            Errno::NODEV => XdpError::NoDevice { name: name() },
+            errno => self.failed("RTM_GETLINK")(errno),
+        })?;
+        if !link.up {
+            return Err(XdpError::Down { name: name() });
+        }
+        Ok(link)
+    }
+
+    /// Serves the device: attaches a program, binds sockets to its queues.
+    ///
+    /// # Errors
+    /// [`XdpError`]; nothing is left attached.
+    pub(super) fn serve(&self, umem: &Umem) -> Result<Live, XdpError> {
+        let name = || self.name.clone();
+        let link = self.link()?;
+        let Some(own) = link.mac else { return Err(XdpError::NotEthernet { name: name() }) };
+        if link.mtu < u32::from(self.mtu) {
+            return Err(XdpError::Mtu { name: name(), mtu: link.mtu, wanted: self.mtu });
+        }
+        if let Some(queue) = self.queue.filter(|&queue| queue >= link.queues) {
+            return Err(XdpError::NoQueue { name: name(), queue });
+        }
+        let queues = self.queue.map_or(0..link.queues, |queue| queue..queue + 1);
+
+        let (map, program) = self.load(link.queues, own == self.mac)?;
+        let (attached, mode) = self.attach(&program, &link)?;
+        let membership = self.join(&link, own)?;
+        let (service, queues) = self.bind(umem, &link, mode, queues)?;
+        for (id, queue) in &queues {
+            bpf::set_socket(map.as_fd(), *id, queue.as_fd())
+                .map_err(self.failed("BPF_MAP_UPDATE_ELEM"))?;
+        }
+        let queues = queues.into_iter().map(|(_, queue)| queue).collect();
+        let _attached = attached;
+        Ok(Live { _attached, _map: map, queues, _membership: membership, link, mode, service })
+    }
+
+    /// Loads the filter, with its map of sockets.
+    fn load(&self, queues: u32, shares_mac: bool) -> Result<(OwnedFd, OwnedFd), XdpError> {
+        let map = bpf::create_socket_map(queues).map_err(self.failed("BPF_MAP_CREATE"))?;
+        let filter = self.filter(shares_mac);
+        let program = bpf::load(&filter.program(map.as_raw_fd(), Verdict::Pass));
+        let program = program.map_err(|LoadError::Refused { errno, log }| match errno {
+            Errno::PERM | Errno::ACCESS if log.is_empty() => self.failed("BPF_PROG_LOAD")(errno),
+            errno => XdpError::Program { name: self.name.clone(), source: errno.into(), log },
+        })?;
+        Ok((map, program))
+    }
+
+    fn filter(&self, shares_mac: bool) -> Filter {
+        let v4 = self.addresses.iter().find_map(|address| match address {
+            IpAddr::V4(address) => Some(*address),
+            IpAddr::V6(_) => None,
+        });
+        Filter { mac: self.mac, shares_mac, vlan: self.vlan, v4, v6: self.v6() }
+    }
+
+    fn v6(&self) -> Option<Ipv6Addr> {
+        self.addresses.iter().find_map(|address| match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => Some(*address),
+        })
+    }
+
+    fn attach(&self, program: &OwnedFd, link: &Link) -> Result<(OwnedFd, Mode), XdpError> {
+        let name = || self.name.clone();
+        let modes = match self.mode {
+            Some(Mode::Driver) => &[Mode::Driver][..],
+            Some(Mode::Generic) => &[Mode::Generic],
+            None => &[Mode::Driver, Mode::Generic],
+        };
+        let mut refused = Errno::OPNOTSUPP;
+        for &mode in modes {
+            match bpf::attach(program.as_fd(), link.index, mode) {
+                Ok(attached) => return Ok((attached, mode)),
+                // EEXIST: one in the other mode.
+                Err(Errno::BUSY | Errno::EXIST) => return Err(XdpError::Busy { name: name() }),
+                Err(errno @ (Errno::PERM | Errno::ACCESS)) => {
+                    return Err(self.failed("attaching a program")(errno));
+                }
+                Err(errno) => {
+                    refused = errno;
+                    if mode == Mode::Driver && self.mode.is_none() {
+                        tracing::info!(
+                            device = self.name,
+                            error = %io::Error::from(errno),
+                            "the driver takes no XDP program; the kernel's generic way is tried"
+                        );
+                    }
+                }
+            }
+        }
+        if link.has_program {
+            return Err(XdpError::Busy { name: name() });
+        }
+        let (mode, help) = match self.mode {
+            Some(Mode::Driver) => ("driver", "leave out `mode`, and the generic one is used"),
+            Some(Mode::Generic) => ("generic", "use another kind of port"),
+            None => ("any", "use another kind of port"),
+        };
+        Err(XdpError::Mode { name: name(), mode, source: refused.into(), help })
+    }
+
+    /// Has the device let in what is for the guest.
+    fn join(&self, link: &Link, own: [u8; 6]) -> Result<Membership, XdpError> {
+        let failed = self.failed("PACKET_ADD_MEMBERSHIP");
+        let membership = Membership::new().map_err(self.failed("a packet socket"))?;
+        if own != self.mac {
+            membership.add(link.index, self.mac).map_err(&failed)?;
+        }
+        if let Some(address) = self.v6() {
+            // The solicited-node group (RFC 4291 section 2.7.1) as RFC 2464 section 7
+            // has it on Ethernet.
+            let [.., a, b, c] = address.octets();
+            membership.add(link.index, [0x33, 0x33, 0xff, a, b, c]).map_err(&failed)?;
+        }
+        Ok(membership)
+    }
+
+    fn bind(
+        &self,
+        umem: &Umem,
+        link: &Link,
+        mode: Mode,
+        queues: std::ops::Range<u32>,
+    ) -> Result<(Service, Vec<(u32, Queue)>), XdpError> {
+        let first_id = queues.start;
+        let (service, first) = self.bind_first(umem, link, mode, first_id)?;
+        let map = |unbound: Unbound| unbound.map().map_err(self.failed("mmap of a ring"));
+        let mut bound = vec![(first_id, map(first)?)];
+        for id in queues.skip(1) {
+            let unbound = Unbound::new(None).map_err(|(call, errno)| self.failed(call)(errno))?;
+            match unbound.bind_shared(link.index, id, &bound[0].1) {
+                Ok(()) => bound.push((id, map(unbound)?)),
+                // What is told is how many queues the device may have; these it has now.
+                Err(Errno::INVAL) => break,
+                Err(Errno::BUSY) => {
+                    return Err(XdpError::QueueBusy { name: self.name.clone(), queue: id });
+                }
+                Err(errno) => return Err(self.failed("bind")(errno)),
+            }
+        }
+        Ok((service, bound))
+    }
+
+    fn bind_first(
+        &self,
+        umem: &Umem,
+        link: &Link,
+        mode: Mode,
+        queue: u32,
+    ) -> Result<(Service, Unbound), XdpError> {
+        let name = || self.name.clone();
+        let mut refused = Errno::OPNOTSUPP;
+        // What the driver does not see it cannot put into our memory.
+        for service in SERVICES.into_iter().filter(|s| !(s.zero_copy && mode == Mode::Generic)) {
+            // A socket of its own for each try: the kernel may have kept something.
+            let unbound = Unbound::new(Some((umem, self.chunk_size)))
+                .map_err(|(call, errno)| self.socket_error(call, errno, umem.len()))?;
+            match unbound.bind(link.index, queue, service) {
+                Ok(()) => return Ok((service, unbound)),
+                Err(Errno::BUSY) => return Err(XdpError::QueueBusy { name: name(), queue }),
+                Err(Errno::NETDOWN) => return Err(XdpError::Down { name: name() }),
+                Err(Errno::NODEV) => return Err(XdpError::NoDevice { name: name() }),
+                Err(errno) => refused = errno,
+            }
+        }
+        match refused {
+            Errno::INVAL if self.queue.is_some() => Err(XdpError::NoQueue { name: name(), queue }),
+            errno => Err(self.failed("bind")(errno)),
+        }
+    }
+
+    fn socket_error(&self, call: &'static str, errno: Errno, bytes: u64) -> XdpError {
+        let name = self.name.clone();
+        match (call, errno) {
+            ("a socket of AF_XDP", Errno::AFNOSUPPORT | Errno::PROTONOSUPPORT) => {
+                XdpError::Unsupported { name }
+            }
+            // NOMEM: the private pages in front could be pinned, and then no more.
+            ("XDP_UMEM_REG", Errno::FAULT | Errno::OPNOTSUPP | Errno::NOMEM) => {
+                XdpError::Backing { name, region: self.region.clone(), source: errno.into() }
+            }
+            ("XDP_UMEM_REG", Errno::NOBUFS) => {
+                XdpError::Locked { name, bytes, source: errno.into() }
+            }
+            _ => self.failed(call)(errno),
+        }
+    }
+}

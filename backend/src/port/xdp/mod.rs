@@ -1,0 +1,151 @@
+//! The port on a network device of the host's, by AF_XDP: `xdp:eth1`.
+//!
+//! ```text
+//!                     filter (eBPF)            sockets, one a queue         region
+//!   NIC ── driver ──┬─ the guest's ──> fill and RX rings ──────────> buffer, in place
+//!                   └─ all others ──> the host's kernel
+//!   NIC <─ driver ──── TX and completion rings <── head (private) | payload (buffer)
+//! ```
+//!
+//! The buffers of the guest's region are the memory that the sockets are registered
+//! with. The device, or the kernel for it, puts a frame into a buffer that the port took
+//! from the pool, and the stack finds it there; what is sent is read from where it lies.
+//! One system call tells the kernel of all frames of a turn, and none where the driver
+//! looks by itself.
+//!
+//! What belongs to whom:
+//!
+//! - `filter` decides which frames are the guest's, and `program` writes that down for
+//!   the kernel;
+//! - `live` is a device in service: the attached program and its sockets. With it, or
+//!   with the process, everything goes: nothing stays attached, not even after SIGKILL;
+//! - `port` moves frames; `ledger` knows what the kernel has, because the kernel's rings
+//!   are memory that is shared, and what they say is judged;
+//! - `unfilled` finds checksums that were left to a device which has none;
+//! - `sys` makes the system calls.
+//!
+//! # Headers
+//!
+//! With `spoof_check`, a guest must not be able to change a header between our check and
+//! the NIC's read. So the registered memory begins with private pages, in which heads
+//! lie, and the region follows: a frame is two descriptors (`XDP_USE_SG`, Linux 6.6) of
+//! one range. Where that is not to be had, head and payload are copied together into
+//! private memory, and counted (`xdp.tx_joined`). Stored buffers are sent from where
+//! they are stored.
+//!
+//! # Queues
+//!
+//! All receive queues of the device are served, or frames on the others would go to the
+//! host's kernel, which refuses them. With `@QUEUE` that one only is: it is for devices
+//! whose operator steers the guest's flows there (`ethtool -N`), and whatever comes for
+//! the guest on another queue is lost to it. Everything is sent on one queue.
+//!
+//! # Frames
+//!
+//! A frame lies in one buffer, 256 bytes of which the kernel keeps for itself: with
+//! buffers of 2048 bytes the MTU is 1774 at most, with 4096 it is 3822. The stack takes no
+//! frame in pieces, and cutting one would leave its checksum unverifiable: what is longer
+//! is dropped whole and counted (`drops.rx_oversize`). Peers keep to the segment size that
+//! they are told, so that only a sender who joins segments (TSO on a veth whose device is
+//! in generic mode) sends such.
+//!
+//! # Checksums
+//!
+//! AF_XDP tells nothing of a frame's checksum; the stack verifies them all, and fills in
+//! all that it sends. A peer on the other end of a veth, or behind a TAP, leaves them to
+//! its device, which does nothing: the field holds the pseudo-header's sum. On these
+//! kinds of device such a frame is taken unverified. A remote sender whose frames this
+//! machine forwards there gains nothing: who can write that sum could write the right
+//! one, and a corrupted frame passes with either of two sums in 65536 instead of one. On
+//! any other device a frame like that has crossed a wire, and is dropped by the stack as
+//! RFC 9293 section 3.1 has it; it is counted apart, and the operator is told once.
+//!
+//! # Time
+//!
+//! Arrival is when the worker took the frame. A NIC's own timestamps can be had by a
+//! program that is bound to the device and calls the kernel's `bpf_xdp_metadata_rx_timestamp`;
+//! the number that it gives is the NIC's clock, which is the time since the Unix epoch
+//! only where somebody disciplines it (and then often TAI), and it arrives in memory that
+//! the guest can write. No device at hand gives any. So it is not used.
+//!
+//! # VLANs
+//!
+//! With `vlan`, tags have to be in the frame: a device that takes them off before the
+//! program sees it (`ethtool -k DEV`, rx-vlan-offload) is to leave them on (`ethtool -K
+//! DEV rxvlan off`), and a veth's peer as well (`txvlan off`).
+//!
+//! # What stays with the host
+//!
+//! What is sent to all stations: the guest gets of it what asks for its stack's
+//! addresses. Router advertisements are the host's, so `accept_ra` is of no use here, and
+//! the guest's own kernel is found by neighbours that it has spoken to first.
+
+mod error;
+
+#[cfg(target_os = "linux")]
+mod filter;
+#[cfg(target_os = "linux")]
+mod ledger;
+#[cfg(target_os = "linux")]
+mod live;
+#[cfg(target_os = "linux")]
+mod port;
+#[cfg(target_os = "linux")]
+mod program;
+#[cfg(target_os = "linux")]
+mod sys;
+#[cfg(target_os = "linux")]
+mod unfilled;
+#[cfg(target_os = "linux")]
+pub use port::XdpPort;
+
+#[cfg(not(target_os = "linux"))]
+mod unsupported;
+#[cfg(not(target_os = "linux"))]
+pub use unsupported::XdpPort;
+
+use std::net::IpAddr;
+
+use paste_pmem::Region;
+
+pub use error::XdpError;
+
+/// Where the program that looks at frames runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// In the driver, before the kernel has made anything of a frame.
+    Driver,
+    /// In the kernel's own path, for drivers that cannot.
+    Generic,
+}
+
+impl Mode {
+    /// Its name in configurations and messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Mode::Driver => "driver",
+            Mode::Generic => "generic",
+        }
+    }
+}
+
+/// What an operator and a guest want of a device.
+#[derive(Clone, Copy, Debug)]
+pub struct XdpOptions<'a> {
+    /// The device.
+    pub name: &'a str,
+    /// The one queue, or all.
+    pub queue: Option<u32>,
+    /// The mode, or the best that the device has.
+    pub mode: Option<Mode>,
+    /// Bytes of the guest's largest packet.
+    pub mtu: u16,
+    /// The guest's Ethernet address.
+    pub mac: [u8; 6],
+    /// The VLAN of its stack.
+    pub vlan: Option<u16>,
+    /// The addresses of its stack.
+    pub addresses: &'a [IpAddr],
+    /// The guest's region.
+    pub region: &'a Region,
+}
