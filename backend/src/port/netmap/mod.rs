@@ -17,14 +17,15 @@
 //!
 //! With `spoof_check` headers never lie in a buffer of the region. They go out from
 //! private memory, as a slot of their own in front of the payload where the port is known
-//! to carry frames in several slots (VALE, pipes, and `netmap:` with `fragments=on`), and
+//! to carry frames in several slots (pipes, and `netmap:` with `fragments=on`), and
 //! else together with a copy of the payload. Not every driver joins slots, and nothing
 //! tells which does: one that does not would send two frames.
 //!
 //! An emulated adapter (a NIC without a driver of netmap's) never joins slots: with
 //! `fragments=on` it sends headers and payloads as frames of their own, and nothing gets
-//! through. The peer of a veth leaves checksums unfinished, which netmap does not tell:
-//! `ethtool -K PEER tx off`.
+//! through. A VALE switch passes slots on as they are, and its ports to the host's stack
+//! do not join them: there a frame is always one slot. The peer of a veth leaves
+//! checksums unfinished, which netmap does not tell: `ethtool -K PEER tx off`.
 //!
 //! # The host's own network
 //!
@@ -149,7 +150,7 @@ impl<D: Descriptor> NetmapPort<D> {
         }
         let buffers = shared.map_or(0, |shared| shared.len / shared.buffer_size);
         let attached = attach::attach(kernel, &Ask { port, name, shared })?;
-        let fragments = options.fragments || name.nature != Nature::Nic;
+        let fragments = options.fragments || name.nature == Nature::Pipe;
         let frame = u32::from(mtu) + u32::from(FRAME_OVERHEAD);
         let buffer = attached.memory.buffer_size as u32;
         if attached.memory.sharing == Sharing::Netmap && frame > buffer && !fragments {

@@ -101,6 +101,19 @@ fn nothing_is_copied_once_the_region_is_in_the_rings() {
     assert!(matches!(attached.memory.sharing, Sharing::Region(_)));
 }
 
+/// A switch passes slots on as they are, and its port to the host's stack joins none.
+#[test]
+fn on_a_switch_a_frame_is_one_slot() {
+    let model = nics(NicKind::default());
+    let plain = |port| Opening { fragments: false, ..Opening::vale(port) };
+    let [mut a, mut b] = pair(&model, &plain("a"), &plain("b"));
+    let bytes = frame(OTHER, 1000, 1);
+    a.push(&bytes, 54);
+    a.send();
+    assert_eq!(a.port.counters().tx_bytes_copied, 1000);
+    assert!(b.receive() == [bytes]);
+}
+
 #[test]
 fn a_frame_begins_where_the_guest_expects_it_and_has_the_kernels_time() {
     let model = nics(NicKind::default());
