@@ -52,7 +52,7 @@ impl<D: Descriptor> NetmapPort<D> {
             fragments: self.fragments,
             host_mac: self.host_mac,
         };
-        let mut taken = 0;
+        let (mut taken, mut full) = (0, false);
         let mut result = Ok(());
         if let Some(nic) = tx_rings.first_mut() {
             let mut host = host.as_mut().map(|host| &mut host.tx);
@@ -60,6 +60,7 @@ impl<D: Descriptor> NetmapPort<D> {
                 match sender.send(nic, host.as_deref_mut(), frame) {
                     Ok(Sent::Full) => {
                         sender.counters.tx_full += 1;
+                        full = true;
                         break;
                     }
                     Ok(Sent::Lent) => {}
@@ -81,8 +82,9 @@ impl<D: Descriptor> NetmapPort<D> {
         batch.consume(taken);
         result?;
 
-        // The kernel looks at all rings at once, and what it has done with comes back.
-        let mut due = false;
+        // The kernel looks at all rings at once, and what it has done with comes back. A ring
+        // that is full has room again only after that.
+        let mut due = full;
         for ring in tx_rings.iter_mut().chain(host.iter_mut().map(|host| &mut host.tx)) {
             due |= ring.publish();
         }
