@@ -143,11 +143,8 @@ pub(super) struct TxRing {
     /// Our own buffer of each slot, which is out of its slot while another is lent.
     home: Box<[u32]>,
     lent: Box<[Option<(Origin, u32)>]>,
-    lent_count: u32,
     /// Filled, and not shown to the kernel yet.
     hidden: bool,
-    /// Shown to the kernel, which was not asked to look since.
-    unsynced: bool,
 }
 
 impl TxRing {
@@ -155,7 +152,7 @@ impl TxRing {
     pub(super) fn new(memory: RingMemory, exchange: Exchange) -> Result<TxRing, RingFault> {
         let ring = Common::new(memory, exchange)?;
         let (home, lent) = (ring.bufs.clone(), vec![None; ring.bufs.len()].into_boxed_slice());
-        Ok(TxRing { ring, home, lent, lent_count: 0, hidden: false, unsynced: false })
+        Ok(TxRing { ring, home, lent, hidden: false })
     }
 
     /// The buffers that the slots name.
@@ -197,7 +194,6 @@ impl TxRing {
         self.ring.memory.set_slot(self.ring.head, Slot { buf_idx, len, flags, ptr: offset.into() });
         self.ring.bufs[index] = buf_idx;
         self.lent[index] = piece.lent;
-        self.lent_count += u32::from(piece.lent.is_some());
         self.ring.advance(1);
         self.hidden = true;
     }
@@ -223,29 +219,27 @@ impl TxRing {
             self.ring.memory.set_slot(last, report);
             self.ring.memory.publish(self.ring.head);
             self.hidden = false;
-            self.unsynced = true;
         }
-        self.unsynced || self.lent_count > 0
+        self.is_busy()
     }
 
     /// After a sync: tells whose buffers are no longer read.
     pub(super) fn reclaim(&mut self, done: &mut dyn FnMut(Origin, u32)) -> Result<(), RingFault> {
-        self.unsynced = false;
         let before = self.ring.tail;
         let passed = self.ring.refresh()?;
         for ahead in 1..=passed {
             let index = after(before, ahead, self.ring.memory.slots()) as usize;
             if let Some((origin, buf)) = self.lent[index].take() {
-                self.lent_count -= 1;
                 done(origin, buf);
             }
         }
         Ok(())
     }
 
-    /// Whether a sync has something to do: frames wait for one, or buffers are lent.
+    /// Whether a sync has something to do: the kernel has not done with everything. It may
+    /// have left frames in the ring that its driver had no room for.
     pub(super) fn is_busy(&self) -> bool {
-        self.hidden || self.unsynced || self.lent_count > 0
+        self.hidden || self.room() + 1 < self.ring.memory.slots()
     }
 }
 
