@@ -10,7 +10,7 @@ use super::files::OpenFile;
 use super::log::{Draft, Full, Log};
 use super::parse::{self, Body, Chunks, HEAD_MAX, Method};
 use super::respond::{CONTINUE, Content, RESPONSE_MAX, Response, Status};
-use super::shared::{NONE, Shared, Waiting};
+use super::shared::{NONE, Shared, Waiting, headroom};
 use crate::buffer::Buffer;
 use crate::channel::{Channel, SendOptions};
 use crate::error::SendCause;
@@ -72,8 +72,10 @@ pub(super) struct Conn {
     /// Buffers that wait to be read, as a list in [`Shared`].
     first: u32,
     last: u32,
-    /// A buffer with responses in it that is not sent yet, and their end.
+    /// A buffer with responses in it that is not sent yet, and whether it is to come
+    /// back: where requests are logged, no response goes from a request's own buffer.
     out: Option<Buffer>,
+    comes_back: bool,
     unacked: u16,
     since_ack: u16,
     file: Option<OpenFile>,
@@ -100,6 +102,7 @@ impl Conn {
             first: NONE,
             last: NONE,
             out: None,
+            comes_back: false,
             unacked: 0,
             since_ack: 0,
             file: None,
@@ -286,7 +289,7 @@ impl Conn {
             // The request was the last thing in its buffer: answer from there.
             let headroom = headroom(channel);
             buffer.set_range(headroom..headroom);
-            self.out = Some(buffer);
+            (self.out, self.comes_back) = (Some(buffer), false);
         } else {
             shared.give_back(channel, buffer);
         }
@@ -449,7 +452,12 @@ impl Conn {
     }
 
     /// Makes room for `len` bytes in the buffer that is being filled.
-    fn room(&mut self, len: usize, shared: &Shared, channel: &mut Channel) -> Result<(), Pause> {
+    fn room(
+        &mut self,
+        len: usize,
+        shared: &mut Shared,
+        channel: &mut Channel,
+    ) -> Result<(), Pause> {
         if self.out.as_ref().is_some_and(|out| out.offset() + out.len() + len > end_of(out)) {
             self.flush(shared, channel)?;
         }
@@ -457,7 +465,8 @@ impl Conn {
             if self.unacked >= UNACKED_MAX {
                 return Err(Pause::Idle);
             }
-            self.out = Some(channel.take_buffer().ok_or(Pause::Starved)?);
+            self.out = Some(shared.take_buffer(channel).ok_or(Pause::Starved)?);
+            self.comes_back = shared.log.is_some();
         }
         Ok(())
     }
@@ -488,10 +497,11 @@ impl Conn {
             self.out = Some(out);
             return Err(Pause::Uncommitted);
         }
-        let notify = self.since_ack + 1 >= SLOTS_PER_ACK;
+        let keep = self.comes_back;
+        let notify = keep || self.since_ack + 1 >= SLOTS_PER_ACK;
         let cookie = u64::from(self.since_ack + 1);
         let durable = self.recorded;
-        let options = SendOptions { cookie, notify, durable, ..SendOptions::default() };
+        let options = SendOptions { cookie, notify, keep, durable };
         match channel.send(self.flow, out, options) {
             Ok(()) => {
                 self.recorded = false;
@@ -561,10 +571,6 @@ fn sum(digest: &mut Option<(u32, u32)>, content: &[u8]) {
 /// The end of the part of a buffer that a slot can name.
 fn end_of(buffer: &Buffer) -> usize {
     buffer.capacity().min(usize::from(u16::MAX))
-}
-
-fn headroom(channel: &Channel) -> usize {
-    channel.geometry().map_or(0, |geometry| usize::from(geometry.headroom))
 }
 
 fn after_response(keep_alive: bool) -> Phase {

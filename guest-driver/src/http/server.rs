@@ -252,7 +252,7 @@ impl Server {
             },
             Event::Acked { flow, cookie, buffer } => {
                 if let Some(buffer) = buffer {
-                    channel.give_back(buffer);
+                    self.shared.take_back(channel, buffer);
                 }
                 if let Some(conn) = find(&mut self.conns, flow) {
                     conn.acked(cookie);
