@@ -77,8 +77,9 @@
 //! # What stays with the host
 //!
 //! What is sent to all stations: the guest gets of it what asks for its stack's
-//! addresses. Router advertisements are the host's, so `accept_ra` is of no use here, and
-//! the guest's own kernel is found by neighbours that it has spoken to first.
+//! configured addresses. Router advertisements are the host's, so `accept_ra` is of no use
+//! here; and the guest's own kernel, and its stack by a link-local address, are found by
+//! neighbours that they have spoken to first.
 
 mod error;
 
