@@ -109,6 +109,32 @@ fn inject(server: &Server, frames: impl IntoIterator<Item = Vec<u8>> + Send) -> 
 }
 
 #[test]
+fn a_neighbour_cannot_speak_to_an_application_as_its_host() {
+    require!(NEEDS[0], NEEDS[1], NEEDS[2]);
+    let mut server = Server::start(&[]);
+    let mut stream = server.net.run(|| client::connect(server.guest.ip(), 80)).expect("a flow");
+    // In the ethertype of the conversation between host and guest, to the guest alone and
+    // to all: a header that is none, and every kind of message without a record.
+    let forged = (0..=255u8).flat_map(|kind| {
+        [MAC, [0xff; 6]].map(|to| {
+            let mut bytes = [&to[..], &[2, 0, 0, 0, 0, 200], &[0x88, 0xb5, 1, kind]].concat();
+            bytes.resize(60, if kind == 0 { 0xff } else { 0 });
+            bytes
+        })
+    });
+    let sent = inject(&server, forged);
+    assert_eq!(sent, 512);
+    let response = client::get(&mut stream, "/").expect("the flow lives");
+    assert_eq!((response.status, &*response.body), (200, FIXED_BODY));
+    drop(stream);
+    check(&mut server);
+    let guest = server.guest.clone();
+    let stats = server.stop();
+    assert_eq!(stats.get(&guest, "worker.plain_in_forged"), sent);
+    stats.assert_no_buffer_missing(&guest);
+}
+
+#[test]
 fn malformed_packets_are_counted_by_cause() {
     require!(NEEDS[0], NEEDS[1], NEEDS[2]);
     let mut server = Server::start(&[]);

@@ -30,6 +30,8 @@ counters! {
     plain_in,
     /// Of these, frames whose checksum was completed on the way.
     plain_in_completed,
+    /// Frames from the network that were made up to look like the host's own.
+    plain_in_forged,
     /// Plain frames that the guest had no room for.
     plain_in_dropped,
     /// Plain frames from the guest's own kernel.
