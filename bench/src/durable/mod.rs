@@ -458,7 +458,9 @@ fn requests_min(cell: Cell) -> u64 {
 fn trial_requests(cell: Cell) -> u64 {
     let wanted = TRIAL * u64::from(cell.connections) * u64::from(cell.pipeline);
     let most = TRIAL_BYTES_MAX / cell.value_bytes as u64;
-    wanted.max(TRIAL_MIN).min(most).max(requests_min(cell))
+    // redis-benchmark counts in ms: what takes none has no rate.
+    let least = TRIAL_MIN * u64::from(cell.pipeline);
+    wanted.max(least).min(most).max(requests_min(cell))
 }
 
 /// Requests of a round that is to have `wanted`.
@@ -475,6 +477,7 @@ mod tests {
     fn rounds_are_neither_too_short_nor_too_large() {
         let cell = |value_bytes, connections, pipeline| Cell { value_bytes, connections, pipeline };
         assert_eq!(trial_requests(cell(64, 1, 1)), TRIAL_MIN);
+        assert_eq!(trial_requests(cell(64, 1, 16)), 16 * TRIAL_MIN);
         assert_eq!(trial_requests(cell(64, 64, 16)), 20 * 1024);
         assert_eq!(trial_requests(cell(16384, 64, 16)), 2048);
         assert_eq!(trial_requests(cell(16384, 256, 16)), 8192);
