@@ -3,9 +3,9 @@
 //!
 //! The control plane reads the configuration once ([`config`]), puts the parts
 //! together in one place ([`wiring`]) and then waits for a signal. The data
-//! plane is one [`worker`] per guest, which owns that guest's device
-//! ([`vhost`]), conversations ([`channel`]), stack port ([`engine`]) and NIC
-//! ([`port`]) and shares nothing with any other.
+//! plane are threads, each a [`worker`] with guests of its own: their devices
+//! ([`vhost`]), conversations ([`channel`]), stack ports ([`engine`]) and NICs
+//! ([`port`]). No worker shares any of that with another.
 //!
 //! | module | knows |
 //! | --- | --- |

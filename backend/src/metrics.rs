@@ -6,7 +6,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-/// The counters of all guests, and of the ports that several of them share.
+/// The counters of all guests, of the ports that several of them share, and of the
+/// workers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// One entry for each guest, in the order of the configuration.
@@ -14,6 +15,23 @@ pub struct Snapshot {
     /// One entry for each shared port.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shared_ports: Vec<PortSnapshot>,
+    /// One entry for each worker.
+    #[serde(default)]
+    pub workers: Vec<WorkerSnapshot>,
+}
+
+/// The counters of one worker, by name: `rounds`, `sleeps` and so on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerSnapshot {
+    /// The thread's name.
+    pub worker: String,
+    /// The CPU that it is bound to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<usize>,
+    /// The guests and shared ports that it serves.
+    pub serves: Vec<String>,
+    /// Totals since it began.
+    pub counters: BTreeMap<String, u64>,
 }
 
 /// The counters of a port that several guests share, by name: `port.rx_frames`,
@@ -49,6 +67,11 @@ impl GuestSnapshot {
     /// A snapshot with nothing in it.
     pub fn new(name: &str) -> GuestSnapshot {
         GuestSnapshot { name: name.to_owned(), counters: BTreeMap::new() }
+    }
+
+    /// A snapshot of what was counted.
+    pub fn of(name: &str, counted: Vec<(String, u64)>) -> GuestSnapshot {
+        GuestSnapshot { name: name.to_owned(), counters: counted.into_iter().collect() }
     }
 
     /// Adds a counter.

@@ -2,16 +2,16 @@
 //! the parts.
 //!
 //! Everything is opened before anything is started; if one guest cannot be
-//! served, none is, and nothing is left behind. Then one worker thread runs per
-//! guest, and this thread waits for the signal to stop.
+//! served, none is, and nothing is left behind. Then the worker threads run, and
+//! this thread waits for the signal to stop.
 
 mod shared;
+mod threads;
 
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use paste_abi::control::FlushDomain;
@@ -27,14 +27,15 @@ use crate::channel::{Channels, Terms};
 use crate::config::{Config, Guest, Poll, RegionSpec, Socket, SocketMode};
 use crate::durability::Durability;
 use crate::engine::{RegionMemory, StackPort, UserEngine};
-use crate::metrics::{GuestSnapshot, Snapshot};
+use crate::metrics::{GuestSnapshot, PortSnapshot, Snapshot};
 use crate::port::{LimitedPort, Port, Wires};
 use crate::sys::clock::realtime_ns;
 use crate::sys::{prefer_huge_pages, wake};
 use crate::vhost::{Device, DeviceOptions, Endpoint, EndpointError, RegionFd};
-use crate::worker::{Network, Parts, PmemPort, Sources, Stop, Worker};
+use crate::worker::{Ended, GuestTask, Network, Parts, PmemPort, Sources};
 
 use shared::Shared;
+use threads::{Placed, Threads};
 
 /// The smallest offset in a buffer that a guest may send from: room for the
 /// longest header, so that it can be written in front of the payload.
@@ -104,12 +105,22 @@ pub enum Error {
     /// `--fd` names a guest that the configuration does not have.
     #[error("--fd: there is no guest {0} in the configuration")]
     NoSuchGuest(String),
-    /// A worker ended by itself.
-    #[error("guest {0}: its worker ended; the log says why")]
-    Worker(String),
-    /// The thread of a port that several guests share ended by itself.
-    #[error("port {0}: its thread ended; the log says why")]
-    SharedPort(String),
+    /// The CPU of a worker is not to be had.
+    #[error(
+        "worker {worker}: CPU {cpu} is not to be had ({source}): use those that `taskset -cp $$` \
+         shows"
+    )]
+    Cpu {
+        /// The worker.
+        worker: usize,
+        /// The CPU, as configured.
+        cpu: usize,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A guest was lost, or a port that several guests share.
+    #[error("{0} was no longer served; the log says why")]
+    Lost(String),
     /// The counters could not be written.
     #[error("{}: the counters cannot be written: {source}", path.display())]
     Stats {
@@ -123,15 +134,6 @@ pub enum Error {
 /// Descriptors that were inherited for guests, in place of their sockets.
 pub type Inherited = Vec<(String, OwnedFd)>;
 
-/// A guest that is being served.
-struct Running {
-    name: String,
-    stop: Stop,
-    thread: JoinHandle<Option<GuestSnapshot>>,
-    /// Closed in good order when its worker has ended.
-    region: Region,
-}
-
 /// Serves all guests until SIGTERM or SIGINT, then stops in good order.
 pub fn run(config: &Config, inherited: Inherited) -> Result<(), Error> {
     let system = |what| move |source| Error::System { what, source };
@@ -143,67 +145,55 @@ pub fn run(config: &Config, inherited: Inherited) -> Result<(), Error> {
     .map_err(system("signals cannot be watched"))?;
 
     let (opened, shared) = open_all(config, inherited)?;
-    let shared = shared.start().map_err(system("a thread cannot be started"))?;
-    let mut running = Vec::with_capacity(opened.len());
-    for Ready { worker, stop, name, region, made } in opened {
-        made.keep();
-        let thread = std::thread::Builder::new()
-            .name(name.clone())
-            .spawn({
-                let name = name.clone();
-                move || serve(worker, &name)
-            })
-            .map_err(system("a thread cannot be started"))?;
-        running.push(Running { name, stop, thread, region });
+    let mut placed = Vec::with_capacity(opened.len());
+    let mut regions = Vec::with_capacity(opened.len());
+    for (Ready { task, name, region, made }, guest) in opened.into_iter().zip(&config.guests) {
+        placed.push(Placed { name: name.clone(), task: Box::new(task), worker: guest.worker });
+        regions.push((name, region, made));
     }
-    tracing::info!(guests = running.len(), "serving");
+    let (switches, _nics) = shared.into_parts();
+    placed.extend(switches);
+    let threads = Threads::start(placed, config.workers.as_ref())?;
+    let keep = |(name, region, made): (String, Region, Made)| {
+        made.keep();
+        (name, region)
+    };
+    let regions: Vec<_> = regions.into_iter().map(keep).collect();
+    tracing::info!(guests = regions.len(), workers = threads.count(), "serving");
 
     if let Some(signal) = signals.forever().next() {
         tracing::info!(signal, "stopping");
     }
-    stop_all(config, running, shared)
-}
-
-/// The life of one worker thread. A guest whose worker fails, or panics, is
-/// lost; the others go on.
-fn serve(worker: Worker, name: &str) -> Option<GuestSnapshot> {
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| worker.run())) {
-        Ok(Ok(snapshot)) => Some(snapshot),
-        Ok(Err(error)) => {
-            tracing::error!(guest = name, %error, "worker ended");
-            None
-        }
-        Err(_) => {
-            tracing::error!(guest = name, "worker panicked; the guest is no longer served");
-            None
-        }
-    }
+    stop_all(config, regions, threads)
 }
 
 fn stop_all(
     config: &Config,
-    running: Vec<Running>,
-    shared: Vec<shared::Running>,
+    regions: Vec<(String, Region)>,
+    threads: Threads,
 ) -> Result<(), Error> {
-    for guest in &running {
-        guest.stop.stop();
-    }
-    let mut snapshot = Snapshot::default();
+    let (mut ended, workers) = threads.stop();
+    let mut snapshot = Snapshot { workers, ..Snapshot::default() };
     let mut outcome = Ok(());
-    for Running { name, thread, region, .. } in running {
-        match thread.join() {
-            Ok(Some(guest)) => snapshot.guests.push(guest),
-            _ => outcome = Err(Error::Worker(name.clone())),
+    // In the order of the configuration.
+    for (name, region) in regions {
+        let found = ended.iter().position(|ended| !ended.last && ended.name == name);
+        match found.map(|index| ended.swap_remove(index)) {
+            Some(Ended { counted: Some(counted), .. }) => {
+                snapshot.guests.push(GuestSnapshot::of(&name, counted));
+            }
+            _ => outcome = Err(Error::Lost(format!("guest {name}"))),
         }
         if let Err(source) = region.close() {
             outcome = Err(Error::Region { guest: name, source: source.into() });
         }
     }
-    // After the guests, whose last frames they carry.
-    for port in shared {
-        match port.stop() {
-            Ok(counted) => snapshot.shared_ports.push(counted),
-            Err(port) => outcome = Err(Error::SharedPort(port)),
+    for Ended { name, counted, .. } in ended {
+        match counted {
+            Some(counted) => snapshot
+                .shared_ports
+                .push(PortSnapshot { port: name, counters: counted.into_iter().collect() }),
+            None => outcome = Err(Error::Lost(format!("port {name}"))),
         }
     }
     if let Some(path) = &config.stats {
@@ -214,8 +204,7 @@ fn stop_all(
 
 /// A guest whose parts are all open.
 struct Ready {
-    worker: Worker,
-    stop: Stop,
+    task: GuestTask,
     name: String,
     region: Region,
     made: Made,
@@ -355,14 +344,14 @@ fn open(
         sources: guest.spoof_check.then(|| sources(guest)),
         poll_ns: poll_ns(guest),
     };
-    let (worker, stop) = Worker::new(parts, waker, wakeups);
+    let task = GuestTask::new(parts, wakeups);
     tracing::info!(guest = %guest.name, socket = %guest.socket.path.display(),
         address = %guest.address(), port = %guest.port, domain = ?region.domain(),
         "guest opened");
-    Ok(Ready { worker, stop, name: name(), region, made })
+    Ok(Ready { task, name: name(), region, made })
 }
 
-/// How long the guest's worker polls before it sleeps, ns.
+/// How long the guest is polled before it sleeps, ns.
 fn poll_ns(guest: &Guest) -> u64 {
     match guest.poll {
         Poll::Always => u64::MAX,

@@ -92,23 +92,28 @@ impl Backend {
     /// Starts the program in the namespace, and waits until it serves. The TAP
     /// devices must be there.
     pub fn start(net: &Namespace, guests: &[Guest]) -> Backend {
+        Backend::start_with(net, "", guests)
+    }
+
+    /// Likewise, with lines before the guests, such as `workers = 1`.
+    pub fn start_with(net: &Namespace, head: &str, guests: &[Guest]) -> Backend {
         let dir = tempfile::tempdir().expect("a directory can be made");
-        Backend::start_in(dir, net, guests)
+        Backend::start_by(net.command(built("pasted")), dir, head, guests)
     }
 
     /// Likewise, with its sockets in a directory that may hold something already.
     pub fn start_in(dir: TempDir, net: &Namespace, guests: &[Guest]) -> Backend {
-        Backend::start_by(net.command(built("pasted")), dir, guests)
+        Backend::start_by(net.command(built("pasted")), dir, "", guests)
     }
 
     /// Starts the program where the test is, in no namespace, with its sockets in a
     /// directory that may hold something already.
     pub fn start_here(dir: TempDir, guests: &[Guest]) -> Backend {
-        Backend::start_by(Command::new(built("pasted")), dir, guests)
+        Backend::start_by(Command::new(built("pasted")), dir, "", guests)
     }
 
-    fn start_by(mut pasted: Command, dir: TempDir, guests: &[Guest]) -> Backend {
-        let config = write_config(dir.path(), guests);
+    fn start_by(mut pasted: Command, dir: TempDir, head: &str, guests: &[Guest]) -> Backend {
+        let config = write_config_with(dir.path(), head, guests);
         pasted.args(["run", "--config"]).arg(&config).args(["--log", "info"]);
         let process = Process::spawn("pasted", &mut pasted);
         let mut backend = Backend { process, dir };
@@ -187,9 +192,14 @@ pub fn mirrored(path: &Path, at: u64, len: usize) -> Vec<u8> {
 
 /// Writes the configuration of these guests to `dir`.
 pub fn write_config(dir: &Path, guests: &[Guest]) -> PathBuf {
+    write_config_with(dir, "", guests)
+}
+
+/// Likewise, with lines before the guests.
+pub fn write_config_with(dir: &Path, head: &str, guests: &[Guest]) -> PathBuf {
     let stats = dir.join("stats.json");
     let mut text = String::new();
-    writeln!(text, "stats = \"{}\"\n", stats.display()).expect("a string can grow");
+    writeln!(text, "stats = \"{}\"\n{head}\n", stats.display()).expect("a string can grow");
     for guest in guests {
         text.push_str(&guest.table(dir));
     }
@@ -221,6 +231,19 @@ impl Stats {
         let found = ports.iter().find(|shared| shared["port"] == port);
         let value = &found.expect("this port is shared")["counters"][counter];
         value.as_u64().unwrap_or_else(|| panic!("there is no counter {counter}"))
+    }
+
+    /// Which guests and ports each worker serves, and a counter of each.
+    pub fn workers(&self, counter: &str) -> Vec<(Vec<String>, u64)> {
+        let workers = self.0["workers"].as_array().expect("a list of workers");
+        let of = |worker: &serde_json::Value| {
+            let serves = worker["serves"].as_array().expect("a list of names");
+            let serves = serves.iter().map(|name| name.as_str().expect("text").to_owned());
+            let value = worker["counters"][counter].as_u64();
+            let value = value.unwrap_or_else(|| panic!("no counter {counter} in {worker:#}"));
+            (serves.collect(), value)
+        };
+        workers.iter().map(of).collect()
     }
 
     /// A counter of a guest.

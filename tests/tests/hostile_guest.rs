@@ -27,7 +27,8 @@ const NEEDS: [Need; 3] = [Need::Namespaces, Need::Built("pasted"), Need::Built("
 /// Where the front end says that its memory is.
 const ADDRESS: u64 = 1 << 32;
 
-/// A backend with a hostile guest's socket, and a neighbour that is served.
+/// A backend with a hostile guest's socket, and a neighbour that is served by the same
+/// worker.
 struct Arena {
     neighbour: Process,
     backend: Backend,
@@ -43,7 +44,8 @@ impl Arena {
         for guest in [&hostile, &honest] {
             net.tap_with(&guest.tap, &guest.near_address());
         }
-        let backend = Backend::start(&net, &[hostile.clone(), honest.clone()]);
+        let guests = [hostile.clone(), honest.clone()];
+        let backend = Backend::start_with(&net, "workers = 1", &guests);
         let neighbour = backend.example(&net, &honest, "http", &[]);
         wait_serving(&net, &honest);
         Arena { neighbour, backend, hostile, honest, net }

@@ -9,7 +9,7 @@ use super::error::Findings;
 use super::fields::At;
 use super::read::Draft;
 use super::value::{PrefixError, is_hosts_own, is_link_local};
-use super::{MTU_MIN_IPV6, Prefix, RegionSpec};
+use super::{MTU_MIN_IPV6, Prefix, RegionSpec, Workers};
 use crate::port::mtu_max;
 
 /// The rules within one guest.
@@ -177,6 +177,25 @@ pub(super) fn between(guests: &[Draft], findings: &mut Findings) {
         });
     }
     shared_devices(guests, findings);
+}
+
+/// Reports guests on workers that are not there.
+pub(super) fn placed(guests: &[Draft], workers: Option<&Workers>, findings: &mut Findings) {
+    for guest in guests {
+        let Some(Some(worker)) = &guest.worker else { continue };
+        let message = match workers {
+            None => "worker is of no use where every guest has one of its own: say how many \
+                     workers there are, or leave it out"
+                .to_owned(),
+            Some(workers) if worker.value >= workers.count => format!(
+                "worker {} is not there: use a number from 0 to {}",
+                worker.value,
+                workers.count - 1
+            ),
+            Some(_) => continue,
+        };
+        findings.add(worker.at.clone(), format!("{}: {message}", guest.who));
+    }
 }
 
 /// Reports each virtio-pmem socket that a guest has as its socket, or an earlier

@@ -121,8 +121,22 @@ impl<'t, 'i> Fields<'t, 'i> {
         let Some(value) = self.get(key) else {
             return Some(At { at: self.at.clone(), value: default });
         };
+        let example = format!("{key} = {default}");
+        let number = self.whole(key, value, (min, max), &example, findings);
+        number.map(|number| At { at: value.span(), value: number })
+    }
+
+    /// A whole number within bounds, as `value` of `key`.
+    pub(super) fn whole(
+        &self,
+        key: &str,
+        value: &Spanned<DeValue<'_>>,
+        (min, max): (u32, u32),
+        example: &str,
+        findings: &mut Findings,
+    ) -> Option<u32> {
         let Some(integer) = value.get_ref().as_integer() else {
-            self.wrong_type(key, value, &format!("{key} = {default}"), findings);
+            self.wrong_type(key, value, example, findings);
             return None;
         };
         let number = i128::from_str_radix(integer.as_str(), integer.radix())
@@ -134,7 +148,7 @@ impl<'t, 'i> Fields<'t, 'i> {
                 format!("{key} {integer} is not possible: use a number from {min} to {max}");
             self.wrong(&value.span(), message, findings);
         }
-        number.map(|number| At { at: value.span(), value: number })
+        number
     }
 
     /// One of a few words, or the default.

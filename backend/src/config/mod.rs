@@ -35,6 +35,8 @@ pub(crate) use value::{show_size, size as parse_size};
 pub const FILE_LEN_MAX: u64 = 1 << 20;
 /// Guests that one process serves.
 pub const GUESTS_MAX: usize = 64;
+/// Workers of one process.
+pub const WORKERS_MAX: usize = 64;
 /// Bytes of the longest guest name: it has to fit the superblock.
 pub const NAME_LEN_MAX: usize = 63;
 /// Bytes of the longest socket path: `sun_path` of `sockaddr_un` less the
@@ -71,8 +73,20 @@ pub struct Config {
     pub log: Log,
     /// The file that the counters are written to when the process ends.
     pub stats: Option<PathBuf>,
+    /// The threads that serve; without any, each guest and each shared port has one of
+    /// its own.
+    pub workers: Option<Workers>,
     /// The guests, in the order of the file. At least one.
     pub guests: Vec<Guest>,
+}
+
+/// The threads that serve all guests and shared ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workers {
+    /// How many there are; at least one.
+    pub count: usize,
+    /// The CPU of each, or none, and the system decides.
+    pub cpus: Vec<usize>,
 }
 
 /// What is logged, and how.
@@ -133,8 +147,10 @@ pub struct Guest {
     pub port: Spec,
     /// The memory that it shares with the host.
     pub region: RegionSpec,
-    /// How long its worker polls before it sleeps.
+    /// How long it is polled before it sleeps.
     pub poll: Poll,
+    /// The worker that serves it, from 0; without one, it is the one with the fewest.
+    pub worker: Option<usize>,
     /// Headers are kept where the guest cannot rewrite them, and frames of its own
     /// kernel come from its own addresses.
     pub spoof_check: bool,
@@ -205,7 +221,7 @@ impl Default for RegionSpec {
     }
 }
 
-/// How long a worker polls before it sleeps.
+/// How long a guest is polled before it sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Poll {
     /// It never sleeps.

@@ -16,10 +16,11 @@ use super::value;
 use super::{
     Config, FLOWS_DEFAULT, FLOWS_MAX, GUESTS_MAX, Guest, Log, LogFormat, LogLevel, MTU_DEFAULT,
     MTU_MAX, MTU_MIN, Mac, NAME_LEN_MAX, POLL_DEFAULT, POLL_MAX, Poll, Prefix, RATE_MAX,
-    RegionSpec, SOCKET_PATH_LEN_MAX, Socket, SocketMode, VLAN_MAX,
+    RegionSpec, SOCKET_PATH_LEN_MAX, Socket, SocketMode, VLAN_MAX, WORKERS_MAX, Workers,
 };
 use crate::attachment::Spec;
 use crate::port::{Limits, Rate};
+use crate::sys::CPUS_MAX;
 use crate::worker::Network;
 
 /// What was understood of a guest. `None` where something is missing or wrong,
@@ -37,6 +38,7 @@ pub(super) struct Draft {
     pub(super) port: Option<At<Spec>>,
     pub(super) region: Option<At<RegionSpec>>,
     pub(super) poll: Option<Poll>,
+    pub(super) worker: Option<Option<At<usize>>>,
     pub(super) spoof_check: Option<bool>,
     pub(super) sources: Option<At<Vec<Network>>>,
     pub(super) rate_limit: Option<Limits>,
@@ -54,17 +56,63 @@ pub(super) fn config(text: &str, findings: &mut Findings) -> Option<Config> {
     if !errors.is_empty() {
         return None;
     }
-    let fields =
-        Fields::new(document.get_ref(), 0..0, String::new(), &["log", "stats", "guest"], findings);
+    let keys = ["log", "stats", "workers", "cpus", "guest"];
+    let fields = Fields::new(document.get_ref(), 0..0, String::new(), &keys, findings);
     let log = read_log(&fields, findings);
     let stats = read_path(&fields, "stats", "stats = \"/run/pasted/stats.json\"", findings);
+    let workers = read_workers(&fields, findings);
     let drafts = read_guests(&fields, findings)?;
     for draft in &drafts {
         check::within(draft, findings);
     }
     check::between(&drafts, findings);
+    if let Some(workers) = &workers {
+        check::placed(&drafts, workers.as_ref(), findings);
+    }
     let guests = drafts.into_iter().map(finish).collect::<Option<Vec<_>>>()?;
-    Some(Config { log: log?, stats: stats?, guests })
+    Some(Config { log: log?, stats: stats?, workers: workers?, guests })
+}
+
+/// The threads that serve. `None` if they are wrong.
+fn read_workers(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<Option<Workers>> {
+    const EXAMPLE: &str = "cpus = [2, 3]";
+    let count = match fields.get("workers") {
+        None => None,
+        Some(_) => {
+            let count = fields.number("workers", (1, WORKERS_MAX as u32), 1, findings)?;
+            Some(At { at: count.at, value: count.value as usize })
+        }
+    };
+    let Some(value) = fields.get("cpus") else {
+        return Some(count.map(|count| Workers { count: count.value, cpus: Vec::new() }));
+    };
+    let Some(array) = value.get_ref().as_array() else {
+        fields.wrong_type("cpus", value, EXAMPLE, findings);
+        return None;
+    };
+    let mut cpus = Vec::with_capacity(array.len());
+    for value in array {
+        let cpu = fields.whole("CPU", value, (0, CPUS_MAX as u32 - 1), EXAMPLE, findings)?;
+        let cpu = cpu as usize;
+        if cpus.contains(&cpu) {
+            let message = format!(
+                "CPU {cpu} is given twice: give every worker one of its own, or leave cpus out"
+            );
+            fields.wrong(&value.span(), message, findings);
+            return None;
+        }
+        cpus.push(cpu);
+    }
+    let count = count.map_or(cpus.len(), |count| count.value);
+    if !(1..=WORKERS_MAX).contains(&count) || cpus.len() != count {
+        let message = format!(
+            "cpus has {} CPUs for {count} workers: give one for each, for {WORKERS_MAX} at most",
+            cpus.len()
+        );
+        fields.wrong(&value.span(), message, findings);
+        return None;
+    }
+    Some(Some(Workers { count, cpus }))
 }
 
 fn read_log(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<Log> {
@@ -126,7 +174,7 @@ fn read_guest(
     index: usize,
     findings: &mut Findings,
 ) -> Draft {
-    const KEYS: [&str; 15] = [
+    const KEYS: [&str; 16] = [
         "name",
         "socket",
         "mac",
@@ -137,6 +185,7 @@ fn read_guest(
         "port",
         "region",
         "poll",
+        "worker",
         "spoof_check",
         "sources",
         "rate_limit",
@@ -160,6 +209,7 @@ fn read_guest(
     let port = read_port(&fields, findings);
     let region = read_region(&fields, findings);
     let poll = read_poll(&fields, findings);
+    let worker = read_worker(&fields, findings);
     let spoof_check = read_bool(&fields, "spoof_check", true, findings);
     let sources = read_sources(&fields, findings);
     let rate_limit = read_rate_limit(&fields, findings);
@@ -178,6 +228,7 @@ fn read_guest(
         port,
         region,
         poll,
+        worker,
         spoof_check: spoof_check.map(|check| check.value),
         sources,
         rate_limit,
@@ -505,6 +556,15 @@ fn read_poll(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<Poll> {
     poll
 }
 
+/// The worker that a guest is to be served by. `None` if it is wrong.
+fn read_worker(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<Option<At<usize>>> {
+    if fields.get("worker").is_none() {
+        return Some(None);
+    }
+    let worker = fields.number("worker", (0, WORKERS_MAX as u32 - 1), 0, findings)?;
+    Some(Some(At { at: worker.at, value: worker.value as usize }))
+}
+
 /// Yes or no, or the default.
 fn read_bool(
     fields: &Fields<'_, '_>,
@@ -534,6 +594,7 @@ fn finish(draft: Draft) -> Option<Guest> {
         port: draft.port?.value,
         region: draft.region?.value,
         poll: draft.poll?,
+        worker: draft.worker?.map(|worker| worker.value),
         spoof_check: draft.spoof_check?,
         sources: draft.sources?.value,
         rate_limit: draft.rate_limit?,

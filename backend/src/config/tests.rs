@@ -375,7 +375,7 @@ fn one_wrong_value_is_named_with_its_place() {
         ),
         (
             "bridge = 3",
-            "8:1: guest \"web1\": unknown key \"bridge\": the keys here are name, socket, mac, addresses, gateway, accept_ra, vlan, port, region, poll, spoof_check, sources, rate_limit, flows_max, mtu",
+            "8:1: guest \"web1\": unknown key \"bridge\": the keys here are name, socket, mac, addresses, gateway, accept_ra, vlan, port, region, poll, worker, spoof_check, sources, rate_limit, flows_max, mtu",
         ),
     ] {
         refused(&guest(&[change]), &[&format!("web.toml:{message}")]);
@@ -444,6 +444,54 @@ fn the_top_level_is_judged() {
         &with("stats = \"\""),
         &["web.toml:1:9: stats names no file: write stats = \"/run/pasted/stats.json\""],
     );
+}
+
+#[test]
+fn workers_are_few_and_bound_or_not() {
+    let with = |head: &str, change: &str| format!("{head}\n{}", guest(&[change]));
+    let workers = |head: &str| parse(&with(head, "mtu = 1500")).unwrap().workers;
+    assert_eq!(workers(""), None);
+    assert_eq!(workers("workers = 2"), Some(Workers { count: 2, cpus: vec![] }));
+    assert_eq!(workers("cpus = [3, 2]"), Some(Workers { count: 2, cpus: vec![3, 2] }));
+    assert_eq!(workers("workers = 1\ncpus = [0]"), Some(Workers { count: 1, cpus: vec![0] }));
+    let config = parse(&with("workers = 2", "worker = 1")).unwrap();
+    assert_eq!(config.guests[0].worker, Some(1));
+    let none = "mtu = 1500";
+    for (head, change, message) in [
+        ("workers = 0", none, "1:11: workers 0 is not possible: use a number from 1 to 64"),
+        ("workers = 65", none, "1:11: workers 65 is not possible: use a number from 1 to 64"),
+        ("cpus = 1", none, "1:8: cpus is an integer: write cpus = [2, 3]"),
+        (
+            "cpus = []",
+            none,
+            "1:8: cpus has 0 CPUs for 0 workers: give one for each, for 64 at most",
+        ),
+        ("cpus = [\"a\"]", none, "1:9: CPU is a string: write cpus = [2, 3]"),
+        ("cpus = [1024]", none, "1:9: CPU 1024 is not possible: use a number from 0 to 1023"),
+        (
+            "cpus = [2, 2]",
+            none,
+            "1:12: CPU 2 is given twice: give every worker one of its own, or leave cpus out",
+        ),
+        (
+            "workers = 3\ncpus = [0, 1]",
+            none,
+            "2:8: cpus has 2 CPUs for 3 workers: give one for each, for 64 at most",
+        ),
+        (
+            "workers = 2",
+            "worker = 2",
+            "9:10: guest \"web1\": worker 2 is not there: use a number from 0 to 1",
+        ),
+        (
+            "",
+            "worker = 0",
+            "9:10: guest \"web1\": worker is of no use where every guest has one of its own: say \
+             how many workers there are, or leave it out",
+        ),
+    ] {
+        refused(&with(head, change), &[&format!("web.toml:{message}")]);
+    }
 }
 
 #[test]

@@ -18,6 +18,8 @@ use crate::port::{Caps, Port, PortError, RX_OFFSET, Received, RxBatch};
 const RX_BUDGET: usize = 256;
 /// Frames that wait for the port at once.
 const TX_BUDGET: usize = 512;
+/// Frames sent in one turn; what is over may be one more batch of the stack's.
+const TX_TURN_MAX: usize = 4 * TX_BUDGET;
 /// Buffers that the port may be done with at once without more memory for their names.
 const DONE_ROOM: usize = 4096;
 /// Places in a batch that plain frames leave to the stack.
@@ -241,7 +243,7 @@ impl StackPort for UserEngine {
             self.settle(mem);
             let sent = sent?;
             total += sent;
-            if sent == 0 || self.is_backlogged() {
+            if sent == 0 || self.is_backlogged() || total >= TX_TURN_MAX {
                 return Ok(total);
             }
         }

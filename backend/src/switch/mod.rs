@@ -2,8 +2,8 @@
 //!
 //! One guest must never see another's buffers, so the NIC's frames lie in a region of
 //! the host's own, and cross into the guest's, or out of it, by one copy. That copy is
-//! made by the guest's worker; the [`Switch`] moves names of buffers only, on a thread
-//! of its own, and what passes between the two are rings of one producer and one
+//! made by the guest's worker; the [`Switch`] moves names of buffers only, as a task of its
+//! own on whichever worker, and what passes between the two are rings of one producer and one
 //! consumer: there is nothing to lock.
 //!
 //! ```text
@@ -32,18 +32,17 @@ mod member;
 mod port;
 mod table;
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use paste_pmem::{Buffers, Owner, Pool};
 use paste_stack::frame::HEAD_MAX;
 use paste_stack::{Origin, Payload, RxCsum, TxBatch, TxCsum};
 
 use crate::port::{Now, Port, PortError, RxBatch};
-use crate::sys::clock::{monotonic_ns, realtime_ns};
+use crate::sys::Token;
 use crate::sys::wake::{Waker, Wakeups};
-use crate::sys::{EventLoop, Token};
+use crate::worker::{Rest, Task};
 use bell::Bell;
 use member::Member;
 use table::{HEADER_LEN, Route, Table};
@@ -59,8 +58,6 @@ const TX_BUDGET: usize = 512;
 const QUANTUM: usize = 32;
 /// Frames on their way to one guest, and as many on their way from it.
 const RING: usize = 256;
-/// While it polls, the thread looks at its descriptors this often, ns.
-const CONTROL_INTERVAL: u64 = 1_000_000;
 /// A port that failed is tried again after this long, ns.
 const PORT_RETRY: u64 = 1_000_000_000;
 
@@ -99,9 +96,10 @@ struct Counters {
     port_errors: u64,
 }
 
-/// One NIC, and the guests that share it. Runs on a thread of its own.
+/// One NIC, and the guests that share it: a task of some worker.
 pub struct Switch {
     name: String,
+    span: tracing::Span,
     port: Box<dyn Port>,
     pool: Pool,
     members: Vec<Member>,
@@ -116,9 +114,10 @@ pub struct Switch {
     first: usize,
     bell: Arc<Bell>,
     wakeups: Wakeups,
-    stop: Arc<AtomicBool>,
     poll_ns: u64,
     port_retry_at: Option<u64>,
+    /// How often the port went out of service or came back.
+    port_changes: u64,
     counters: Counters,
 }
 
@@ -129,19 +128,18 @@ impl std::fmt::Debug for Switch {
 }
 
 impl Switch {
-    /// A switch for the port of this name, whose frames lie in `pool`. It polls for
+    /// A switch for the port of this name, whose frames lie in `pool`. It is polled for
     /// `poll_ns` before it sleeps, and is told by `waker`, the other end of `wakeups`.
-    /// When `stop` is set, and it is woken, it ends.
     pub fn new(
         name: String,
         port: Box<dyn Port>,
         pool: Pool,
         poll_ns: u64,
         (waker, wakeups): (Waker, Wakeups),
-        stop: Arc<AtomicBool>,
     ) -> Switch {
         let count = pool.buffers().count() as usize;
         Switch {
+            span: tracing::info_span!("switch", port = name),
             name,
             port,
             pool,
@@ -154,9 +152,9 @@ impl Switch {
             first: 0,
             bell: Arc::new(Bell::new(waker)),
             wakeups,
-            stop,
             poll_ns,
             port_retry_at: None,
+            port_changes: 0,
             counters: Counters::default(),
         }
     }
@@ -179,103 +177,17 @@ impl Switch {
         port
     }
 
-    /// Moves frames until it is told to stop. Returns what was counted, by name.
-    ///
-    /// # Errors
-    /// Those of waiting.
-    pub fn run(mut self) -> std::io::Result<Vec<(String, u64)>> {
-        let mut events = self.watch()?;
-        let mut failed = self.port_retry_at.is_some();
-        let mut active_at = monotonic_ns();
-        let mut looked_at = active_at;
-        while !self.stop.load(Ordering::Acquire) {
-            let now = Now { monotonic_ns: monotonic_ns(), real_ns: realtime_ns() };
-            let moved = self.turn(now);
-            if moved {
-                active_at = now.monotonic_ns;
-            }
-            let idle = now.monotonic_ns.saturating_sub(active_at);
-            let timeout = if !moved && idle >= self.poll_ns {
-                self.counters.sleeps += 1;
-                self.sleep_time(now)
-            } else if now.monotonic_ns.saturating_sub(looked_at) >= CONTROL_INTERVAL {
-                Some(Duration::ZERO)
-            } else {
-                if !moved {
-                    // Guests that poll on the same core need it.
-                    std::thread::yield_now();
-                }
-                continue;
-            };
-            looked_at = now.monotonic_ns;
-            if events.wait(timeout)?.contains(&TOKEN_WAKE) {
-                self.wakeups.drain();
-            }
-            self.bell.disarm();
-            if failed != self.port_retry_at.is_some() {
-                events = self.watch()?;
-                failed = self.port_retry_at.is_some();
-            }
-        }
-        // What the guests sent last.
-        self.turn(Now { monotonic_ns: monotonic_ns(), real_ns: realtime_ns() });
-        self.port.release(&mut self.pool);
-        Ok(self.counted())
-    }
-
-    fn watch(&self) -> std::io::Result<EventLoop> {
-        use std::os::fd::AsFd;
-        let port = self.port.fd().filter(|_| self.port_retry_at.is_none());
-        let own = [Some((self.wakeups.as_fd(), TOKEN_WAKE)), port.map(|fd| (fd, TOKEN_PORT))];
-        EventLoop::new(own.into_iter().flatten())
-    }
-
-    /// How long it may sleep, having asked to be woken.
-    fn sleep_time(&mut self, now: Now) -> Option<Duration> {
-        self.bell.arm();
-        if self.members.iter().any(Member::has_frames) || self.port.arm() {
-            return Some(Duration::ZERO);
-        }
-        let deadlines = [
-            self.port.next_deadline(),
-            self.port_retry_at,
-            // A full NIC says nothing when it has room again.
-            (!self.tx.is_empty()).then_some(now.monotonic_ns + 1_000_000),
-        ];
-        let at = deadlines.into_iter().flatten().min();
-        at.map(|at| Duration::from_nanos(at.saturating_sub(monotonic_ns())))
-    }
-
-    /// One turn. Returns whether anything moved.
-    fn turn(&mut self, now: Now) -> bool {
-        self.counters.turns += 1;
-        let mut moved = 0;
-        for index in 0..self.members.len() {
-            while let Some(buf) = self.members[index].taken_back() {
-                self.let_go(buf);
-            }
-        }
-        match self.receive(now) {
-            Ok(frames) => moved += frames,
-            Err(error) => self.port_failed(now, &error),
-        }
-        moved += self.take_from_guests(now);
-        match self.transmit(now) {
-            Ok(frames) => moved += frames,
-            Err(error) => self.port_failed(now, &error),
-        }
-        for member in &mut self.members {
-            member.settle(&mut self.pool);
-        }
-        moved > 0
-    }
-
     fn port_failed(&mut self, now: Now, error: &PortError) {
         if self.counters.port_errors == 0 {
             tracing::error!(%error, "a shared port failed; it is tried again every second");
         }
         self.counters.port_errors += 1;
-        self.port_retry_at = Some(now.monotonic_ns + PORT_RETRY);
+        self.set_port_retry(Some(now.monotonic_ns + PORT_RETRY));
+    }
+
+    fn set_port_retry(&mut self, at: Option<u64>) {
+        self.port_changes += 1;
+        self.port_retry_at = at;
     }
 
     fn receive(&mut self, now: Now) -> Result<usize, PortError> {
@@ -283,7 +195,7 @@ impl Switch {
             if now.monotonic_ns < at {
                 return Ok(0);
             }
-            self.port_retry_at = None;
+            self.set_port_retry(None);
         }
         let received = self.port.receive(now, &mut self.pool, &mut self.rx);
         for index in 0..self.rx.frames().len() {
@@ -408,23 +320,106 @@ impl Switch {
             debug_assert!(given.is_ok(), "buffer {buf} was let go of twice");
         }
     }
+}
 
-    fn counted(&self) -> Vec<(String, u64)> {
-        let Counters { turns, sleeps, unknown, switched, port_errors } = self.counters;
-        let mut counted = vec![
-            ("switch.turns".to_owned(), turns),
-            ("switch.sleeps".to_owned(), sleeps),
-            ("switch.unknown".to_owned(), unknown),
-            ("switch.switched".to_owned(), switched),
-            ("switch.port_errors".to_owned(), port_errors),
-            ("pool.buffers".to_owned(), u64::from(self.pool.buffers().count())),
-            ("pool.free".to_owned(), u64::from(self.pool.free())),
-        ];
-        self.port.counters().each(|name, value| counted.push((format!("port.{name}"), value)));
-        for member in &self.members {
-            counted.push((format!("dropped.{}", member.name()), member.dropped()));
+impl Task for Switch {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn span(&self) -> &tracing::Span {
+        &self.span
+    }
+
+    fn poll_ns(&self) -> u64 {
+        self.poll_ns
+    }
+
+    fn turn(&mut self, now: Now) -> bool {
+        self.counters.turns += 1;
+        let mut moved = 0;
+        for index in 0..self.members.len() {
+            while let Some(buf) = self.members[index].taken_back() {
+                self.let_go(buf);
+            }
         }
-        counted
+        match self.receive(now) {
+            Ok(frames) => moved += frames,
+            Err(error) => self.port_failed(now, &error),
+        }
+        moved += self.take_from_guests(now);
+        match self.transmit(now) {
+            Ok(frames) => moved += frames,
+            Err(error) => self.port_failed(now, &error),
+        }
+        for member in &mut self.members {
+            member.settle(&mut self.pool);
+        }
+        moved > 0
+    }
+
+    fn arm(&mut self, now: Now) -> Rest {
+        self.bell.arm();
+        if self.members.iter().any(Member::has_frames) || self.port.arm() {
+            return Rest::Not;
+        }
+        self.counters.sleeps += 1;
+        let deadlines = [
+            self.port.next_deadline(),
+            self.port_retry_at,
+            // A full NIC says nothing when it has room again.
+            (!self.tx.is_empty()).then_some(now.monotonic_ns + 1_000_000),
+        ];
+        deadlines.into_iter().flatten().min().map_or(Rest::Silent, Rest::Until)
+    }
+
+    fn disarm(&mut self) {
+        self.bell.disarm();
+    }
+
+    fn watch<'a>(&'a self, show: &mut dyn FnMut(BorrowedFd<'a>, Token)) {
+        show(self.wakeups.as_fd(), TOKEN_WAKE);
+        if let Some(fd) = self.port.fd().filter(|_| self.port_retry_at.is_none()) {
+            show(fd, TOKEN_PORT);
+        }
+    }
+
+    fn generation(&self) -> u64 {
+        self.port_changes
+    }
+
+    fn ready(&mut self, token: Token) -> bool {
+        if token == TOKEN_WAKE {
+            self.wakeups.drain();
+        }
+        false
+    }
+
+    fn control(&mut self, _now: Now) {}
+
+    fn ends_last(&self) -> bool {
+        true
+    }
+
+    fn finish(&mut self, now: Now) {
+        // What the guests sent last.
+        self.turn(now);
+        self.port.release(&mut self.pool);
+    }
+
+    fn each_counter(&self, visit: &mut dyn FnMut(&str, u64)) {
+        let Counters { turns, sleeps, unknown, switched, port_errors } = self.counters;
+        visit("switch.turns", turns);
+        visit("switch.sleeps", sleeps);
+        visit("switch.unknown", unknown);
+        visit("switch.switched", switched);
+        visit("switch.port_errors", port_errors);
+        visit("pool.buffers", u64::from(self.pool.buffers().count()));
+        visit("pool.free", u64::from(self.pool.free()));
+        self.port.each_counter(&mut |name, value| visit(&format!("port.{name}"), value));
+        for member in &self.members {
+            visit(&format!("dropped.{}", member.name()), member.dropped());
+        }
     }
 }
 

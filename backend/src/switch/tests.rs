@@ -11,6 +11,7 @@ use super::*;
 use crate::port::prng::Prng;
 use crate::port::{Caps, PortCounters, RX_OFFSET, Received};
 use crate::sys::wake;
+use crate::worker::{Stop, Worker};
 
 const BUFFER_SIZE: usize = 2048;
 const MTU: u16 = 1500;
@@ -185,8 +186,6 @@ struct Rig {
     nic: Nic,
     guests: Vec<Guest>,
     count: usize,
-    stop: Arc<AtomicBool>,
-    waker: Waker,
 }
 
 impl Rig {
@@ -194,14 +193,12 @@ impl Rig {
         let nic = Nic::default();
         let count = buffers_needed(guests);
         let (waker, wakeups) = wake::pair().unwrap();
-        let stop = Arc::new(AtomicBool::new(false));
         let mut switch = Switch::new(
             "tap:tap0".to_owned(),
             Box::new(nic.clone()),
             pool(count),
             0,
-            (waker.clone(), wakeups),
-            Arc::clone(&stop),
+            (waker, wakeups),
         );
         let guests = (0..guests)
             .map(|index| {
@@ -212,7 +209,7 @@ impl Rig {
                 Guest { port, pool: pool(600), mac, tx: TxBatch::new(64) }
             })
             .collect();
-        let mut rig = Rig { switch, nic, guests, count, stop, waker };
+        let mut rig = Rig { switch, nic, guests, count };
         rig.turn();
         rig
     }
@@ -404,8 +401,12 @@ fn any_exchange_leaves_the_books_right() {
 #[test]
 fn nobody_sleeps_over_a_frame() {
     const ROUNDS: u32 = 20_000;
-    let Rig { switch, nic: _, mut guests, stop, waker, .. } = Rig::new(2);
-    let thread = std::thread::spawn(move || switch.run().unwrap());
+    let Rig { switch, nic: _, mut guests, .. } = Rig::new(2);
+    let mut stop = Stop::default();
+    let (told, ended) = std::sync::mpsc::channel();
+    let mut worker = Worker::new(&mut stop, told).unwrap();
+    worker.add(Box::new(switch));
+    let thread = std::thread::spawn(move || worker.run());
     let mut far = guests.pop().unwrap();
     let (near_mac, far_mac) = (guests[0].mac, far.mac);
     // Each sleeps until the other has answered; a frame slept over ends it.
@@ -431,9 +432,9 @@ fn nobody_sleeps_over_a_frame() {
         assert_eq!(wait(&mut guests[0]), round.to_be_bytes());
     }
     answering.join().unwrap();
-    stop.store(true, Ordering::Release);
-    waker.wake();
-    let counted = thread.join().unwrap();
+    stop.end_all();
+    thread.join().unwrap();
+    let counted = ended.recv().unwrap().counted.expect("it ended in good order");
     let count = |name| counted.iter().find(|(n, _)| n == name).unwrap().1;
     assert_eq!(count("switch.switched"), 2 * u64::from(ROUNDS));
     assert!(count("switch.sleeps") > 0);

@@ -13,6 +13,8 @@ pub mod wake;
 #[cfg(target_os = "linux")]
 mod linux;
 #[cfg(target_os = "linux")]
+pub use linux::affinity::{CPUS_MAX, pin};
+#[cfg(target_os = "linux")]
 pub use linux::event_loop::EventLoop;
 #[cfg(target_os = "linux")]
 pub use linux::pages::prefer_huge_pages;

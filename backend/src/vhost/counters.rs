@@ -51,6 +51,11 @@ pub struct DeviceCounters {
 }
 
 impl DeviceCounters {
+    /// Chains that were thrown away.
+    pub fn tx_thrown_away(&self) -> u64 {
+        self.tx_oversize + self.tx_runt + self.tx_disabled
+    }
+
     /// Every counter with its name.
     pub fn each(&self, mut visit: impl FnMut(&'static str, u64)) {
         // Taken apart by name, so that a new counter cannot be forgotten here.

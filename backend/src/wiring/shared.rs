@@ -1,22 +1,18 @@
 //! Ports that several guests share: each is opened once, with a region of the host's
-//! own, and its switch runs on a thread of its own.
+//! own, and its switch is a task beside the guests.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::thread::JoinHandle;
 
 use paste_pmem::{Backing, Geometry, HugePages, Identity, Region, SIZE_MIN, SIZE_STEP, Uuid};
 
+use super::threads::Placed;
 use super::{Error, OpenRegionError, attach, poll_ns};
 use crate::attachment::Attachment;
 use crate::config::Guest;
-use crate::metrics::PortSnapshot;
 use crate::port::Wires;
 use crate::switch::{Station, Switch, buffers_needed};
 use crate::sys::clock::realtime_ns;
 use crate::sys::wake;
-use crate::worker::Stop;
 
 /// The shared ports of a process, open and not yet running.
 #[derive(Default)]
@@ -29,17 +25,8 @@ pub(super) struct Shared {
 struct Nic {
     name: String,
     switch: Switch,
-    stop: Stop,
-    region: Region,
-}
-
-/// A shared port that is being served.
-pub(super) struct Running {
-    name: String,
-    stop: Stop,
-    thread: JoinHandle<Option<Vec<(String, u64)>>>,
     /// Where its frames lie.
-    _region: Region,
+    region: Region,
 }
 
 impl Shared {
@@ -73,11 +60,9 @@ impl Shared {
             unreachable!("a kind that brings its own TCP is not shared");
         };
         let (waker, wakeups) = wake::pair().map_err(system("a pipe cannot be made"))?;
-        let flag = Arc::new(AtomicBool::new(false));
-        let stop = Stop::new(Arc::clone(&flag), waker.clone());
         let poll = guests.iter().map(|guest| poll_ns(guest)).max().unwrap_or(0);
         let pool = region.pool();
-        let mut switch = Switch::new(name.clone(), port, pool, poll, (waker, wakeups), flag);
+        let mut switch = Switch::new(name.clone(), port, pool, poll, (waker, wakeups));
         for guest in guests {
             let pair = wake::pair().map_err(system("a pipe cannot be made"))?;
             let addresses = guest.addresses.iter().map(|prefix| prefix.address()).collect();
@@ -86,7 +71,7 @@ impl Shared {
             self.ends.insert(guest.name.clone(), Attachment::Port(Box::new(end)));
         }
         tracing::info!(port = %name, guests = guests.len(), "port shared");
-        self.nics.push(Nic { name, switch, stop, region });
+        self.nics.push(Nic { name, switch, region });
         Ok(())
     }
 
@@ -95,48 +80,12 @@ impl Shared {
         self.ends.remove(guest)
     }
 
-    /// Starts the threads.
-    pub(super) fn start(self) -> std::io::Result<Vec<Running>> {
-        let start = |Nic { name, switch, stop, region }: Nic| {
-            let thread = std::thread::Builder::new().name("switch".to_owned()).spawn({
-                let name = name.clone();
-                move || serve(switch, &name)
-            })?;
-            Ok(Running { name, stop, thread, _region: region })
+    /// The switches, and the regions that have to outlive them.
+    pub(super) fn into_parts(self) -> (Vec<Placed>, Vec<Region>) {
+        let part = |Nic { name, switch, region }| {
+            (Placed { name, task: Box::new(switch), worker: None }, region)
         };
-        self.nics.into_iter().map(start).collect()
-    }
-}
-
-impl Running {
-    /// Stops the thread in good order. Without counters, it had ended by itself: the
-    /// port's name.
-    pub(super) fn stop(self) -> Result<PortSnapshot, String> {
-        self.stop.stop();
-        match self.thread.join() {
-            Ok(Some(counted)) => {
-                Ok(PortSnapshot { port: self.name, counters: counted.into_iter().collect() })
-            }
-            _ => Err(self.name),
-        }
-    }
-}
-
-/// The life of a switch's thread.
-fn serve(switch: Switch, name: &str) -> Option<Vec<(String, u64)>> {
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| switch.run())) {
-        Ok(Ok(counted)) => Some(counted),
-        Ok(Err(error)) => {
-            tracing::error!(port = name, %error, "the switch of a shared port ended");
-            None
-        }
-        Err(_) => {
-            tracing::error!(
-                port = name,
-                "the switch of a shared port panicked; its guests are cut off"
-            );
-            None
-        }
+        self.nics.into_iter().map(part).unzip()
     }
 }
 

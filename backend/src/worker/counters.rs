@@ -1,14 +1,14 @@
-//! What a worker counts.
+//! What a worker counts, and what is counted for each guest that it serves.
 
 macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// Totals since the worker began.
+    ($(#[$about:meta])* $type:ident: $($(#[$doc:meta])* $name:ident,)*) => {
+        $(#[$about])*
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-        pub struct WorkerCounters {
+        pub struct $type {
             $($(#[$doc])* pub $name: u64,)*
         }
 
-        impl WorkerCounters {
+        impl $type {
             /// Every counter with its name.
             pub fn each(&self, mut visit: impl FnMut(&'static str, u64)) {
                 $(visit(stringify!($name), self.$name);)*
@@ -18,11 +18,30 @@ macro_rules! counters {
 }
 
 counters! {
+    /// Totals of a worker since it began.
+    WorkerCounters:
+    /// Rounds: a turn for each task that was awake and might have one.
+    rounds,
+    /// Rounds in which something moved.
+    busy_rounds,
+    /// Times that it went to sleep, because all tasks were.
+    sleeps,
+    /// Times that it asked which descriptors have something to say.
+    looks,
+    /// Times that it began to watch another set of descriptors.
+    watches,
+    /// Tasks that panicked and were taken out.
+    lost,
+}
+
+counters! {
+    /// Totals of a guest since its worker began.
+    GuestCounters:
     /// Turns.
     turns,
     /// Turns in which something moved.
     busy_turns,
-    /// Times that the worker went to sleep.
+    /// Times that it went to sleep.
     sleeps,
     /// Kicks of the guest's that woke it.
     kicks,

@@ -3,7 +3,7 @@
 
 use paste_abi::net_hdr::{NEEDS_CSUM, NetHdr};
 
-use super::WorkerCounters;
+use super::GuestCounters;
 use crate::engine::PlainSink;
 use crate::port::{Caps, FRAME_OVERHEAD};
 use crate::vhost::{Device, RingError};
@@ -19,7 +19,7 @@ pub struct RingSink<'a> {
     /// The device.
     pub device: &'a mut Device,
     /// Where the outcome is counted.
-    pub counters: &'a mut WorkerCounters,
+    pub counters: &'a mut GuestCounters,
     /// The first error of the ring; nothing is pushed after it.
     pub error: Option<RingError>,
 }

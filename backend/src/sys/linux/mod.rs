@@ -1,4 +1,5 @@
 //! Linux.
 
+pub(super) mod affinity;
 pub(super) mod event_loop;
 pub(super) mod pages;
