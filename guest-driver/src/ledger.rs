@@ -137,6 +137,12 @@ impl Ledger {
         Ok(self.name(index, offset, len))
     }
 
+    /// Whether the host may fill a buffer up to `end`, before it hands it over.
+    pub(crate) fn may_fill(&self, index: u32, end: usize) -> bool {
+        let holder = self.entries.get(index as usize).map(|entry| entry.holder);
+        matches!(holder, Some(Holder::Host | Holder::Sent)) && end <= self.buffer_size as usize
+    }
+
     /// The host hands over an empty buffer.
     pub(crate) fn grant(&mut self, index: u32) -> Result<(), Violation> {
         let entry = self.entries.get_mut(index as usize).ok_or(Violation)?;

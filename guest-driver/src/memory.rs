@@ -6,6 +6,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use paste_abi::inline::Piece;
+
 use crate::buffer::Buffer;
 use crate::conversation::Geometry;
 use crate::sys::Mapping;
@@ -84,6 +86,25 @@ impl Memory {
         unsafe { std::slice::from_raw_parts(self.mapping.as_ptr().add(at), len) }
     }
 
+    /// Puts bytes that came in a frame into a buffer; whether they lie in it.
+    pub(crate) fn fill(&mut self, piece: Piece, bytes: &[u8]) -> bool {
+        let range = usize::from(piece.offset)..piece.end();
+        let Some(at) = self.place(piece.buf_idx, &range).filter(|_| range.len() == bytes.len())
+        else {
+            return false;
+        };
+        // SAFETY: `place` has put the range inside a buffer, and `new` all buffers inside
+        // the mapping. Nobody has a reference into it: see the type.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                bytes.as_ptr(),
+                self.mapping.as_ptr().add(at),
+                bytes.len(),
+            );
+        }
+        true
+    }
+
     /// The bytes of the buffer's range; none if the name is not good.
     pub(crate) fn bytes<'a>(&'a self, buffer: &'a Buffer) -> &'a [u8] {
         self.range_bytes(buffer, buffer.offset()..buffer.offset() + buffer.len())
@@ -156,6 +177,7 @@ mod tests {
             mtu: 1500,
             flush_domain: paste_abi::control::FlushDomain::None,
             stores: false,
+            inline: false,
         }
     }
 

@@ -3,10 +3,11 @@
 
 use std::collections::VecDeque;
 
-use paste_abi::control::{FEATURE_FLUSH, FEATURE_STORE, Welcome};
+use paste_abi::control::{FEATURE_FLUSH, FEATURE_INLINE, FEATURE_STORE, Welcome};
 use paste_abi::frame::{self, RECORD_LEN};
 use paste_abi::{Reason, Slot};
 
+use super::inline::Inline;
 use super::sealing::Sealing;
 
 /// The host's side of one conversation.
@@ -28,12 +29,14 @@ pub struct Conversation {
     limit: u32,
     /// Replies and refusals, at most one for each record that the guest may
     /// send: the limit sees to that.
-    replies: VecDeque<Slot>,
+    pub replies: VecDeque<Slot>,
     replies_max: usize,
     /// Epochs and what waits for them, where FLUSH was granted.
     pub sealing: Option<Box<Sealing>>,
     /// Whether STORE was granted.
     pub stores: bool,
+    /// Payload that travels in frames, where INLINE was granted.
+    pub inline: Option<Box<Inline>>,
     /// Answers to RESUME, record by record.
     resumed: VecDeque<[u8; RECORD_LEN]>,
 }
@@ -65,6 +68,7 @@ impl Conversation {
             replies_max,
             sealing: (features & FEATURE_FLUSH != 0).then(|| Box::new(Sealing::new(flows_max))),
             stores: features & FEATURE_STORE != 0,
+            inline: (features & FEATURE_INLINE != 0).then(|| Box::new(Inline::new())),
             resumed: VecDeque::new(),
         }
     }

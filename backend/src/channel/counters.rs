@@ -55,6 +55,10 @@ pub struct ChannelCounters {
     pub resumed: u64,
     /// Buffers that one asked for and did not get back.
     pub resume_refused: u64,
+    /// Bytes of payload copied out of frames.
+    pub inline_bytes_in: u64,
+    /// Bytes of payload copied into frames.
+    pub inline_bytes_out: u64,
 }
 
 impl ChannelCounters {
@@ -86,6 +90,8 @@ impl ChannelCounters {
             stored,
             resumed,
             resume_refused,
+            inline_bytes_in,
+            inline_bytes_out,
         } = *self;
         visit("frames_in", frames_in);
         visit("frames_out", frames_out);
@@ -112,5 +118,7 @@ impl ChannelCounters {
         visit("stored", stored);
         visit("resumed", resumed);
         visit("resume_refused", resume_refused);
+        visit("inline_bytes_in", inline_bytes_in);
+        visit("inline_bytes_out", inline_bytes_out);
     }
 }

@@ -15,12 +15,15 @@ mod conversation;
 mod counters;
 #[cfg(test)]
 mod durable_tests;
+mod inline;
+#[cfg(test)]
+mod inline_tests;
 mod requests;
 mod sealing;
 #[cfg(test)]
 mod tests;
 
-use paste_abi::control::{Bye, FEATURE_FLUSH, FEATURES, Hello, Welcome};
+use paste_abi::control::{Bye, FEATURE_FLUSH, FEATURE_INLINE, FEATURES, Hello, Welcome};
 use paste_abi::frame::{
     self, FRAME_SIZE_MIN, Frame, HEADER_LEN, Header, INDICES_PER_RECORD, Kind, RECORD_LEN,
 };
@@ -174,7 +177,9 @@ impl Channels {
                     open.take_limit(frame.header.limit);
                 }
             }
-            Kind::Slots | Kind::Return | Kind::Resume => self.sequenced(now, mem, engine, &frame),
+            Kind::Slots | Kind::Inline | Kind::Return | Kind::Resume => {
+                self.sequenced(now, mem, engine, &frame);
+            }
             Kind::Welcome | Kind::Grant | Kind::Resumed => {
                 self.counters.malformed += 1;
                 self.refuse(now, mem, engine, number, Reason::BadFrame, 0, 0);
@@ -246,7 +251,11 @@ impl Channels {
         w.frame_size_max.set(frame_size as u16);
         w.granted.set(granted);
         w.flows_max.set(t.flows_max);
-        let features = hello.features.get() & FEATURES;
+        let features = match hello.features.get() & FEATURES {
+            // What the others are about is out of the guest's sight.
+            asked if asked & FEATURE_INLINE != 0 => FEATURE_INLINE,
+            asked => asked,
+        };
         w.features.set(features);
         if features & FEATURE_FLUSH != 0 {
             w.flush_domain.set(self.durability.domain() as u32);
@@ -347,7 +356,13 @@ impl Channels {
         if let Err((reason, expected)) = open.take_sequence(seq) {
             return self.refuse(now, mem, engine, number, reason, expected, seq);
         }
-        if kind == Kind::Resume && !open.stores {
+        let belongs = match kind {
+            Kind::Resume => open.stores,
+            Kind::Slots => open.inline.is_none(),
+            Kind::Inline => open.inline.as_ref().is_some_and(|inline| inline.judge(frame).is_ok()),
+            _ => true,
+        };
+        if !belongs {
             self.counters.malformed += 1;
             return self.refuse(now, mem, engine, number, Reason::BadFrame, 0, 0);
         }
@@ -371,6 +386,7 @@ impl Channels {
                     door.take_return(mem, engine, record);
                 }
             }
+            Kind::Inline => inline::take(&mut door, mem, engine, frame),
             _ => {
                 for record in frame.records() {
                     door.take_request(mem, engine, &Slot::read(record));
@@ -462,6 +478,19 @@ impl Channels {
         }
         if open.may_send() {
             let body = &mut out[HEADER_LEN..open.frame_size];
+            if open.inline.is_some() {
+                let (count, len) =
+                    inline::fill(&mut self.slots, open, mem, engine, channel, body, {
+                        &mut self.counters
+                    });
+                if count > 0 {
+                    let header =
+                        header(Kind::Inline, count.into(), open.next_seq(), open.tell_limit());
+                    write_header(out, &header);
+                    return Some(HEADER_LEN + len);
+                }
+            }
+            let body = &mut out[HEADER_LEN..open.frame_size];
             let count = fill_slots(&mut self.slots, open, mem, engine, channel, body, {
                 &mut self.counters
             });
@@ -510,18 +539,7 @@ fn fill_slots(
     }
     let count = engine.poll_slots(mem, channel, &mut slots[..room]);
     for (slot, record) in slots[..count].iter().zip(records) {
-        let carries_buffer = match slot.as_event() {
-            Some(Event::Data) => {
-                counters.data_out += 1;
-                true
-            }
-            Some(Event::Acked) => slot.buf_idx != NO_BUFFER && slot.modifiers & SHARE == 0,
-            _ => false,
-        };
-        if carries_buffer {
-            let moved = mem.pool_mut().transfer(slot.buf_idx, Owner::Stack, Owner::Guest(channel));
-            assert!(moved.is_ok(), "the stack delivered buffer {}, not its own", slot.buf_idx);
-        }
+        hand_over(mem, channel, slot, counters);
         slot.write(record);
     }
     counters.slots_out += count as u64;
@@ -529,6 +547,22 @@ fn fill_slots(
         counters.batches_out += 1;
     }
     replies + count
+}
+
+/// The buffer of a slot from the stack port, if it carries one, is the guest's from now on.
+fn hand_over(mem: &mut RegionMemory, channel: u16, slot: &Slot, counters: &mut ChannelCounters) {
+    let carries_buffer = match slot.as_event() {
+        Some(Event::Data) => {
+            counters.data_out += 1;
+            true
+        }
+        Some(Event::Acked) => slot.buf_idx != NO_BUFFER && slot.modifiers & SHARE == 0,
+        _ => false,
+    };
+    if carries_buffer {
+        let moved = mem.pool_mut().transfer(slot.buf_idx, Owner::Stack, Owner::Guest(channel));
+        assert!(moved.is_ok(), "the stack delivered buffer {}, not its own", slot.buf_idx);
+    }
 }
 
 /// Grants what the guest asked for, as far as its share and the pool go.

@@ -143,7 +143,7 @@ impl Door<'_> {
         request: Request,
     ) -> Result<(), Reason> {
         match request {
-            Request::Data => Err(Reason::BadRequest),
+            Request::Data | Request::Piece => Err(Reason::BadRequest),
             Request::Close => engine.close(self.now, mem, self.number, slot.flow),
             Request::Abort => engine.abort(self.now, mem, self.number, slot.flow),
             Request::SetOpt => match Opt::from_u16(slot.len) {

@@ -11,8 +11,11 @@ pub const FEATURE_FLUSH: u32 = 1 << 0;
 /// Feature: STORE, RESUME, RESUMED, and DATA that leaves its buffer with the
 /// guest.
 pub const FEATURE_STORE: u32 = 1 << 1;
+/// Feature: the guest maps no region; INLINE frames take the place of SLOTS frames, and
+/// bring payload along. It excludes the other two, which are about the region.
+pub const FEATURE_INLINE: u32 = 1 << 2;
 /// All features that this crate describes.
-pub const FEATURES: u32 = FEATURE_FLUSH | FEATURE_STORE;
+pub const FEATURES: u32 = FEATURE_FLUSH | FEATURE_STORE | FEATURE_INLINE;
 
 /// How stores to the region become durable, in [`Welcome::flush_domain`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,7 +13,8 @@
 //! | 24 | 4 | limit: the first sequence number that the receiver may not use yet |
 //! | 28 | 4 | reserved, zero |
 //!
-//! Bytes after the last record are padding and are ignored.
+//! Bytes after the last record are padding and are ignored. In an INLINE frame, each
+//! record has the payload that it brings behind it ([`crate::inline`]).
 
 use crate::{ETHERTYPE, VERSION};
 
@@ -58,6 +59,9 @@ pub enum Kind {
     /// Host to guest: the records of RESUME in order, without the buffers that
     /// the guest does not get.
     Resumed = 9,
+    /// Either way, in place of SLOTS where the guest maps no region: slots, each with its
+    /// payload behind it.
+    Inline = 10,
 }
 
 impl Kind {
@@ -77,6 +81,7 @@ impl Kind {
             7 => Kind::Credit,
             8 => Kind::Resume,
             9 => Kind::Resumed,
+            10 => Kind::Inline,
             _ => return None,
         })
     }
@@ -145,12 +150,14 @@ impl core::fmt::Display for FrameError {
 
 impl core::error::Error for FrameError {}
 
-/// A parsed frame: its header and exactly `count` records.
+/// A parsed frame: its header and exactly `count` records; in an INLINE frame, all that
+/// follows the header.
 #[derive(Clone, Copy, Debug)]
 pub struct Frame<'a> {
     /// The header.
     pub header: Header,
-    /// The records, `count * RECORD_LEN` bytes.
+    /// The records, `count * RECORD_LEN` bytes; of an INLINE frame, at least as many,
+    /// for [`crate::inline::Reader`].
     pub body: &'a [u8],
 }
 
@@ -206,6 +213,7 @@ impl<'a> Frame<'a> {
         let Some(body) = rest.get(..usize::from(count) * RECORD_LEN) else {
             return Err(FrameError::Count { announced: count, present });
         };
+        let body = if kind == Kind::Inline { rest } else { body };
         let header = Header {
             dst: [head[0], head[1], head[2], head[3], head[4], head[5]],
             src: [head[6], head[7], head[8], head[9], head[10], head[11]],

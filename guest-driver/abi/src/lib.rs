@@ -2,7 +2,7 @@
 //!
 //! Everything here is a layout and its checked parsing: the PASTE frame that
 //! carries slots through an ordinary virtio-net device ([`frame`]), the slot
-//! itself ([`slot`]), the opening of a conversation ([`control`]), the
+//! itself ([`slot`]), payload that travels with slots ([`inline`]), the opening of a conversation ([`control`]), the
 //! superblock of a region ([`superblock`]), and the two foreign layouts that
 //! both sides of our own process guests speak: vhost-user messages
 //! ([`vhost_user`]) and the virtio-net header ([`net_hdr`]).
@@ -18,6 +18,7 @@
 
 pub mod control;
 pub mod frame;
+pub mod inline;
 pub mod net_hdr;
 pub mod slot;
 pub mod superblock;

@@ -82,6 +82,9 @@ pub enum Event {
     /// The outcome of the SEAL with this `cookie`; `len` is a [`Reason`]. If it is
     /// `Ok`, every range that was named before that SEAL is durable.
     Flushed = 10,
+    /// Only in INLINE frames: the beginning of a DATA that did not fit; see
+    /// [`crate::inline`].
+    Piece = 11,
 }
 
 /// What a slot asks of the host (low byte of `flags`).
@@ -113,6 +116,9 @@ pub enum Request {
     /// The guest keeps durable data in `buf_idx`: the buffer no longer counts
     /// against the window of the flow that it came on.
     Store = 10,
+    /// Only in INLINE frames: the beginning of a DATA that did not fit; see
+    /// [`crate::inline`].
+    Piece = 11,
 }
 
 /// Options of a flow, for [`Request::SetOpt`].
@@ -373,6 +379,7 @@ impl Slot {
             8 => Event::Refused,
             9 => Event::Closed,
             10 => Event::Flushed,
+            11 => Event::Piece,
             _ => return None,
         })
     }
@@ -391,6 +398,7 @@ impl Slot {
             8 => Request::Flush,
             9 => Request::Seal,
             10 => Request::Store,
+            11 => Request::Piece,
             _ => return None,
         })
     }

@@ -9,9 +9,10 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use paste_abi::control::{
-    Bye, FEATURE_FLUSH, FEATURE_STORE, FEATURES, FlushDomain, Hello, Welcome,
+    Bye, FEATURE_FLUSH, FEATURE_INLINE, FEATURE_STORE, FEATURES, FlushDomain, Hello, Welcome,
 };
 use paste_abi::frame::{HEADER_LEN, INDICES_PER_RECORD, RECORD_LEN, indices, write_indices};
+use paste_abi::inline::{Progress, Reader, Writer};
 use paste_abi::slot::{AGAIN, CSUM_VALID, DURABLE, KEEP, NOTIFY, Opt, SHARE};
 use paste_abi::superblock::{Extent, LAYOUT_VERSION, MAGIC, STATE_OPEN, Superblock};
 use paste_abi::{
@@ -191,6 +192,38 @@ fn durable_conversation() -> Vec<(&'static str, Vec<u8>)> {
         ("resume", frame(from_guest(Kind::Resume, 0, 64), &index_record(&[4711, 9]))),
         ("resumed", frame(from_host(Kind::Resumed, 0, 65), &index_record(&[4711]))),
     ]
+}
+
+/// An INLINE frame of these slots, as far as they fit, with `fill` in every byte that they
+/// bring; `brought` is of the first one, and then of the one that was split.
+fn inline(header: Header, size: usize, slots: &[Slot], brought: &mut u16, fill: &[u8]) -> Vec<u8> {
+    let mut body = vec![0; size - HEADER_LEN];
+    let mut writer = Writer::new(&mut body);
+    for slot in slots {
+        writer.put(slot, brought, &mut |piece, out| {
+            let at = usize::from(piece.offset - slot.offset);
+            let bytes = fill.iter().cycle().skip(at % fill.len());
+            out.iter_mut().zip(bytes).for_each(|(out, byte)| *out = *byte);
+        });
+    }
+    let (count, len) = (writer.count(), writer.len());
+    let mut bytes = vec![0; HEADER_LEN];
+    Header { count, ..header }.write(bytes.first_chunk_mut().unwrap());
+    bytes.extend_from_slice(&body[..len]);
+    bytes
+}
+
+/// The conversation of the document's third example, in order.
+fn inline_conversation() -> Vec<(&'static str, Vec<u8>)> {
+    let mut brought = 0;
+    let answer = Slot { len: 104, ..response() };
+    let close = Slot::request(Request::Close, FLOW);
+    let get = inline(from_host(Kind::Inline, 2, 65), 1514, &[received()], &mut brought, REQUEST);
+    let piece = inline(from_guest(Kind::Inline, 1, 67), 160, &[answer], &mut brought, b"a");
+    assert_eq!(brought, 96);
+    let slots = [answer, close];
+    let rest = inline(from_guest(Kind::Inline, 2, 67), 160, &slots, &mut brought, b"a");
+    vec![("inline-get", get), ("inline-piece", piece), ("inline-rest", rest)]
 }
 
 /// The conversation of the document's example, in order.
@@ -373,11 +406,43 @@ const CONVERSATION: &[(&str, &str)] = &[
          67 12 00 00 ff ff ff ff ff ff ff ff ff ff ff ff
          ff ff ff ff ff ff ff ff ff ff ff ff ff ff ff ff",
     ),
+    (
+        "inline-get",
+        "52 54 00 12 34 56 52 54 00 12 34 56 88 b5 01 0a
+         00 00 01 00 02 00 00 00 41 00 00 00 00 00 00 00
+         67 12 00 00 12 00 82 00 00 01 60 21 05 00 30 00
+         00 00 00 00 00 00 00 00 15 cd 85 3d fe 9c 97 17
+         47 45 54 20 2f 20 48 54 54 50 2f 31 2e 30 0d 0a
+         0d 0a",
+    ),
+    (
+        "inline-piece",
+        "02 50 41 53 54 45 52 54 00 12 34 56 88 b5 01 0a
+         00 00 01 00 01 00 00 00 43 00 00 00 00 00 00 00
+         64 00 00 00 60 00 80 00 0b 00 00 00 05 00 30 00
+         00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+         61 61 61 61 61 61 61 61 61 61 61 61 61 61 61 61
+         61 61 61 61 61 61 61 61 61 61 61 61 61 61 61 61
+         61 61 61 61 61 61 61 61 61 61 61 61 61 61 61 61
+         61 61 61 61 61 61 61 61 61 61 61 61 61 61 61 61
+         61 61 61 61 61 61 61 61 61 61 61 61 61 61 61 61
+         61 61 61 61 61 61 61 61 61 61 61 61 61 61 61 61",
+    ),
+    (
+        "inline-rest",
+        "02 50 41 53 54 45 52 54 00 12 34 56 88 b5 01 0a
+         00 00 02 00 02 00 00 00 43 00 00 00 00 00 00 00
+         64 00 00 00 68 00 80 00 00 02 00 00 05 00 30 00
+         09 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+         61 61 61 61 61 61 61 61
+         ff ff ff ff 00 00 00 00 01 00 00 00 05 00 30 00
+         00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00",
+    ),
 ];
 
-/// Both conversations.
+/// All conversations.
 fn conversations() -> Vec<(&'static str, Vec<u8>)> {
-    [conversation(), durable_conversation()].concat()
+    [conversation(), durable_conversation(), inline_conversation()].concat()
 }
 
 #[test]
@@ -392,6 +457,7 @@ fn the_conversation_is_written_as_it_is_recorded() {
 #[test]
 fn every_kind_of_frame_is_read_back() {
     let mut kinds = Vec::new();
+    let mut split = Progress::default();
     for (name, text) in CONVERSATION {
         let bytes = unhex(text);
         let frame = Frame::parse(&bytes).unwrap();
@@ -427,11 +493,24 @@ fn every_kind_of_frame_is_read_back() {
                 }
             }
             Kind::Credit => assert!(frame.body.is_empty()),
+            Kind::Inline => {
+                let mut reader = Reader::new(frame.body, frame.header.count);
+                // The second half of a payload that was split comes with the first.
+                let mut progress = match *name {
+                    "inline-rest" => split,
+                    _ => Progress::default(),
+                };
+                while let Some(slot) = reader.next(&mut progress) {
+                    slot.unwrap();
+                }
+                assert_eq!(reader.remaining(), 0, "{name}");
+                split = progress;
+            }
         }
     }
     kinds.sort_unstable();
     kinds.dedup();
-    assert_eq!(kinds, [1, 2, 3, 4, 5, 6, 7, 8, 9], "every kind is in the conversation");
+    assert_eq!(kinds, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10], "every kind is in the conversation");
 }
 
 /// Every constructor of slots, and every event and request, with its record.
@@ -647,7 +726,8 @@ fn every_slot_is_written_and_read_as_recorded() {
         assert_eq!(hex(&record(&slot)), hex(&bytes), "{name}");
         assert_eq!(Slot::read(bytes.first_chunk().unwrap()), slot, "{name}");
     }
-    // Events come first in the list, and none of either is missing.
+    // Events come first in the list, and none of either is missing but PIECE, which is in
+    // the third conversation.
     let kinds: Vec<u8> = every_slot().iter().map(|(_, slot)| slot.kind).collect();
     let (events, requests) = kinds.split_at(16);
     assert!((0..=10).all(|kind| events.contains(&kind)));
@@ -659,9 +739,9 @@ fn kinds_have_their_numbers_and_others_have_none() {
     let slot = |kind: u8| Slot { kind, ..Slot::default() };
     for kind in 0..=u8::MAX {
         let event = slot(kind).as_event().map(|event| event as u8);
-        assert_eq!(event, (kind <= 10).then_some(kind));
+        assert_eq!(event, (kind <= 11).then_some(kind));
         let request = slot(kind).as_request().map(|request| request as u8);
-        assert_eq!(request, (kind <= 10).then_some(kind));
+        assert_eq!(request, (kind <= 11).then_some(kind));
     }
     for number in 0..=u16::MAX {
         if let Some(reason) = Reason::from_u16(number) {
@@ -688,7 +768,7 @@ fn the_views_of_a_slot_show_what_went_in() {
 
 #[test]
 fn features_and_domains_have_their_numbers() {
-    assert_eq!((FEATURE_FLUSH, FEATURE_STORE, FEATURES), (1, 2, 3));
+    assert_eq!((FEATURE_FLUSH, FEATURE_STORE, FEATURE_INLINE, FEATURES), (1, 2, 4, 7));
     for number in 0..8 {
         let domain = FlushDomain::from_u32(number).map(|domain| domain as u32);
         assert_eq!(domain, (number <= 2).then_some(number));
@@ -765,7 +845,7 @@ fn each_way_of_not_being_a_frame_has_its_error() {
     assert_eq!(with(12, 0x08), FrameError::NotPaste);
     assert_eq!(with(14, 2), FrameError::Version(2));
     assert_eq!(with(15, 0), FrameError::Kind(0));
-    assert_eq!(with(15, 10), FrameError::Kind(10));
+    assert_eq!(with(15, 11), FrameError::Kind(11));
     assert_eq!(with(16, 16), FrameError::Channel(CHANNELS_MAX));
     assert_eq!(with(28, 1), FrameError::Reserved);
     assert_eq!(with(18, 2), FrameError::Count { announced: 2, present: 1 });

@@ -10,23 +10,23 @@ use std::time::Duration;
 use paste_guest::{Channel, Endpoint, Options, Polling};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-/// `--name value` pairs; `--yield` alone is a switch.
+/// `--name value` pairs; `--yield` and `--inline` are switches.
 pub struct Arguments(HashMap<String, String>);
 
 impl Arguments {
     /// Reads the command line; `known` are the names besides those that every
-    /// example takes: socket, or interface and region; channel, poll-us, yield.
+    /// example takes: socket, or interface and region; channel, poll-us, yield, inline.
     pub fn parse(known: &[&str]) -> Result<Arguments, Box<dyn Error>> {
         let mut found = HashMap::new();
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
             let name = word.strip_prefix("--").ok_or(format!("{word}: not an option"))?;
-            let common = ["socket", "interface", "region", "channel", "poll-us", "yield"];
+            let common = ["socket", "interface", "region", "channel", "poll-us", "yield", "inline"];
             if !common.contains(&name) && !known.contains(&name) {
                 return Err(format!("{word}: unknown; known are {common:?} and {known:?}").into());
             }
             let value = match name {
-                "yield" => String::new(),
+                "yield" | "inline" => String::new(),
                 _ => words.next().ok_or(format!("{word}: a value is missing"))?,
             };
             found.insert(name.to_owned(), value);
@@ -54,7 +54,14 @@ impl Arguments {
             (Some(socket), None, None) => Ok(Endpoint::vhost_user(socket)),
             #[cfg(target_os = "linux")]
             (None, Some(interface), Some(region)) => Ok(Endpoint::packet(interface, region)),
-            _ => Err("give --socket PATH, or --interface NAME and --region DEVICE".into()),
+            #[cfg(target_os = "linux")]
+            (None, Some(interface), None) if self.0.contains_key("inline") => {
+                Ok(Endpoint::packet_inline(interface))
+            }
+            _ => {
+                Err("give --socket PATH, or --interface NAME and --region DEVICE or --inline"
+                    .into())
+            }
         }
     }
 
@@ -74,6 +81,7 @@ impl Arguments {
                 poll_time: Duration::from_micros(self.get("poll-us")?.unwrap_or(0)),
                 yield_now: self.0.contains_key("yield"),
             },
+            inline: self.0.contains_key("inline"),
             ..options
         };
         Ok(Channel::open(&endpoint, options)?)

@@ -11,12 +11,14 @@ mod requests;
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use paste_abi::Reason;
 use paste_abi::frame::{FRAME_SIZE_MIN, HEADER_LEN, RECORD_LEN};
+use paste_abi::inline::Piece;
 
 use crate::conversation::{Arrival, Broken, Conversation, Geometry, Setup};
 use crate::error::{OpenError, PollError};
@@ -76,6 +78,8 @@ pub struct Channel {
     /// The frame whose slots are being read, and the range that is left.
     frame: Box<[u8]>,
     unread: Range<usize>,
+    /// Slots with payload that are left in it.
+    inline_left: u16,
     /// Frames of this batch that are still in the transport.
     frames_left: usize,
     /// An event of the channel itself.
@@ -95,13 +99,14 @@ impl Channel {
     /// Connects to the host and opens a channel, and waits until it is open.
     ///
     /// The region is mapped, and the buffers for sending are on their way.
-    pub fn open(endpoint: &Endpoint, options: Options) -> Result<Channel, OpenError> {
+    pub fn open(endpoint: &Endpoint, mut options: Options) -> Result<Channel, OpenError> {
         let frame_size = options.frame_size;
         let transport: Box<dyn Transport> = match endpoint {
             Endpoint::VhostUser(path) => Box::new(VhostUser::connect(path, frame_size)?),
             #[cfg(target_os = "linux")]
             Endpoint::Packet { interface, region } => {
-                Box::new(PacketSocket::open(interface, region, frame_size)?)
+                options.inline |= region.is_none();
+                Box::new(PacketSocket::open(interface, region.as_deref(), frame_size)?)
             }
         };
         Channel::open_on(transport, options)
@@ -128,6 +133,7 @@ impl Channel {
             window: transport.capacity(),
             buffers_wanted: options.reserve,
             slots_max: options.queue,
+            inline: options.inline,
             name,
         });
         let frame = vec![0; usize::from(transport.frame_size())].into();
@@ -142,6 +148,7 @@ impl Channel {
             link: Link::Up { hello_due: Duration::ZERO, wait: HELLO_WAIT_FIRST },
             frame,
             unread: 0..0,
+            inline_left: 0,
             frames_left: 0,
             pending: None,
             kept: VecDeque::new(),
@@ -327,7 +334,16 @@ impl Channel {
         while self.conversation.has_output() {
             let conversation = &mut self.conversation;
             let queued = conversation.queued();
-            if !self.transport.send(&mut |out| conversation.build(out))? {
+            let (memory, copied) = (&self.memory, &mut self.stats.bytes_copied);
+            let mut payload = |piece: Piece, out: &mut [u8]| {
+                let range = usize::from(piece.offset)..piece.end();
+                if let Some(memory) = memory {
+                    let bytes = memory.stored(piece.buf_idx, range);
+                    out.iter_mut().zip(bytes).for_each(|(out, byte)| *out = *byte);
+                    *copied += bytes.len() as u64;
+                }
+            };
+            if !self.transport.send(&mut |out| conversation.build(out, &mut payload))? {
                 break;
             }
             self.stats.slots_out += (queued - self.conversation.queued()) as u64;
@@ -345,7 +361,7 @@ impl Channel {
                 return Some(event);
             }
             let next = self.unread.start + RECORD_LEN;
-            if next <= self.unread.end {
+            if self.inline_left == 0 && next <= self.unread.end {
                 let record = self.frame[self.unread.start..next].first_chunk::<RECORD_LEN>();
                 self.unread.start = next;
                 self.stats.slots_in += 1;
@@ -359,6 +375,14 @@ impl Channel {
                 }
                 continue;
             }
+            if self.inline_left > 0 {
+                match self.read_inline() {
+                    Ok(Some(event)) => return Some(event),
+                    Ok(None) => {}
+                    Err(broken) => self.break_off(broken),
+                }
+                continue;
+            }
             match self.take_frame() {
                 Ok(Some(arrival)) => self.arrived(arrival),
                 Ok(None) => return None,
@@ -366,6 +390,33 @@ impl Channel {
                 Err(Failure::Transport(error)) => self.fail(error),
             }
         }
+    }
+
+    /// Reads the next slot of an INLINE frame and keeps what it brings; no event if that is
+    /// all that it does.
+    fn read_inline(&mut self) -> Result<Option<Event>, Broken> {
+        let rest = &self.frame[self.unread.clone()];
+        let (slot, piece, bytes) = self.conversation.inline(rest)?;
+        if let Some(memory) = &mut self.memory
+            && memory.fill(piece, bytes)
+        {
+            self.stats.bytes_copied += bytes.len() as u64;
+        }
+        self.unread.start += RECORD_LEN + bytes.len();
+        self.inline_left -= 1;
+        if self.inline_left == 0 {
+            // What follows is padding.
+            self.unread = 0..0;
+        }
+        if slot.as_event() == Some(paste_abi::Event::Piece) {
+            return Ok(None);
+        }
+        self.stats.slots_in += 1;
+        let mut record = [0; RECORD_LEN];
+        slot.write(&mut record);
+        let event = self.conversation.event(&record)?;
+        self.settle(&event)?;
+        Ok(Some(event))
     }
 
     /// Takes the next frame of the batch and hears what it is. Its slots, if
@@ -382,6 +433,10 @@ impl Channel {
         let arrival = self.conversation.receive(&self.frame[..len], self.epoch)?;
         match arrival {
             Arrival::Slots(count) => self.unread = HEADER_LEN..HEADER_LEN + count * RECORD_LEN,
+            Arrival::Inline(count) => {
+                self.inline_left = count;
+                self.unread = HEADER_LEN..len;
+            }
             Arrival::Opened(geometry) => {
                 self.map(geometry)?;
                 // The buffers that HELLO asked for are on their way.
@@ -411,15 +466,22 @@ impl Channel {
             Arrival::Closed(reason) => self.lost(LostCause::Host(reason)),
             // Asked again with the next HELLO: the host may have to settle
             // the last opening first.
-            Arrival::Refused(_) | Arrival::Nothing | Arrival::Slots(_) | Arrival::Granted => {}
+            Arrival::Refused(_)
+            | Arrival::Nothing
+            | Arrival::Slots(_)
+            | Arrival::Inline(_)
+            | Arrival::Granted => {}
         }
     }
 
     /// Maps the region of an opening that has just begun.
     fn map(&mut self, geometry: Geometry) -> Result<(), TransportError> {
         self.memory = None;
-        let mapping =
-            Arc::new(self.transport.map_region(geometry.region_uuid, geometry.region_size)?);
+        let mapping = Arc::new(if geometry.inline {
+            private_memory(geometry.region_size)?
+        } else {
+            self.transport.map_region(geometry.region_uuid, geometry.region_size)?
+        });
         self.memory = Memory::new(Arc::clone(&mapping), &geometry, self.epoch);
         self.geometry = Some(geometry);
         if self.memory.is_none() {
@@ -464,6 +526,7 @@ impl Channel {
         self.memory = None;
         self.medium.lose();
         self.unread = 0..0;
+        self.inline_left = 0;
         if self.ever_open {
             // An opening that never came about is no loss to the application.
             self.pending = Some(Event::Lost { cause });
@@ -497,6 +560,17 @@ impl Channel {
     }
 }
 
+/// Memory of this process's own in the form of a region that it cannot see. What is never
+/// touched costs nothing.
+fn private_memory(len: u64) -> Result<sys::Mapping, TransportError> {
+    let len = usize::try_from(len)
+        .map_err(|_| TransportError::Protocol("the region is larger than memory can be"))?;
+    let memory =
+        sys::shared_memory(len).map_err(TransportError::system("making memory for buffers"))?;
+    sys::Mapping::from_fd(memory.as_fd(), 0, len, true)
+        .map_err(|error| TransportError::Map { what: "mapping memory for buffers", error })
+}
+
 /// Why a frame could not be taken.
 enum Failure {
     Broken(Broken),
@@ -517,5 +591,7 @@ impl From<TransportError> for Failure {
 
 #[cfg(test)]
 mod durable_tests;
+#[cfg(test)]
+mod inline_tests;
 #[cfg(test)]
 mod tests;

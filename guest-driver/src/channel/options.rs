@@ -18,8 +18,9 @@ pub enum Endpoint {
     Packet {
         /// Name of the network device, such as `eth0`. It is up.
         interface: String,
-        /// The device of the region, such as `/dev/dax0.0`.
-        region: PathBuf,
+        /// The device of the region, such as `/dev/dax0.0`; without one, slots are
+        /// inline, as with [`Options::inline`].
+        region: Option<PathBuf>,
     },
 }
 
@@ -33,7 +34,14 @@ impl Endpoint {
     /// kernel shows at `region`.
     #[cfg(target_os = "linux")]
     pub fn packet(interface: impl Into<String>, region: impl Into<PathBuf>) -> Endpoint {
-        Endpoint::Packet { interface: interface.into(), region: region.into() }
+        Endpoint::Packet { interface: interface.into(), region: Some(region.into()) }
+    }
+
+    /// The backend behind the network device `interface`, on a machine that does not show
+    /// the region.
+    #[cfg(target_os = "linux")]
+    pub fn packet_inline(interface: impl Into<String>) -> Endpoint {
+        Endpoint::Packet { interface: interface.into(), region: None }
     }
 }
 
@@ -57,6 +65,10 @@ pub struct Options {
     pub answer_timeout: Duration,
     /// Whether polls open a lost channel anew.
     pub reopen: bool,
+    /// Have payload travel in the frames, and map no region: slower, as every byte is
+    /// copied, and possible on any machine that has the network device. Nothing can be
+    /// stored then.
+    pub inline: bool,
 }
 
 impl Default for Options {
@@ -70,6 +82,7 @@ impl Default for Options {
             polling: Polling::default(),
             answer_timeout: Duration::from_secs(5),
             reopen: true,
+            inline: false,
         }
     }
 }

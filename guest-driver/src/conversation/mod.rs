@@ -10,11 +10,12 @@
 mod slots;
 
 use paste_abi::control::{
-    Bye, FEATURE_FLUSH, FEATURE_STORE, FEATURES, FlushDomain, Hello, Welcome,
+    Bye, FEATURE_FLUSH, FEATURE_INLINE, FEATURE_STORE, FlushDomain, Hello, Welcome,
 };
 use paste_abi::frame::{
     HEADER_LEN, INDICES_PER_RECORD, RECORD_LEN, credit, indices, records_in, write_indices,
 };
+use paste_abi::inline::{Piece, Progress, Put, Reader, Writer};
 use paste_abi::slot::{CSUM_VALID, KEEP, SHARE};
 use paste_abi::{Event as SlotEvent, Flow, Frame, Header, Kind, Reason, Slot, VERSION};
 use paste_pmem::Ticket;
@@ -61,6 +62,9 @@ pub struct Geometry {
     pub flush_domain: FlushDomain,
     /// Whether the host lets buffers be stored.
     pub stores: bool,
+    /// Whether payload travels in the frames: the region is not this process's to see, and
+    /// buffers are copies.
+    pub inline: bool,
 }
 
 /// How a conversation is set up; fixed for its life.
@@ -79,6 +83,8 @@ pub(crate) struct Setup {
     pub(crate) buffers_wanted: u32,
     /// Slots that wait for a frame.
     pub(crate) slots_max: usize,
+    /// Payload travels in the frames.
+    pub(crate) inline: bool,
     /// The application's name, for the host's logs.
     pub(crate) name: [u8; 32],
 }
@@ -106,6 +112,8 @@ pub(crate) enum Arrival {
     Refused(Reason),
     /// This many slots, to be read one by one with [`Conversation::event`].
     Slots(usize),
+    /// This many slots with payload, to be read one by one with [`Conversation::inline`].
+    Inline(u16),
     /// Buffers were granted.
     Granted,
     /// The host has said which buffers are still the application's.
@@ -141,6 +149,10 @@ pub(crate) struct Conversation {
     told_limit: u32,
     queue: SlotQueue,
     ledger: Ledger,
+    /// How much of the payload of the first queued slot is with the host.
+    brought: u16,
+    /// What the host has brought of a payload that it split.
+    taken: Progress,
 }
 
 impl Conversation {
@@ -156,6 +168,8 @@ impl Conversation {
             told_limit: 0,
             queue: SlotQueue::new(setup.slots_max),
             ledger: Ledger::new(0, 0, 0),
+            brought: 0,
+            taken: Progress::default(),
         }
     }
 
@@ -208,7 +222,11 @@ impl Conversation {
             version_min: VERSION,
             version_max: VERSION,
             frame_size_max: self.setup.frame_size.into(),
-            features: FEATURES.into(),
+            features: match self.setup.inline {
+                true => FEATURE_INLINE,
+                false => FEATURE_FLUSH | FEATURE_STORE,
+            }
+            .into(),
             nonce: nonce.into(),
             buffers_wanted: self.setup.buffers_wanted.into(),
             reserved: [0; 12],
@@ -274,8 +292,12 @@ impl Conversation {
 
     /// Writes the next frame that is due: buffers to resume, slots, buffers to
     /// return, then bare credit. Returns its length; 0 if none is due, or the host has given
-    /// no credit.
-    pub(crate) fn build(&mut self, out: &mut [u8]) -> usize {
+    /// no credit. Payload that travels in the frame is copied by `payload`.
+    pub(crate) fn build(
+        &mut self,
+        out: &mut [u8],
+        payload: &mut dyn FnMut(Piece, &mut [u8]),
+    ) -> usize {
         if !self.is_open() {
             return 0;
         }
@@ -284,8 +306,11 @@ impl Conversation {
         if room == 0 {
             return 0;
         }
-        let limit = self.limit();
         let (head, body) = out[..size].split_at_mut(HEADER_LEN);
+        if self.setup.inline && self.has_credit() && self.queue.len() > 0 {
+            let (count, len) = self.fill_inline(body, payload);
+            return self.finish(head, Kind::Inline, count.into(), len);
+        }
         let records = body.as_chunks_mut::<RECORD_LEN>().0;
         let (kind, count) = if self.has_credit() && self.ledger.has_to_ask() {
             let mut used = 0;
@@ -315,6 +340,12 @@ impl Conversation {
         } else {
             return 0;
         };
+        self.finish(head, kind, count, count * RECORD_LEN)
+    }
+
+    /// Writes the header of a frame whose body of `len` bytes is there.
+    fn finish(&mut self, head: &mut [u8], kind: Kind, count: usize, len: usize) -> usize {
+        let limit = self.limit();
         let header = self.header(kind, count, self.next_seq, limit);
         if let Some(head) = head.first_chunk_mut::<HEADER_LEN>() {
             header.write(head);
@@ -323,7 +354,23 @@ impl Conversation {
             self.next_seq = self.next_seq.wrapping_add(1);
         }
         self.told_limit = limit;
-        HEADER_LEN + count * RECORD_LEN
+        HEADER_LEN + len
+    }
+
+    /// Moves queued slots and what they bring into a frame; the last one may be split.
+    fn fill_inline(
+        &mut self,
+        body: &mut [u8],
+        payload: &mut dyn FnMut(Piece, &mut [u8]),
+    ) -> (u16, usize) {
+        let mut writer = Writer::new(body);
+        while let Some(slot) = self.queue.front() {
+            match writer.put(&slot, &mut self.brought, payload) {
+                Put::Whole => self.queue.pop(),
+                Put::Split | Put::No => break,
+            }
+        }
+        (writer.count(), writer.len())
     }
 
     /// Takes a frame in. `epoch` names the opening that begins if the frame is
@@ -389,6 +436,10 @@ impl Conversation {
             return Err(self.broken(Reason::Version, 0));
         }
         let geometry = self.judge(&welcome).ok_or(self.broken(Reason::BadFrame, 0))?;
+        if geometry.inline != self.setup.inline {
+            // A host that knows no inline slots.
+            return Err(self.broken(Reason::Version, 0));
+        }
         self.state = State::Open;
         self.frame_size = usize::from(geometry.frame_size);
         self.headroom = geometry.headroom;
@@ -396,6 +447,8 @@ impl Conversation {
         self.expected = 0;
         self.peer_limit = frame.header.limit;
         self.told_limit = self.setup.window;
+        self.brought = 0;
+        self.taken = Progress::default();
         self.ledger = Ledger::new(epoch, geometry.buffer_count, geometry.buffer_size);
         Ok(Arrival::Opened(geometry))
     }
@@ -422,6 +475,7 @@ impl Conversation {
             mtu: welcome.mtu.get(),
             flush_domain,
             stores: features & FEATURE_STORE != 0,
+            inline: features & FEATURE_INLINE != 0,
         };
         let buffers = u64::from(geometry.buffer_size) * u64::from(geometry.buffer_count);
         let end = geometry.buffers_offset.checked_add(buffers)?;
@@ -452,7 +506,8 @@ impl Conversation {
             self.peer_limit = header.limit;
         }
         match header.kind {
-            Kind::Slots => Ok(Arrival::Slots(usize::from(header.count))),
+            Kind::Slots if !self.setup.inline => Ok(Arrival::Slots(usize::from(header.count))),
+            Kind::Inline if self.setup.inline => Ok(Arrival::Inline(header.count)),
             Kind::Grant => {
                 for index in frame.records().flat_map(indices) {
                     if self.ledger.grant(index).is_err() {
@@ -477,7 +532,7 @@ impl Conversation {
             }
             // A second answer to a HELLO that was repeated.
             Kind::Credit | Kind::Welcome => Ok(Arrival::Nothing),
-            Kind::Hello | Kind::Return | Kind::Resume => {
+            Kind::Slots | Kind::Inline | Kind::Hello | Kind::Return | Kind::Resume => {
                 Err(self.broken(Reason::BadFrame, header.seq))
             }
         }
@@ -485,6 +540,21 @@ impl Conversation {
 
     fn broken(&self, reason: Reason, got: u32) -> Broken {
         Broken { reason, expected: self.expected, got }
+    }
+
+    /// Reads the next slot of an INLINE frame, of which `rest` is left: the slot, where
+    /// the bytes that it brings belong, and these. They are to be put there before the slot
+    /// is passed to [`Conversation::event`]; a PIECE is not passed on.
+    pub(crate) fn inline<'a>(&mut self, rest: &'a [u8]) -> Result<(Slot, Piece, &'a [u8]), Broken> {
+        let seq = self.expected.wrapping_sub(1);
+        let next = Reader::new(rest, 1).next(&mut self.taken);
+        let Some(Ok((slot, piece, bytes))) = next else {
+            return Err(self.broken(Reason::BadFrame, seq));
+        };
+        if piece.len > 0 && !self.ledger.may_fill(piece.buf_idx, piece.end()) {
+            return Err(self.broken(Reason::ForeignBuffer, seq));
+        }
+        Ok((slot, piece, bytes))
     }
 
     /// Reads one slot of a SLOTS frame.
@@ -535,6 +605,7 @@ impl Conversation {
                 };
                 Event::Flushed { ticket: Ticket(slot.cookie), result }
             }
+            SlotEvent::Piece => return Err(self.broken(Reason::BadRequest, seq)),
             SlotEvent::Writable => Event::Writable { flow },
             SlotEvent::Reply => {
                 let result = match reason() {

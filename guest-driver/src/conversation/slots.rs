@@ -39,6 +39,16 @@ impl SlotQueue {
         true
     }
 
+    /// The oldest slot.
+    pub(crate) fn front(&self) -> Option<Slot> {
+        (self.len > 0).then(|| Slot::read(&self.records[self.start]))
+    }
+
+    /// Forgets the oldest slot, if there is one.
+    pub(crate) fn pop(&mut self) {
+        self.pop_into(&mut [[0; RECORD_LEN]; 1]);
+    }
+
     /// Moves the oldest slots into `out`, as many as there are or fit.
     pub(crate) fn pop_into(&mut self, out: &mut [[u8; RECORD_LEN]]) -> usize {
         let count = self.len.min(out.len());

@@ -11,6 +11,7 @@ fn setup() -> Setup {
         window: 8,
         buffers_wanted: 4,
         slots_max: 32,
+        inline: false,
         name: [0; 32],
     }
 }
@@ -61,11 +62,11 @@ fn output(conversation: &mut Conversation) -> Vec<(Header, Vec<u8>)> {
     let mut frames = Vec::new();
     let mut out = [0xEE; 256];
     while conversation.has_output() {
-        let len = conversation.build(&mut out);
+        let len = conversation.build(&mut out, &mut |_, _| {});
         let frame = Frame::parse(&out[..len]).unwrap();
         frames.push((frame.header, frame.body.to_vec()));
     }
-    assert_eq!(conversation.build(&mut out), 0);
+    assert_eq!(conversation.build(&mut out, &mut |_, _| {}), 0);
     frames
 }
 

@@ -6,8 +6,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use paste_abi::control::FEATURE_INLINE;
 use paste_abi::control::{Bye, FlushDomain, Hello, Welcome};
 use paste_abi::frame::{HEADER_LEN, RECORD_LEN, indices, write_indices};
+use paste_abi::inline::{Progress, Put, Reader, Writer};
 use paste_abi::{Event, Flow, Frame, Header, Kind, Reason, Request, Slot};
 use zerocopy::IntoBytes;
 
@@ -47,6 +49,9 @@ pub(crate) struct Host {
     pub(crate) hellos: u32,
     pub(crate) byes: Vec<Reason>,
     pub(crate) seq: u32,
+    /// The guest has inline slots: the host knows its bytes from frames alone.
+    inline: bool,
+    taken: Progress,
     expected: u32,
     peer_limit: u32,
 }
@@ -81,6 +86,8 @@ pub(crate) fn pair() -> (Box<Loopback>, Handle) {
         hellos: 0,
         byes: Vec::new(),
         seq: 0,
+        inline: false,
+        taken: Progress::default(),
         expected: 0,
         peer_limit: 0,
     }));
@@ -117,11 +124,38 @@ impl Host {
     }
 
     pub(crate) fn slots(&mut self, slots: &[Slot]) {
+        if self.inline {
+            return self.inline_slots(slots);
+        }
         let mut records = vec![0; slots.len() * RECORD_LEN];
         for (slot, record) in slots.iter().zip(records.as_chunks_mut().0) {
             slot.write(record);
         }
         self.frame(Kind::Slots, &records);
+    }
+
+    /// The same with their payload, in as many frames as it takes.
+    fn inline_slots(&mut self, slots: &[Slot]) {
+        let mut brought = 0;
+        let mut next = 0;
+        while next < slots.len() {
+            let mut body = vec![0; usize::from(FRAME_SIZE) - HEADER_LEN];
+            let mut writer = Writer::new(&mut body);
+            while let Some(slot) = slots.get(next) {
+                let put = writer.put(slot, &mut brought, &mut |piece, out| {
+                    let at = piece.buf_idx as usize * BUFFER_SIZE + usize::from(piece.offset);
+                    assert!(self.memory.read_at(at, out));
+                });
+                match put {
+                    Put::Whole => next += 1,
+                    Put::Split | Put::No => break,
+                }
+            }
+            let (count, len) = (writer.count(), writer.len());
+            self.frame(Kind::Inline, &body[..len]);
+            let frame = self.to_guest.back_mut().unwrap();
+            frame[18..20].copy_from_slice(&count.to_le_bytes());
+        }
     }
 
     pub(crate) fn accept(&mut self, flow: Flow) {
@@ -213,6 +247,20 @@ impl Host {
                     }
                 }
             }
+            Kind::Inline => {
+                assert!(self.inline);
+                let mut reader = Reader::new(frame.body, header.count);
+                while let Some(next) = reader.next(&mut self.taken) {
+                    let (slot, piece, bytes) = next.expect("the guest sends good frames");
+                    let at = piece.buf_idx as usize * BUFFER_SIZE + usize::from(piece.offset);
+                    assert!(bytes.is_empty() || self.memory.write_at(at, bytes));
+                    match slot.as_request() {
+                        Some(Request::Piece) => {}
+                        Some(Request::Want) => self.grant(slot.len.into()),
+                        _ => self.requests.push_back(slot),
+                    }
+                }
+            }
             Kind::Return => self.pool.extend(frame.records().flat_map(indices)),
             Kind::Bye => {
                 let bye = Bye::read(frame.body).unwrap();
@@ -239,6 +287,8 @@ impl Host {
 
     fn welcome(&mut self, hello: &Hello, status: Reason) {
         self.seq = 0;
+        self.inline = hello.features.get() == FEATURE_INLINE;
+        self.taken = Progress::default();
         self.expected = 0;
         self.requests.clear();
         self.pool = (0..BUFFERS).filter(|index| !self.claimed.contains(index)).collect();

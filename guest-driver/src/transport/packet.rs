@@ -39,7 +39,7 @@ const RESERVED: usize = 8;
 #[derive(Debug)]
 pub(crate) struct PacketSocket {
     interface: String,
-    region: PathBuf,
+    region: Option<PathBuf>,
     frame_size_max: u16,
     link: Link,
     stats: TransportStats,
@@ -125,16 +125,16 @@ impl Link {
 
 impl PacketSocket {
     /// For PASTE frames of at most `frame_size_max` bytes on this device, and the
-    /// region at this path.
+    /// region at this path, if there is one to be mapped.
     pub(crate) fn open(
         interface: &str,
-        region: &Path,
+        region: Option<&Path>,
         frame_size_max: u16,
     ) -> Result<PacketSocket, TransportError> {
         let frame_size_max = frame_size_max.clamp(FRAME_SIZE_MIN as u16, FRAME_SIZE_MAX as u16);
         Ok(PacketSocket {
             interface: interface.to_owned(),
-            region: region.to_owned(),
+            region: region.map(Path::to_owned),
             frame_size_max,
             link: Link::open(interface, frame_size_max)?,
             stats: TransportStats::default(),
@@ -246,10 +246,11 @@ impl Transport for PacketSocket {
     }
 
     fn map_region(&mut self, uuid: [u8; 16], len: u64) -> Result<Mapping, TransportError> {
+        let region = self.region.as_ref().ok_or(TransportError::Unsupported("a region"))?;
         let file = File::options()
             .read(true)
             .write(true)
-            .open(&self.region)
+            .open(region)
             .map_err(TransportError::system("opening the region's device"))?;
         let len = usize::try_from(len)
             .map_err(|_| TransportError::Protocol("the region is larger than memory can be"))?;
@@ -261,7 +262,7 @@ impl Transport for PacketSocket {
         let medium = RegionMedium::new(Arc::new(map()?), None);
         match paste_pmem::guest_layout(&medium) {
             Ok((found, _)) if found.0 == uuid => map(),
-            _ => Err(TransportError::OtherRegion(self.region.clone())),
+            _ => Err(TransportError::OtherRegion(region.clone())),
         }
     }
 
@@ -282,7 +283,7 @@ mod tests {
     #[test]
     fn what_is_no_network_device_is_said_to_be_none() {
         for name in ["", ".", "..", "../net/lo", "absent0"] {
-            let error = PacketSocket::open(name, Path::new("/dev/dax0.0"), 4096).unwrap_err();
+            let error = PacketSocket::open(name, None, 4096).unwrap_err();
             assert!(matches!(error, TransportError::System { .. }), "{name}: {error}");
             assert!(error.to_string().contains("network device"), "{name}: {error}");
         }

@@ -174,7 +174,12 @@ impl World {
             }
             // The next pump tries again; the others answer requests in frames.
             Some(
-                Event::Writable | Event::Accepted | Event::Reply | Event::Refused | Event::Flushed,
+                Event::Writable
+                | Event::Accepted
+                | Event::Reply
+                | Event::Refused
+                | Event::Flushed
+                | Event::Piece,
             )
             | None => {}
         }

@@ -377,7 +377,7 @@ impl Guests {
                 assert!(endpoint.awaited.is_empty(), "CLOSED before everything was acknowledged");
                 self.ended(now, index, End::Closed, world, hooks);
             }
-            Event::Accepted | Event::Reply | Event::Refused | Event::Flushed => {
+            Event::Accepted | Event::Reply | Event::Refused | Event::Flushed | Event::Piece => {
                 panic!("{event:?} of the stack's")
             }
         }
