@@ -26,6 +26,7 @@ fn common() -> Settings {
         faults: Faults { delay_ns: 100_000, ..Faults::default() },
         mark: 0.0,
         seed: 3,
+        rto_min_us: None,
     }
 }
 

@@ -94,6 +94,10 @@ struct Arguments {
     /// The seed of all faults.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// The shortest retransmission timeout of Linux's TCP, in ms; what it has, without.
+    /// Without SACK a wire that loses much is a matter of timeouts.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    linux_rto_min_ms: Option<u16>,
     /// Seconds after which a transfer is given up.
     #[arg(long, default_value_t = 1800)]
     limit_s: u64,
@@ -194,6 +198,7 @@ impl Arguments {
             },
             mark: self.mark,
             seed: self.seed,
+            rto_min_us: self.linux_rto_min_ms.map(|ms| u32::from(ms) * 1_000),
         };
         if self.full { self.axes().all(common) } else { self.axes().star(common) }
     }

@@ -132,6 +132,9 @@ pub struct Row {
     pub rate_mbps: u64,
     /// The seed of the faults.
     pub seed: u64,
+    /// The shortest retransmission timeout that Linux's TCP was given, us; zero is what
+    /// it has.
+    pub linux_rto_min_us: u32,
     /// Bytes of content.
     pub bytes: u64,
     /// How long they took, in seconds.
@@ -161,7 +164,7 @@ pub struct Row {
 impl Row {
     /// A row with its conditions, and nothing measured.
     pub fn new(tool: &'static str, kind: PeerKind, direction: Direction, of: &Settings) -> Row {
-        let Settings { family, mtu, sack, timestamps, ecn, faults, mark, seed } = *of;
+        let Settings { family, mtu, sack, timestamps, ecn, faults, mark, seed, rto_min_us } = *of;
         let Faults { loss, duplicate, reorder, corrupt, delay_ns, jitter_ns, rate_bps } = faults;
         Row {
             tool,
@@ -184,6 +187,7 @@ impl Row {
             jitter_us: jitter_ns / 1_000,
             rate_mbps: rate_bps.map_or(0, |rate| rate.get() / 1_000_000),
             seed,
+            linux_rto_min_us: rto_min_us.unwrap_or(0),
             bytes: 0,
             seconds: 0.0,
             mbps: 0.0,
@@ -271,6 +275,7 @@ mod tests {
             faults: Faults::default(),
             mark: 0.0,
             seed: 1,
+            rto_min_us: None,
         }
     }
 

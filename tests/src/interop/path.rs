@@ -99,6 +99,9 @@ pub struct Settings {
     pub mark: f64,
     /// Where and when it does.
     pub seed: u64,
+    /// The shortest retransmission timeout of Linux's TCP, us; what the kernel has,
+    /// without.
+    pub rto_min_us: Option<u32>,
 }
 
 /// The path. Dropping it takes it down.
@@ -163,7 +166,7 @@ fn add_address(net: &Namespace, device: &str, family: Family, address: &str) {
 
 /// Settings of the calling thread's network, before it has a device.
 fn sysctls(settings: &Settings) {
-    let Settings { family, sack, timestamps, ecn, .. } = *settings;
+    let Settings { family, sack, timestamps, ecn, rto_min_us, .. } = *settings;
     let switch = |on: bool| if on { "1" } else { "0" };
     for (name, value) in [
         ("ipv4/tcp_sack", switch(sack)),
@@ -174,6 +177,9 @@ fn sysctls(settings: &Settings) {
     ] {
         let file = PathBuf::from("/proc/sys/net").join(name);
         std::fs::write(&file, value).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    }
+    if let Some(us) = rto_min_us {
+        std::fs::write(RTO_MIN, us.to_string()).unwrap_or_else(|e| panic!("{RTO_MIN}: {e}"));
     }
     // Where the kernel does not let us, the rows say what it has instead.
     let _ = std::fs::write(CONGESTION_CONTROL, "cubic");
@@ -196,6 +202,10 @@ fn allow_cubic() {
         let _ = std::fs::write(ALLOWED_CONGESTION_CONTROL, format!("{} cubic", allowed.trim()));
     }
 }
+
+/// The shortest retransmission timeout of new connections of a namespace's kernel, us
+/// (Linux 6.11 or later).
+const RTO_MIN: &str = "/proc/sys/net/ipv4/tcp_rto_min_us";
 
 /// The congestion control of new connections of a namespace's kernel.
 pub fn congestion_control(net: &Namespace) -> String {
