@@ -15,6 +15,7 @@ mod common;
 
 use std::collections::{HashMap, VecDeque};
 use std::error::Error;
+use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -120,7 +121,11 @@ impl Service {
     }
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    common::report(run())
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let arguments = common::Arguments::parse(&["port"])?;
     let stop = common::stop_flag()?;
     let mut channel = arguments.open("echo")?;

@@ -18,6 +18,7 @@
 mod common;
 
 use std::error::Error;
+use std::process::ExitCode;
 
 use paste_guest::Options;
 use paste_guest::http::{Found, LogOptions, Server, ServerOptions};
@@ -27,7 +28,11 @@ use paste_guest::http::{Found, LogOptions, Server, ServerOptions};
 const LOG_RESERVE: u32 = 1024;
 const LOG_QUEUE: usize = 32 * 1024;
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    common::report(run())
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let arguments = common::Arguments::parse(&["port", "root", "body-max", "log"])?;
     let mut options = ServerOptions { root: arguments.get("root")?, ..ServerOptions::default() };
     options.port = arguments.get("port")?.unwrap_or(options.port);

@@ -2,7 +2,8 @@
 //! under load: by itself, with its backend, and with all memory.
 
 use std::io;
-use std::process::Stdio;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
@@ -87,6 +88,47 @@ fn redis_cli_is_answered_and_finds_it_all_again() {
     assert_eq!(store.cli(&["FLUSHALL"]), "OK");
     assert_eq!(store.cli(&["DBSIZE"]), "0");
     store.stop();
+}
+
+/// What `kv --check` says of a file, and whether it finds it sound.
+fn check(file: &Path) -> (bool, String) {
+    let output = Command::new(require::built("examples/kv")).arg("--check").arg(file).output();
+    let output = output.expect("it runs");
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn a_store_is_verified_where_it_lies() {
+    require!(NEEDS[0], NEEDS[1], NEEDS[2]);
+    let (mut store, _disk) = start("32MiB");
+    let mark = b"somewhere in the middle of a large value";
+    let mut large = vec![b'v'; 300_000];
+    large[150_000..150_000 + mark.len()].copy_from_slice(mark);
+    let mut client = store.client();
+    for (key, value) in [(&b"greeting"[..], &b"hello"[..]), (b"large", &large), (b"gone", b"x")] {
+        let reply = client.ask(&[b"SET", key, value]).expect("an answer");
+        assert_eq!(reply, Reply::Simple("OK".to_owned()));
+    }
+    assert_eq!(client.ask(&[b"DEL", b"gone"]).expect("an answer"), Reply::Integer(1));
+    let (sound, said) = check(&store.region());
+    assert!(!sound && said.contains("in use"), "while it is served: {said}");
+
+    store.crash(true, true, false);
+    for file in [store.region(), store.mirror().to_owned()] {
+        let before = std::fs::read(&file).expect("the file");
+        let (sound, said) = check(&file);
+        assert!(sound && said.contains("recovered 2 keys"), "{}: {said}", file.display());
+        assert!(std::fs::read(&file).expect("the file") == before, "it was written to");
+    }
+
+    // One bit of the value, which no log knows of.
+    let mut bytes = std::fs::read(store.mirror()).expect("the mirror");
+    let at = bytes.windows(mark.len()).position(|window| window == mark).expect("the value");
+    bytes[at] ^= 1;
+    std::fs::write(store.mirror(), &bytes).expect("the mirror");
+    let (sound, said) = check(store.mirror());
+    assert!(!sound && said.contains("DAMAGED: large") && !said.contains("greeting"), "{said}");
+    assert!(check(&store.region()).0, "the region itself is whole");
 }
 
 #[test]

@@ -272,4 +272,8 @@ impl Recovering for Fake {
     fn records(&mut self) -> Vec<(u64, Run)> {
         self.now.log.iter().map(|(number, run)| (*number, *run)).collect()
     }
+
+    fn log_damages(&self) -> u64 {
+        0
+    }
 }

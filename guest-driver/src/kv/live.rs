@@ -149,11 +149,6 @@ impl Attached {
         }
     }
 
-    /// Damages of the log that recovery has met.
-    pub(super) fn log_damages(&self) -> u64 {
-        self.journal.lost()
-    }
-
     /// A buffer has arrived.
     pub(super) fn arrived(&mut self, buffer: Buffer) -> Extent {
         let extent = Extent {
@@ -304,5 +299,9 @@ impl Recovering for Live<'_> {
 
     fn records(&mut self) -> Vec<(u64, Run)> {
         self.attached.journal.take_found()
+    }
+
+    fn log_damages(&self) -> u64 {
+        self.attached.journal.lost()
     }
 }

@@ -30,6 +30,7 @@
 //! | `client` | what one client is in the middle of |
 //! | `journal` | claims and the log, over any medium |
 //! | `live` | the region of a channel |
+//! | `offline` | a region's file that nobody serves |
 //! | `sender` | answers on their way |
 //! | `server` | all clients, and the channel |
 
@@ -43,6 +44,7 @@ mod fake;
 mod index;
 mod journal;
 mod live;
+mod offline;
 mod region;
 mod reply;
 mod request;
@@ -51,5 +53,6 @@ mod server;
 mod store;
 
 pub use live::AttachError;
+pub use offline::{CheckError, check};
 pub use server::{ServeError, Server, ServerOptions};
 pub use store::{RecoverError, Recovered};

@@ -77,4 +77,6 @@ pub(super) trait Recovering: Region {
     fn is_claimed(&self, buffer: u32) -> bool;
     /// The records of the log in their order, with their numbers.
     fn records(&mut self) -> Vec<(u64, Run)>;
+    /// Places of the log that are damaged.
+    fn log_damages(&self) -> u64;
 }

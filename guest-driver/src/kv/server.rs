@@ -90,7 +90,7 @@ pub struct Server {
     listen_due: bool,
     listen_cookie: Option<u64>,
     refused: Option<Reason>,
-    recovered: Option<(Recovered, u64)>,
+    recovered: Option<Recovered>,
     retry_at: Option<Duration>,
 }
 
@@ -127,9 +127,8 @@ impl Server {
         Ok(server)
     }
 
-    /// What was found in the region when it was taken up last, and how many damages
-    /// its log had; once.
-    pub fn take_recovered(&mut self) -> Option<(Recovered, u64)> {
+    /// What was found in the region when it was taken up last; once.
+    pub fn take_recovered(&mut self) -> Option<Recovered> {
         self.recovered.take()
     }
 
@@ -149,7 +148,7 @@ impl Server {
         // IP and TCP headers with timestamps (RFC 7323).
         let headers = if known.address.is_ipv4() { 52 } else { 72 };
         let segment = usize::from(known.mtu).saturating_sub(headers).max(512);
-        self.recovered = Some((recovered, attached.log_damages()));
+        self.recovered = Some(recovered);
         self.open = Some(Open { attached, store, segment, last });
         self.clients = (0..known.flows_max).map(|_| None).collect();
         self.queue = VecDeque::with_capacity(self.clients.len());

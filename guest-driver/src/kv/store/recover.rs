@@ -35,6 +35,15 @@ pub struct Recovered {
     pub damaged_keys: Vec<Vec<u8>>,
     /// Claims that nothing named, which were cleared.
     pub leaked: u32,
+    /// Damaged places of the log. Keys may be missing, or be as they were before.
+    pub log_damages: u64,
+}
+
+impl Recovered {
+    /// Whether everything that was acknowledged is there.
+    pub fn is_sound(&self) -> bool {
+        self.log_damages == 0 && self.damaged_records == 0 && self.damaged_keys.is_empty()
+    }
 }
 
 /// Why a store could not be recovered.
@@ -85,7 +94,7 @@ impl Store {
         secret: [u64; 2],
     ) -> Result<(Store, Recovered), RecoverError> {
         let mut store = Store::new(region, limit, secret);
-        let mut report = Recovered::default();
+        let mut report = Recovered { log_damages: region.log_damages(), ..Recovered::default() };
         let mut durable = 0;
         let mut voids = Vec::new();
         let mut records = Vec::new();
