@@ -22,13 +22,13 @@ use paste_pmem::{
 use paste_stack::Stack;
 use paste_stack::config;
 
-use crate::attachment::{Attachment, OpenContext, OpenError};
+use crate::attachment::{Attachment, Common, OpenContext, OpenError};
 use crate::channel::{Channels, Terms};
 use crate::config::{Config, Guest, Poll, RegionSpec, Socket, SocketMode};
 use crate::durability::Durability;
 use crate::engine::{RegionMemory, StackPort, UserEngine};
 use crate::metrics::{GuestSnapshot, PortSnapshot, Snapshot};
-use crate::port::{LimitedPort, Port, Wires};
+use crate::port::{LimitedPort, Port, Station};
 use crate::sys::clock::realtime_ns;
 use crate::sys::{prefer_huge_pages, wake};
 use crate::vhost::{Device, DeviceOptions, Endpoint, EndpointError, RegionFd};
@@ -239,15 +239,15 @@ fn open_all(config: &Config, mut inherited: Inherited) -> Result<(Vec<Ready>, Sh
     {
         return Err(Error::NoSuchGuest(name.clone()));
     }
-    let mut wires = Wires::default();
-    let mut shared = Shared::open(&config.guests, &mut wires)?;
+    let mut common = Common::default();
+    let mut shared = Shared::open(&config.guests, &mut common)?;
     let ready = config.guests.iter().map(|guest| {
         let fd = inherited
             .iter()
             .position(|(name, _)| *name == guest.name)
             .map(|index| inherited.swap_remove(index).1);
         let attachment = shared.take(&guest.name);
-        open(guest, attachment, &mut wires, fd)
+        open(guest, attachment, &mut common, fd)
     });
     Ok((ready.collect::<Result<_, _>>()?, shared))
 }
@@ -256,7 +256,7 @@ fn open_all(config: &Config, mut inherited: Inherited) -> Result<(Vec<Ready>, Sh
 fn open(
     guest: &Guest,
     attachment: Option<Attachment>,
-    wires: &mut Wires,
+    common: &mut Common,
     fd: Option<OwnedFd>,
 ) -> Result<Ready, Error> {
     let name = || guest.name.clone();
@@ -267,7 +267,7 @@ fn open(
         open_region(guest).map_err(|source| Error::Region { guest: name(), source })?;
     let opened = match attachment {
         Some(attachment) => attachment,
-        None => attach(guest, guest.mtu, &region, wires)?,
+        None => attach(guest, guest.mtu, &region, common)?,
     };
     let engine = match opened {
         Attachment::StackPort(_) if !guest.rate_limit.is_none() => {
@@ -364,23 +364,26 @@ fn attach(
     guest: &Guest,
     mtu: u16,
     region: &Region,
-    wires: &mut Wires,
+    common: &mut Common,
 ) -> Result<Attachment, Error> {
-    let addresses: Vec<_> = guest.addresses.iter().map(|prefix| prefix.address()).collect();
     let mut context = OpenContext {
         mtu,
-        mac: guest.mac.octets(),
-        vlan: guest.vlan,
-        addresses: &addresses,
+        stations: &[station(guest)],
         flows_max: guest.flows_max,
         spoof_check: guest.spoof_check,
         headroom: HEADROOM,
         shared_sends_max: region.geometry().buffer_count().min(SHARED_SENDS_MAX),
         region,
-        wires,
+        common,
     };
     let opened = guest.port.open(&mut context);
     opened.map_err(|source| Error::Port { guest: guest.name.clone(), source })
+}
+
+/// The guest as its neighbours know it.
+fn station(guest: &Guest) -> Station {
+    let addresses = guest.addresses.iter().map(|prefix| prefix.address()).collect();
+    Station { mac: guest.mac.octets(), vlan: guest.vlan, addresses }
 }
 
 /// Who the guest's kernel may say that it is.

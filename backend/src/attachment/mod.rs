@@ -21,13 +21,12 @@ mod xdp;
 
 use std::borrow::Cow;
 use std::fmt;
-use std::net::IpAddr;
 
 use paste_pmem::Region;
 
 use crate::engine::StackPort;
 use crate::port::netmap::NetmapError;
-use crate::port::{PipeError, Port, TapError, Wires, XdpError};
+use crate::port::{PipeError, Port, Station, TapError, Wires, XdpDevices, XdpError};
 
 pub use spec::{Spec, SpecError};
 
@@ -51,7 +50,7 @@ pub struct Kind {
     pub form: &'static str,
     /// What it is, in a few words.
     pub about: &'static str,
-    /// How many guests may name the same device.
+    /// How many guests may name the same device, or the same part of one.
     pub guests_max: usize,
     /// Whether these share one opened device, by a [`crate::switch`]; otherwise each
     /// opens it for itself.
@@ -68,6 +67,12 @@ pub struct Kind {
 pub trait Device: fmt::Debug + Send + Sync {
     /// The device's name, without parameters.
     fn name(&self) -> &str;
+
+    /// The part of the device that is named, such as a queue; `None` if it is all of it.
+    /// Guests on different parts of one device do not share what is opened.
+    fn part(&self) -> Option<u32> {
+        None
+    }
 
     /// Whether the guest's addresses are the host's own. Then loopback is one, and guests
     /// can share one.
@@ -99,18 +104,14 @@ impl fmt::Debug for Attachment {
     }
 }
 
-/// What a device may need of its guest and of the process to be opened, beside its own
-/// text.
+/// What a device may need of its guest, or guests, and of the process to be opened, beside
+/// its own text.
 #[derive(Debug)]
 pub struct OpenContext<'a> {
     /// Bytes of the largest packet that the guest is to see.
     pub mtu: u16,
-    /// The guest's Ethernet address.
-    pub mac: [u8; 6],
-    /// The VLAN that its stack is on.
-    pub vlan: Option<u16>,
-    /// The addresses of its stack, as configured: one of each family at most.
-    pub addresses: &'a [IpAddr],
+    /// The guest, or those that share the device.
+    pub stations: &'a [Station],
     /// Flows at once.
     pub flows_max: u32,
     /// Headers are to be kept where the guest cannot rewrite them.
@@ -119,10 +120,27 @@ pub struct OpenContext<'a> {
     pub headroom: u16,
     /// Sends of buffers that stay the guest's, under way at once.
     pub shared_sends_max: u32,
-    /// The guest's region: its buffers, and the file that they lie in.
+    /// The region for its frames, the guest's or, of a device that is shared, the host's: the
+    /// buffers, and the file that they lie in.
     pub region: &'a Region,
-    /// The wires of this process.
-    pub wires: &'a mut Wires,
+    /// What this process has open that devices have in common.
+    pub common: &'a mut Common,
+}
+
+impl OpenContext<'_> {
+    /// The guest, where a device is for one.
+    fn station(&self) -> &Station {
+        &self.stations[0]
+    }
+}
+
+/// What several opened devices of a process have in common.
+#[derive(Debug, Default)]
+pub struct Common {
+    /// The wires between guests.
+    wires: Wires,
+    /// The devices that AF_XDP ports are on.
+    xdp: XdpDevices,
 }
 
 /// Why a device could not be opened.

@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 
 use super::{Attachment, Device, Kind, OpenContext, OpenError, SpecError, Unavailable};
+use crate::config::GUESTS_MAX;
 use crate::port::netmap::{self, NameFault, NetmapError, NetmapOptions, PortName};
 
 /// The row of the table of kinds.
@@ -11,8 +12,8 @@ pub(super) const KIND: Kind = Kind {
     prefix: "netmap",
     form: "netmap:NAME[?fragments=on]",
     about: "a NIC or a pipe of netmap's, in the region's own buffers where the driver allows it",
-    guests_max: 1,
-    shared: false,
+    guests_max: GUESTS_MAX,
+    shared: true,
     parse,
     probe,
 };
@@ -89,7 +90,7 @@ impl Device for NetmapDevice {
             name: &self.name,
             fragments: self.fragments,
             mtu: context.mtu,
-            mac: context.mac,
+            stations: context.stations,
             spoof_check: context.spoof_check,
         };
         Ok(Attachment::Port(netmap::open(&options, context.region)?))

@@ -102,7 +102,7 @@ impl Device for PipeDevice {
     }
 
     fn open(&self, context: &mut OpenContext<'_>) -> Result<Attachment, OpenError> {
-        let port = context.wires.attach(&self.name, self.faults, self.seed, context.mtu)?;
+        let port = context.common.wires.attach(&self.name, self.faults, self.seed, context.mtu)?;
         Ok(Attachment::Port(Box::new(port)))
     }
 }

@@ -43,11 +43,11 @@ impl Device for Sockets {
     }
 
     fn open(&self, context: &mut OpenContext<'_>) -> Result<Attachment, OpenError> {
-        if let Some(vlan) = context.vlan {
+        if let Some(vlan) = context.station().vlan {
             return Err(SocketsError::Vlan { vlan }.into());
         }
         let engine = SocketsEngine::new(&Options {
-            addresses: context.addresses,
+            addresses: &context.station().addresses,
             mtu: context.mtu,
             flows_max: context.flows_max,
             shared_sends_max: context.shared_sends_max,

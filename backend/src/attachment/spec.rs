@@ -42,6 +42,11 @@ impl Spec {
         self.device.name()
     }
 
+    /// See [`Device::part`].
+    pub fn part(&self) -> Option<u32> {
+        self.device.part()
+    }
+
     /// See [`Device::has_hosts_addresses`].
     pub fn has_hosts_addresses(&self) -> bool {
         self.device.has_hosts_addresses()

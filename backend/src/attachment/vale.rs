@@ -3,6 +3,7 @@
 
 use super::netmap::{NetmapDevice, probe, spec_error};
 use super::{Device, Kind, SpecError};
+use crate::config::GUESTS_MAX;
 use crate::port::netmap::PortName;
 
 /// The row of the table of kinds. The switch's name stands before the colon, so what
@@ -11,8 +12,8 @@ pub(super) const KIND: Kind = Kind {
     prefix: "vale",
     form: "vale[SWITCH]:PORT",
     about: "a port of a VALE switch of netmap's; the kernel copies between ports",
-    guests_max: 1,
-    shared: false,
+    guests_max: GUESTS_MAX,
+    shared: true,
     parse,
     probe,
 };

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use super::spec::check_name;
 use super::{Attachment, Device, Kind, OpenContext, OpenError, SpecError, Unavailable};
+use crate::config::GUESTS_MAX;
 use crate::port::{XdpError, XdpMode, XdpOptions, XdpPort};
 
 /// The row of the table of kinds.
@@ -11,8 +12,8 @@ pub(super) const KIND: Kind = Kind {
     prefix: "xdp",
     form: "xdp:DEVICE[@QUEUE][?mode=driver|generic]",
     about: "a NIC that the host keeps using, by AF_XDP",
-    guests_max: 1,
-    shared: false,
+    guests_max: GUESTS_MAX,
+    shared: true,
     parse,
     probe,
 };
@@ -75,15 +76,18 @@ impl Device for XdpDevice {
         &self.name
     }
 
+    fn part(&self) -> Option<u32> {
+        self.queue
+    }
+
     fn open(&self, context: &mut OpenContext<'_>) -> Result<Attachment, OpenError> {
         let port = XdpPort::open(&XdpOptions {
             name: &self.name,
             queue: self.queue,
             mode: self.mode,
             mtu: context.mtu,
-            mac: context.mac,
-            vlan: context.vlan,
-            addresses: context.addresses,
+            stations: context.stations,
+            devices: &context.common.xdp,
             region: context.region,
         })?;
         Ok(Attachment::Port(Box::new(port)))

@@ -262,13 +262,16 @@ fn unique<'g, T: 'g, K: Eq + Hash>(
     }
 }
 
-/// Reports guests that name a device which has no room for them.
+/// Reports guests that name a device which has no room for them, and those that name all
+/// of one of which others name a part.
 fn shared_devices(guests: &[Draft], findings: &mut Findings) {
-    let mut users: HashMap<(&str, &str), usize> = HashMap::new();
+    let mut users: HashMap<(&str, &str, Option<u32>), usize> = HashMap::new();
+    let mut whole: HashMap<(&str, &str), (bool, &str)> = HashMap::new();
     for guest in guests {
         let Some(port) = &guest.port else { continue };
         let (kind, device) = (port.value.kind(), port.value.device());
-        let count = users.entry((kind.prefix, device)).or_default();
+        let part = port.value.part();
+        let count = users.entry((kind.prefix, device, part)).or_default();
         *count += 1;
         if *count > kind.guests_max {
             let guests_max = match kind.guests_max {
@@ -278,6 +281,18 @@ fn shared_devices(guests: &[Draft], findings: &mut Findings) {
             let message = format!(
                 "{}: port {}:{device} serves {guests_max} only: name \
                  another device",
+                guest.who, kind.prefix,
+            );
+            findings.add(port.at.clone(), message);
+        }
+        let is_whole = part.is_none();
+        let &mut (was_whole, who) =
+            whole.entry((kind.prefix, device)).or_insert((is_whole, &guest.who));
+        if was_whole != is_whole {
+            let [one, other] = if is_whole { ["all", "one"] } else { ["one", "all"] };
+            let message = format!(
+                "{}: port {}:{device} is named with {one} of its queues, and with {other} by \
+                 {who}: name a queue for each, or none",
                 guest.who, kind.prefix,
             );
             findings.add(port.at.clone(), message);

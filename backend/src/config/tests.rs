@@ -573,6 +573,52 @@ fn a_wire_has_two_ends() {
 }
 
 #[test]
+fn guests_name_a_device_or_queues_of_it() {
+    let guests = |ports: &[&str]| {
+        let mut text = String::new();
+        for (n, port) in (1..).zip(ports) {
+            text += &guest(&[
+                &format!("name = \"web{n}\""),
+                &format!("socket = \"/run/web{n}.sock\""),
+                &format!("mac = \"52:54:00:00:00:0{n}\""),
+                &format!("addresses = [\"10.7.0.{}/24\"]", n + 1),
+                &format!("port = \"{port}\""),
+            ]);
+        }
+        text.replace("gateway = \"10.7.0.1\"\n", "")
+    };
+    for ports in [
+        ["xdp:eth1", "xdp:eth1", "xdp:eth1"],
+        ["xdp:eth1@0", "xdp:eth1@1", "xdp:eth1@1?mode=driver"],
+        ["netmap:ix0", "netmap:ix0", "netmap:ix1"],
+        ["vale0:web", "vale0:web", "vale0:other"],
+    ] {
+        assert_eq!(parse(&guests(&ports)).unwrap().guests.len(), 3, "{ports:?}");
+    }
+    refused(
+        &guests(&["xdp:eth1", "xdp:eth1@0"]),
+        &[
+            "web.toml:12:8: guest \"web2\": port xdp:eth1 is named with one of its queues, and with \
+           all by guest \"web1\": name a queue for each, or none",
+        ],
+    );
+    refused(
+        &guests(&["xdp:eth1@0", "xdp:eth2", "xdp:eth1"]),
+        &[
+            "web.toml:18:8: guest \"web3\": port xdp:eth1 is named with all of its queues, and with \
+           one by guest \"web1\": name a queue for each, or none",
+        ],
+    );
+    // They are on one network all the same.
+    let text = guests(&["xdp:eth1@0", "xdp:eth1@1"]).replace("10.7.0.3/24", "10.7.0.2/24");
+    refused(
+        &text,
+        &["web.toml:11:14: guest \"web2\": address is that of guest \"web1\" too: guests on one \
+           port need addresses of their own"],
+    );
+}
+
+#[test]
 fn all_errors_are_reported_in_the_order_of_the_file() {
     refused(
         &(guest(&["mtu = 1", "name = \"a_b\""]) + &guest(&["mac = \"x\""])),
@@ -649,9 +695,10 @@ fn guests_on_sockets_have_addresses_of_the_host_and_may_share_them() {
 #[test]
 fn the_examples_are_right() {
     let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
-    for name in ["quickstart.toml", "durable.toml", "sockets.toml", "xdp.toml"] {
+    for name in ["quickstart.toml", "durable.toml", "sockets.toml", "xdp.toml", "shared.toml"] {
         let config = Config::load(&configs.join(name)).unwrap();
-        assert_eq!(config.guests.len(), 1, "{name}");
+        let guests = if name == "shared.toml" { 2 } else { 1 };
+        assert_eq!(config.guests.len(), guests, "{name}");
     }
 }
 

@@ -17,6 +17,7 @@ mod testing;
 pub mod wire;
 mod xdp;
 
+use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 
 use paste_pmem::{Buffers, Owner, Pool};
@@ -26,7 +27,7 @@ pub use counters::{Drops, PortCounters};
 pub use limit::{LimitedPort, Limits, Rate};
 pub use pipe::{PipeError, PipePort, Wires};
 pub use tap::{TapError, TapPort};
-pub use xdp::{Mode as XdpMode, XdpError, XdpOptions, XdpPort};
+pub use xdp::{Mode as XdpMode, XdpDevices, XdpError, XdpOptions, XdpPort};
 
 /// Where a received frame starts in its buffer, in bytes. The payload of an
 /// IPv4/TCP segment with timestamps then starts at 130, above the headroom of
@@ -52,6 +53,17 @@ pub struct Now {
     pub monotonic_ns: u64,
     /// Since the Unix epoch, in ns: what arrivals are stamped with.
     pub real_ns: u64,
+}
+
+/// A guest, as its neighbours on the link know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Station {
+    /// Its Ethernet address.
+    pub mac: [u8; 6],
+    /// The VLAN that its stack is on, beside none.
+    pub vlan: Option<u16>,
+    /// The addresses of its stack: one of each family at most.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// What a port can do.

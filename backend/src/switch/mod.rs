@@ -20,6 +20,10 @@
 //! | `port` | the guest's end, which is a port as any other |
 //! | `bell` | how one side wakes the other when it sleeps, and only then |
 //!
+//! That region is the port's own memory where the port can have it so: registered with
+//! the NIC by AF_XDP or netmap, its buffers are filled and sent in place, and the copy to
+//! the guest is the only one. A frame stays in one piece for a port that does not gather.
+//!
 //! # Who can hurt whom
 //!
 //! A guest that reads nothing holds as many of the NIC's buffers as its ring to it
@@ -39,7 +43,7 @@ use paste_pmem::{Buffers, Owner, Pool};
 use paste_stack::frame::HEAD_MAX;
 use paste_stack::{Origin, Payload, RxCsum, TxBatch, TxCsum};
 
-use crate::port::{Now, Port, PortError, RxBatch};
+use crate::port::{Now, Port, PortError, RxBatch, Station};
 use crate::sys::Token;
 use crate::sys::wake::{Waker, Wakeups};
 use crate::worker::{Rest, Task};
@@ -48,12 +52,13 @@ use member::Member;
 use table::{HEADER_LEN, Route, Table};
 
 pub use port::SwitchPort;
-pub use table::Station;
 
 /// Frames taken from the port in one turn.
 const RX_BUDGET: usize = 256;
 /// Frames that wait for the port at once.
 const TX_BUDGET: usize = 512;
+/// Buffers that the port may be done with at once without more memory for their names.
+const DONE_ROOM: usize = 4096;
 /// Frames taken from one guest before it is the next one's turn.
 const QUANTUM: usize = 32;
 /// Frames on their way to one guest, and as many on their way from it.
@@ -148,7 +153,7 @@ impl Switch {
             holders: vec![0; count].into_boxed_slice(),
             rx: RxBatch::new(RX_BUDGET),
             tx: TxBatch::new(TX_BUDGET),
-            done: Vec::with_capacity(TX_BUDGET),
+            done: Vec::with_capacity(DONE_ROOM),
             first: 0,
             bell: Arc::new(Bell::new(waker)),
             wakeups,
@@ -258,7 +263,8 @@ impl Switch {
     }
 
     fn transmit(&mut self, now: Now) -> Result<usize, PortError> {
-        if self.tx.is_empty() {
+        // A port that still reads buffers says only when it is asked that it no longer does.
+        if self.tx.is_empty() && !self.port.is_sending() {
             return Ok(0);
         }
         let Self { port, pool, tx, done, .. } = self;
@@ -297,8 +303,11 @@ impl Switch {
 
     /// Queues a frame for the NIC; there is room for it.
     fn queue(&mut self, passing: &Passing) {
+        let gathers = self.port.caps().gather;
         let Some(frame) = self.tx.push(Origin::Bridge) else { return };
-        let head = HEAD_MAX.min(usize::from(passing.len));
+        // Nobody but us reaches the buffer: the head may as well stay in it, where the
+        // port would have to put the two together again.
+        let head = if gathers { HEAD_MAX.min(usize::from(passing.len)) } else { 0 };
         let offset = usize::from(passing.offset);
         let read = self.pool.buffers().read(passing.buf, offset, frame.head_mut(head));
         debug_assert!(read.is_ok(), "the guest's end wrote it there");
@@ -405,6 +414,10 @@ impl Task for Switch {
         // What the guests sent last.
         self.turn(now);
         self.port.release(&mut self.pool);
+        // What was under way has ended with that.
+        if let Err(error) = self.transmit(now) {
+            tracing::debug!(%error, "the last frames could not be sent");
+        }
     }
 
     fn each_counter(&self, visit: &mut dyn FnMut(&str, u64)) {

@@ -8,6 +8,8 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::port::Station;
+
 /// Bytes of a frame that [`Table::route`] looks at: Ethernet with a tag (18), IPv6
 /// (40), and a neighbour solicitation up to its target (24).
 pub(super) const HEADER_LEN: usize = 82;
@@ -19,17 +21,6 @@ const ETHERTYPE_VLAN: [u8; 2] = [0x81, 0];
 const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 const ICMPV6: u8 = 58;
 const NEIGHBOR_SOLICITATION: u8 = 135;
-
-/// A guest, as its neighbours know it.
-#[derive(Clone, Debug)]
-pub struct Station {
-    /// Its Ethernet address.
-    pub mac: [u8; 6],
-    /// The VLAN that it is on, beside none.
-    pub vlan: Option<u16>,
-    /// The addresses of its stack.
-    pub addresses: Vec<IpAddr>,
-}
 
 /// Where a frame goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

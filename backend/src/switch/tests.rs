@@ -24,6 +24,11 @@ struct Wire {
     arriving: VecDeque<Vec<u8>>,
     sent: Vec<(Vec<u8>, Option<TxCsum>, u16)>,
     full: bool,
+    /// Buffers are read until the port is asked once more.
+    lazy: bool,
+    reading: Vec<(Origin, u32)>,
+    /// Frames have to be in one piece.
+    whole: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -37,7 +42,7 @@ impl Nic {
 
 impl Port for Nic {
     fn caps(&self) -> Caps {
-        Caps { mtu: MTU, tx_csum: true, rx_partial: true, gather: true }
+        Caps { mtu: MTU, tx_csum: true, rx_partial: true, gather: !self.wire().whole }
     }
 
     fn receive(
@@ -72,18 +77,27 @@ impl Port for Nic {
         batch: &mut TxBatch,
         done: &mut dyn FnMut(Origin, u32),
     ) -> Result<usize, PortError> {
-        if self.wire().full {
+        let mut wire = self.wire();
+        wire.reading.drain(..).for_each(|(origin, buf)| done(origin, buf));
+        if wire.full {
             return Ok(0);
         }
         let count = batch.frames().len();
         for frame in batch.frames() {
-            self.wire().sent.push((bytes_of(frame, pool.buffers()), frame.csum, frame.mss));
-            if let Some(payload) = frame.payload {
-                done(frame.origin, payload.buf);
+            assert!(!wire.whole || frame.head().is_empty() || frame.payload.is_none());
+            wire.sent.push((bytes_of(frame, pool.buffers()), frame.csum, frame.mss));
+            match frame.payload {
+                Some(payload) if wire.lazy => wire.reading.push((frame.origin, payload.buf)),
+                Some(payload) => done(frame.origin, payload.buf),
+                None => {}
             }
         }
         batch.consume(count);
         Ok(count)
+    }
+
+    fn is_sending(&self) -> bool {
+        !self.wire().reading.is_empty()
     }
 
     fn release(&mut self, _pool: &mut Pool) {}
@@ -394,6 +408,29 @@ fn any_exchange_leaves_the_books_right() {
         }
         rig.nic.wire().full = false;
         while rig.turn() {}
+        rig.check();
+    }
+}
+
+#[test]
+fn buffers_stay_with_a_port_that_reads_them_still() {
+    for whole in [false, true] {
+        let mut rig = Rig::new(2);
+        {
+            let mut wire = rig.nic.wire();
+            (wire.lazy, wire.whole) = (true, whole);
+        }
+        let body: Vec<u8> = (0..1000u32).map(|i| i as u8).collect();
+        assert!(rig.guests[0].send(ABROAD, &body, None));
+        assert!(rig.guests[0].send(ALL, &body, None));
+        rig.turn();
+        assert_eq!(rig.nic.wire().reading.len(), 2);
+        let from = rig.guests[0].mac;
+        assert_eq!(rig.sent(), [frame(ABROAD, from, &body), frame(ALL, from, &body)]);
+        assert_eq!(rig.guests[1].bodies(), [body]);
+        let held = rig.switch.holders.iter().filter(|&&holders| holders > 0).count();
+        assert_eq!(held, 2, "the port has them, and one was given back by a guest alone");
+        // Nothing is to be sent, and it is asked all the same.
         rig.check();
     }
 }

@@ -6,11 +6,10 @@ use std::collections::HashMap;
 use paste_pmem::{Backing, Geometry, HugePages, Identity, Region, SIZE_MIN, SIZE_STEP, Uuid};
 
 use super::threads::Placed;
-use super::{Error, OpenRegionError, attach, poll_ns};
-use crate::attachment::Attachment;
+use super::{Error, HEADROOM, OpenRegionError, poll_ns, station};
+use crate::attachment::{Attachment, Common, OpenContext};
 use crate::config::Guest;
-use crate::port::Wires;
-use crate::switch::{Station, Switch, buffers_needed};
+use crate::switch::{Switch, buffers_needed};
 use crate::sys::clock::realtime_ns;
 use crate::sys::wake;
 
@@ -31,9 +30,9 @@ struct Nic {
 
 impl Shared {
     /// Opens every port that more than one guest names.
-    pub(super) fn open(guests: &[Guest], wires: &mut Wires) -> Result<Shared, Error> {
+    pub(super) fn open(guests: &[Guest], common: &mut Common) -> Result<Shared, Error> {
         let mut shared = Shared::default();
-        let mut seen: Vec<(&str, &str)> = Vec::new();
+        let mut seen = Vec::new();
         for guest in guests.iter().filter(|guest| guest.port.kind().shared) {
             let device = device(guest);
             if seen.contains(&device) {
@@ -43,31 +42,43 @@ impl Shared {
             let sharing: Vec<&Guest> =
                 guests.iter().filter(|g| self::device(g) == device).collect();
             if sharing.len() > 1 {
-                shared.add(&sharing, wires)?;
+                shared.add(&sharing, common)?;
             }
         }
         Ok(shared)
     }
 
-    fn add(&mut self, guests: &[&Guest], wires: &mut Wires) -> Result<(), Error> {
+    fn add(&mut self, guests: &[&Guest], common: &mut Common) -> Result<(), Error> {
         let system = |what| move |source| Error::System { what, source };
         let first = guests[0];
         let name = first.port.to_string();
         let mtu = guests.iter().map(|guest| guest.mtu).max().unwrap_or(first.mtu);
         let region =
             region(guests).map_err(|source| Error::Region { guest: first.name.clone(), source })?;
-        let Attachment::Port(port) = attach(first, mtu, &region, wires)? else {
+        let stations: Vec<_> = guests.iter().map(|guest| station(guest)).collect();
+        let mut context = OpenContext {
+            mtu,
+            stations: &stations,
+            flows_max: first.flows_max,
+            // No guest can write to what lies in this region.
+            spoof_check: false,
+            headroom: HEADROOM,
+            shared_sends_max: 0,
+            region: &region,
+            common,
+        };
+        let opened = first.port.open(&mut context);
+        let opened = opened.map_err(|source| Error::Port { guest: first.name.clone(), source })?;
+        let Attachment::Port(port) = opened else {
             unreachable!("a kind that brings its own TCP is not shared");
         };
         let (waker, wakeups) = wake::pair().map_err(system("a pipe cannot be made"))?;
         let poll = guests.iter().map(|guest| poll_ns(guest)).max().unwrap_or(0);
         let pool = region.pool();
         let mut switch = Switch::new(name.clone(), port, pool, poll, (waker, wakeups));
-        for guest in guests {
+        for (guest, station) in guests.iter().zip(&stations) {
             let pair = wake::pair().map_err(system("a pipe cannot be made"))?;
-            let addresses = guest.addresses.iter().map(|prefix| prefix.address()).collect();
-            let station = Station { mac: guest.mac.octets(), vlan: guest.vlan, addresses };
-            let end = switch.join(&guest.name, &station, guest.mtu, pair);
+            let end = switch.join(&guest.name, station, guest.mtu, pair);
             self.ends.insert(guest.name.clone(), Attachment::Port(Box::new(end)));
         }
         tracing::info!(port = %name, guests = guests.len(), "port shared");
@@ -89,8 +100,9 @@ impl Shared {
     }
 }
 
-fn device(guest: &Guest) -> (&str, &str) {
-    (guest.port.kind().prefix, guest.port.device())
+/// What guests share who name the same.
+fn device(guest: &Guest) -> (&str, &str, Option<u32>) {
+    (guest.port.kind().prefix, guest.port.device(), guest.port.part())
 }
 
 /// Memory for the frames of a NIC with these guests.

@@ -49,6 +49,7 @@ mod send;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::fmt::Debug;
 use std::os::fd::BorrowedFd;
 
@@ -60,7 +61,9 @@ use self::attach::{Ask, Attached, Sharing};
 use self::kernel::{Descriptor, Kernel, Shared};
 use self::os::{Link, Os};
 use self::rings::{RingFault, RxRing, TxRing};
-use super::{Caps, FRAME_OVERHEAD, Now, Port, PortCounters, PortError, RxBatch, give_back};
+use super::{
+    Caps, FRAME_OVERHEAD, Now, Port, PortCounters, PortError, RxBatch, Station, give_back,
+};
 
 pub use error::NetmapError;
 pub use name::{NameFault, Nature, PortName, Rings};
@@ -79,8 +82,8 @@ pub struct NetmapOptions<'a> {
     pub fragments: bool,
     /// Bytes of the largest packet that the guest is to see.
     pub mtu: u16,
-    /// The guest's Ethernet address.
-    pub mac: [u8; 6],
+    /// The guest, or those that share the port.
+    pub stations: &'a [Station],
     /// Headers are to be kept where the guest cannot rewrite them.
     pub spoof_check: bool,
 }
@@ -117,7 +120,8 @@ pub fn probe() -> Result<(), NetmapError> {
 struct NetmapPort<D> {
     port: String,
     mtu: u16,
-    mac: [u8; 6],
+    /// The guests' Ethernet addresses.
+    macs: HashSet<[u8; 6]>,
     host_mac: Option<[u8; 6]>,
     /// A head and a payload may go out in slots of their own.
     fragments: bool,
@@ -144,7 +148,7 @@ impl<D: Descriptor> NetmapPort<D> {
         shared: Option<Shared<'_>>,
         link: Option<Link>,
     ) -> Result<NetmapPort<D>, NetmapError> {
-        let NetmapOptions { port, name, mtu, mac, spoof_check, .. } = *options;
+        let NetmapOptions { port, name, mtu, stations, spoof_check, .. } = *options;
         if let Some(link) = &link {
             judge_link(options, link)?;
         }
@@ -169,7 +173,7 @@ impl<D: Descriptor> NetmapPort<D> {
         Ok(NetmapPort {
             port: port.to_owned(),
             mtu,
-            mac,
+            macs: stations.iter().map(|station| station.mac).collect(),
             host_mac: link.map(|link| link.mac).filter(|_| name.rings == Rings::WithHost),
             fragments,
             gather: fragments || spoof_check || attached.memory.sharing == Sharing::Netmap,
@@ -223,7 +227,7 @@ fn judge_link(options: &NetmapOptions<'_>, link: &Link) -> Result<(), NetmapErro
     if !link.up {
         tracing::warn!(port, "the interface is down: `ip link set dev {name} up`");
     }
-    if !link.promiscuous && link.mac != options.mac {
+    if !link.promiscuous && options.stations.iter().any(|station| station.mac != link.mac) {
         tracing::warn!(
             port,
             "the interface may not take frames for the guest's address: `ip link set dev {name} \

@@ -1,6 +1,8 @@
 //! Receiving: from the slots of rings into buffers of the pool, and past the guest to the
 //! host's own stack.
 
+use std::collections::HashSet;
+
 use paste_pmem::{Buffers, Owner, Pool};
 use paste_stack::{RxCsum, RxFrame};
 
@@ -30,7 +32,7 @@ struct Taker<'a> {
     lent_max: u32,
     counters: &'a mut PortCounters,
     frame_max: usize,
-    mac: [u8; 6],
+    macs: &'a HashSet<[u8; 6]>,
     real_ns: u64,
 }
 
@@ -64,7 +66,7 @@ impl<D: Descriptor> NetmapPort<D> {
             lent_max: self.lent_max,
             counters: &mut self.counters,
             frame_max,
-            mac: self.mac,
+            macs: &self.macs,
             real_ns: now.real_ns,
         };
         let Attached { rx_rings, tx_rings, host, .. } = attached;
@@ -217,7 +219,7 @@ impl Taker<'_> {
         Taken::Frame
     }
 
-    /// Whether a frame concerns the guest, and whether it concerns others.
+    /// Whether a frame concerns a guest, and whether it concerns others.
     fn destinations(&self, span: &Span) -> (bool, bool) {
         let mut to = [0; 6];
         // A frame in pieces of a few bytes is for nobody.
@@ -227,7 +229,7 @@ impl Taker<'_> {
             return (false, false);
         }
         let group = to[0] & 1 != 0;
-        let guest = to == self.mac;
+        let guest = self.macs.contains(&to);
         (group || guest, group || !guest)
     }
 

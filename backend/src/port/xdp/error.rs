@@ -163,6 +163,19 @@ pub enum XdpError {
         /// What to try.
         help: &'static str,
     },
+    /// A guest of this process has the device in another mode.
+    #[error(
+        "port xdp:{name}: another guest of this process has the device in {is} mode, and a device \
+         has one: name {is} instead of {wanted}, or leave `mode` out"
+    )]
+    OtherMode {
+        /// The device.
+        name: String,
+        /// The mode that was asked for.
+        wanted: &'static str,
+        /// The mode that it has.
+        is: &'static str,
+    },
     /// The kernel refuses the program.
     #[error("port xdp:{name}: the kernel refuses the filter ({source}): {log}")]
     Program {

@@ -1,22 +1,23 @@
 //! Which frames are the guest's: the program that looks at each frame of the device
 //! before the host's kernel does.
 //!
-//! Frames to the guest's Ethernet address are the guest's, whatever they carry: its own
+//! Frames to a guest's Ethernet address are the guest's, whatever they carry: its own
 //! kernel uses that address too. Of frames to groups, it gets those that ask for one of
 //! its stack's addresses: ARP requests (RFC 826) and neighbour solicitations (RFC 4861
 //! section 4.3). Everything else goes on to the host's kernel, as if nobody had looked;
 //! so does what other stations announce to all.
 //!
-//! Where the guest has the device's own Ethernet address, as networks want it that
+//! Where a guest has the device's own Ethernet address, as networks want it that
 //! allow no other, the two are told apart by the addresses of their packets alone.
 //!
-//! A frame goes to one of the two, never to both: the hook in the kernel can hand a
+//! A frame goes to one of them, never to several: the hook in the kernel can hand a
 //! frame over or let it pass, not double it.
 //!
-//! The addresses are numbers in the program, which is written for one guest and does
-//! not outlive its port: nothing of it can be changed while it runs, and a frame costs
-//! no look-up but that of the socket.
+//! The addresses are numbers in the program, which is written anew when guests come to
+//! the device, and is found through by halves: a frame costs no look-up but that of the
+//! socket, and hardly more among many guests than for one.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::program::{Assembler, If, Insn, Label, Reg, Verdict, Width};
@@ -49,15 +50,17 @@ const SOLICITATION_LEN: i32 = IPV6_LEN + 24;
 const SOLICITATION_TARGET: i16 = 48;
 const ICMPV6: u32 = 58;
 const SOLICITATION: u32 = 135;
+/// So many numbers are compared one after the other; more are halved first.
+const SEARCH_LEAF: usize = 3;
 
 /// Of the context that the program is given (`struct xdp_md`).
 const CONTEXT_DATA: i16 = 0;
 const CONTEXT_DATA_END: i16 = 4;
 const CONTEXT_QUEUE: i16 = 16;
 
-/// Which frames are the guest's.
+/// Which frames are one guest's.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Filter {
+pub(super) struct Addressee {
     /// The guest's Ethernet address.
     pub mac: [u8; 6],
     /// It is the device's, and so the host kernel's, as well.
@@ -68,104 +71,253 @@ pub(super) struct Filter {
     pub v4: Option<Ipv4Addr>,
     /// The addresses of its stack.
     pub v6: Option<Ipv6Addr>,
+    /// The only queue that it is served on.
+    pub queue: Option<u32>,
 }
 
-impl Filter {
-    /// The program that hands the guest's frames to the sockets in `map`, a
-    /// descriptor, by the queue that they came on. What is the guest's and came on a
-    /// queue without a socket ends with `otherwise`.
-    ///
-    /// Registers: R2 is where the program is in the frame, R3 its end, R6 the context.
-    pub(super) fn program(&self, map: i32, otherwise: Verdict) -> Vec<Insn> {
-        let mut asm = Assembler::default();
-        let (take, pass, group) = (asm.label(), asm.label(), asm.label());
-        asm.copy(Reg::R6, Reg::R1);
-        asm.load(Width::U32, Reg::R2, Reg::R1, CONTEXT_DATA);
-        asm.load(Width::U32, Reg::R3, Reg::R1, CONTEXT_DATA_END);
-        require(&mut asm, ETHERNET, pass);
+/// Where frames are handed over, by the queue that they have to come on.
+type Takes = BTreeMap<Option<u32>, Label>;
 
-        self.destination(&mut asm, [take, pass, group]);
-        asm.place(group);
-        self.packet(&mut asm, take, pass);
+/// The program that hands the guests' frames to the sockets in `map`, a descriptor, by
+/// the queue that they came on. What came on a queue without a socket ends with
+/// `otherwise`; what came for a guest on another than its only queue passes, because the
+/// socket of that one is another guest's.
+///
+/// Registers: R2 is where the program is in the frame, R3 its end, R6 the context.
+pub(super) fn program(guests: &[Addressee], map: i32, otherwise: Verdict) -> Vec<Insn> {
+    let mut asm = Assembler::default();
+    let (pass, group) = (asm.label(), asm.label());
+    let mut takes = Takes::new();
+    for guest in guests {
+        takes.entry(guest.queue).or_insert_with(|| asm.label());
+    }
+    asm.copy(Reg::R6, Reg::R1);
+    asm.load(Width::U32, Reg::R2, Reg::R1, CONTEXT_DATA);
+    asm.load(Width::U32, Reg::R3, Reg::R1, CONTEXT_DATA_END);
+    require(&mut asm, ETHERNET, pass);
 
+    destination(&mut asm, guests, &takes, group, pass);
+    asm.place(group);
+    to_group(&mut asm, guests, &takes, pass);
+
+    for (queue, take) in takes {
         asm.place(take);
         asm.load(Width::U32, Reg::R2, Reg::R6, CONTEXT_QUEUE);
+        if let Some(queue) = queue {
+            asm.jump_if(Reg::R2, If::Differs, queue, pass);
+        }
         asm.exit_to_socket(map, otherwise);
-        asm.place(pass);
-        asm.exit_with(Verdict::Pass);
-        asm.finish()
     }
+    asm.place(pass);
+    asm.exit_with(Verdict::Pass);
+    asm.finish()
+}
 
-    /// By the Ethernet destination: to the guest, not to it, or by what it carries.
-    fn destination(&self, asm: &mut Assembler, [take, pass, look]: [Label; 3]) {
-        let [a, b, c, d, e, f] = self.mac;
-        let other = asm.label();
-        asm.load(Width::U32, Reg::R4, Reg::R2, 0);
+/// By the Ethernet destination: to a guest, to a group, or to neither.
+fn destination(
+    asm: &mut Assembler,
+    guests: &[Addressee],
+    takes: &Takes,
+    group: Label,
+    pass: Label,
+) {
+    let other = asm.label();
+    asm.load(Width::U32, Reg::R4, Reg::R2, 0);
+    let by_start = by_word(guests.iter().map(|guest| {
+        let [a, b, c, d, ..] = guest.mac;
+        (u32::from_ne_bytes([a, b, c, d]), guest)
+    }));
+    let starts = label_each(asm, &by_start);
+    search(asm, Reg::R4, &starts, other);
+    let mut own = Vec::new();
+    for ((_, guests), &(_, start)) in by_start.iter().zip(&starts) {
+        asm.place(start);
         asm.load(Width::U16, Reg::R5, Reg::R2, 4);
-        asm.jump_if(Reg::R4, If::Differs, u32::from_ne_bytes([a, b, c, d]), other);
-        asm.jump_if(
-            Reg::R5,
-            If::Equal,
-            u16::from_ne_bytes([e, f]).into(),
-            if self.shares_mac { look } else { take },
-        );
-        asm.place(other);
-        // The first bit on the wire says that it is a group's.
-        let is_group = u32::from_ne_bytes([1, 0, 0, 0]);
-        asm.jump_if(Reg::R4, If::AnyOf, is_group, look);
-        asm.jump(pass);
+        let mut ends: Vec<_> = guests
+            .iter()
+            .map(|&guest| {
+                let [.., e, f] = guest.mac;
+                let to = if guest.shares_mac {
+                    let look = asm.label();
+                    own.push((guest, look));
+                    look
+                } else {
+                    takes[&guest.queue]
+                };
+                (number([e, f]), to)
+            })
+            .collect();
+        ends.sort_by_key(|&(end, _)| end);
+        search(asm, Reg::R5, &ends, other);
     }
+    for (guest, look) in own {
+        asm.place(look);
+        to_own(asm, guest, takes[&guest.queue], pass);
+    }
+    asm.place(other);
+    // The first bit on the wire says that it is a group's.
+    let is_group = u32::from_ne_bytes([1, 0, 0, 0]);
+    asm.jump_if(Reg::R4, If::AnyOf, is_group, group);
+    asm.jump(pass);
+}
 
-    /// By the packet that a frame carries.
-    fn packet(&self, asm: &mut Assembler, take: Label, pass: Label) {
-        asm.load(Width::U16, Reg::R5, Reg::R2, 12);
-        if let Some(id) = self.vlan {
-            asm.jump_if(Reg::R5, If::Differs, number(VLAN), pass);
-            require(asm, TAGGED, pass);
-            asm.load(Width::U16, Reg::R5, Reg::R2, 14);
-            asm.and(Reg::R5, VLAN_ID.to_be().into());
-            asm.jump_if(Reg::R5, If::Differs, id.to_be().into(), pass);
-            asm.load(Width::U16, Reg::R5, Reg::R2, 16);
-        }
-        // R2 goes on to the packet.
-        asm.add(Reg::R2, if self.vlan.is_some() { TAGGED } else { ETHERNET });
-        if let Some(address) = self.v4 {
-            let (arp, other) = (asm.label(), asm.label());
-            asm.jump_if(Reg::R5, If::Equal, number(ARP), arp);
-            if self.shares_mac {
-                asm.jump_if(Reg::R5, If::Differs, number(IPV4), other);
-                require(asm, IPV4_LEN, pass);
-                jump_unless(asm, IPV4_DESTINATION, &address.octets(), pass);
-                asm.jump(take);
-            } else {
-                asm.jump(other);
-            }
-            asm.place(arp);
-            require(asm, ARP_LEN, pass);
-            jump_unless(asm, ARP_TARGET, &address.octets(), pass);
-            asm.jump(take);
-            asm.place(other);
-        }
-        let Some(address) = self.v6 else {
-            asm.jump(pass);
-            return;
-        };
-        asm.jump_if(Reg::R5, If::Differs, number(IPV6), pass);
-        require(asm, IPV6_LEN, pass);
-        if self.shares_mac {
-            let other = asm.label();
-            jump_unless(asm, IPV6_DESTINATION, &address.octets(), other);
-            asm.jump(take);
-            asm.place(other);
-        }
-        asm.load(Width::U8, Reg::R5, Reg::R2, IPV6_NEXT);
-        asm.jump_if(Reg::R5, If::Differs, ICMPV6, pass);
-        require(asm, SOLICITATION_LEN, pass);
-        asm.load(Width::U8, Reg::R5, Reg::R2, IPV6_LEN as i16);
-        asm.jump_if(Reg::R5, If::Differs, SOLICITATION, pass);
-        jump_unless(asm, SOLICITATION_TARGET, &address.octets(), pass);
-        asm.jump(take);
+/// By the packet of a frame to the address that guest and device have in common.
+fn to_own(asm: &mut Assembler, guest: &Addressee, take: Label, pass: Label) {
+    asm.load(Width::U16, Reg::R5, Reg::R2, 12);
+    if let Some(id) = guest.vlan {
+        asm.jump_if(Reg::R5, If::Differs, number(VLAN), pass);
+        require(asm, TAGGED, pass);
+        asm.load(Width::U16, Reg::R5, Reg::R2, 14);
+        asm.and(Reg::R5, VLAN_ID.to_be().into());
+        asm.jump_if(Reg::R5, If::Differs, id.to_be().into(), pass);
+        asm.load(Width::U16, Reg::R5, Reg::R2, 16);
     }
+    // R2 goes on to the packet.
+    asm.add(Reg::R2, if guest.vlan.is_some() { TAGGED } else { ETHERNET });
+    if let Some(address) = guest.v4 {
+        let (arp, other) = (asm.label(), asm.label());
+        asm.jump_if(Reg::R5, If::Equal, number(ARP), arp);
+        asm.jump_if(Reg::R5, If::Differs, number(IPV4), other);
+        require(asm, IPV4_LEN, pass);
+        jump_unless(asm, IPV4_DESTINATION, &address.octets(), pass);
+        asm.jump(take);
+        asm.place(arp);
+        require(asm, ARP_LEN, pass);
+        jump_unless(asm, ARP_TARGET, &address.octets(), pass);
+        asm.jump(take);
+        asm.place(other);
+    }
+    let Some(address) = guest.v6 else {
+        asm.jump(pass);
+        return;
+    };
+    let other = asm.label();
+    asm.jump_if(Reg::R5, If::Differs, number(IPV6), pass);
+    require(asm, IPV6_LEN, pass);
+    jump_unless(asm, IPV6_DESTINATION, &address.octets(), other);
+    asm.jump(take);
+    asm.place(other);
+    require_solicitation(asm, pass);
+    jump_unless(asm, SOLICITATION_TARGET, &address.octets(), pass);
+    asm.jump(take);
+}
+
+/// By whom a frame to a group asks for.
+fn to_group(asm: &mut Assembler, guests: &[Addressee], takes: &Takes, pass: Label) {
+    let (tagged, untagged): (Vec<_>, Vec<_>) =
+        guests.iter().partition(|guest| guest.vlan.is_some());
+    asm.load(Width::U16, Reg::R5, Reg::R2, 12);
+    let has_tag = asm.label();
+    if !tagged.is_empty() {
+        asm.jump_if(Reg::R5, If::Equal, number(VLAN), has_tag);
+    }
+    asm.add(Reg::R2, ETHERNET);
+    asks_for(asm, &untagged, takes, pass);
+    if tagged.is_empty() {
+        return;
+    }
+    asm.place(has_tag);
+    require(asm, TAGGED, pass);
+    asm.load(Width::U16, Reg::R4, Reg::R2, 14);
+    asm.and(Reg::R4, VLAN_ID.to_be().into());
+    asm.load(Width::U16, Reg::R5, Reg::R2, 16);
+    asm.add(Reg::R2, TAGGED);
+    let by_id =
+        by_word(tagged.into_iter().filter_map(|guest| Some((guest.vlan?.to_be().into(), guest))));
+    let ids = label_each(asm, &by_id);
+    search(asm, Reg::R4, &ids, pass);
+    for ((_, guests), &(_, id)) in by_id.iter().zip(&ids) {
+        asm.place(id);
+        asks_for(asm, guests, takes, pass);
+    }
+}
+
+/// Whether a packet asks for one of these guests. R5 is its Ethernet type, and R2 where it
+/// begins.
+fn asks_for(asm: &mut Assembler, guests: &[&Addressee], takes: &Takes, pass: Label) {
+    let mut v4: Vec<_> = guests
+        .iter()
+        .filter_map(|guest| Some((u32::from_ne_bytes(guest.v4?.octets()), takes[&guest.queue])))
+        .collect();
+    v4.sort_by_key(|&(target, _)| target);
+    let v6 = by_word(guests.iter().filter_map(|&guest| {
+        let [.., a, b, c, d] = guest.v6?.octets();
+        Some((u32::from_ne_bytes([a, b, c, d]), guest))
+    }));
+    let (arp, ipv6) = (asm.label(), asm.label());
+    if !v4.is_empty() {
+        asm.jump_if(Reg::R5, If::Equal, number(ARP), arp);
+    }
+    if !v6.is_empty() {
+        asm.jump_if(Reg::R5, If::Equal, number(IPV6), ipv6);
+    }
+    asm.jump(pass);
+    if !v4.is_empty() {
+        asm.place(arp);
+        require(asm, ARP_LEN, pass);
+        asm.load(Width::U32, Reg::R4, Reg::R2, ARP_TARGET);
+        search(asm, Reg::R4, &v4, pass);
+    }
+    if !v6.is_empty() {
+        asm.place(ipv6);
+        require(asm, IPV6_LEN, pass);
+        require_solicitation(asm, pass);
+        let ends = label_each(asm, &v6);
+        asm.load(Width::U32, Reg::R4, Reg::R2, SOLICITATION_TARGET + 12);
+        search(asm, Reg::R4, &ends, pass);
+        for ((_, guests), &(_, end)) in v6.iter().zip(&ends) {
+            asm.place(end);
+            for guest in guests {
+                let (next, octets) = (asm.label(), guest.v6.map(|v6| v6.octets()));
+                jump_unless(asm, SOLICITATION_TARGET, &octets.unwrap_or_default()[..12], next);
+                asm.jump(takes[&guest.queue]);
+                asm.place(next);
+            }
+            asm.jump(pass);
+        }
+    }
+}
+
+/// Guests by a word that a frame has of theirs.
+fn by_word<'g>(
+    guests: impl Iterator<Item = (u32, &'g Addressee)>,
+) -> BTreeMap<u32, Vec<&'g Addressee>> {
+    let mut sorted = BTreeMap::<_, Vec<_>>::new();
+    guests.for_each(|(word, guest)| sorted.entry(word).or_default().push(guest));
+    sorted
+}
+
+/// A label for each word, in their order.
+fn label_each<T>(asm: &mut Assembler, words: &BTreeMap<u32, T>) -> Vec<(u32, Label)> {
+    words.keys().map(|&word| (word, asm.label())).collect()
+}
+
+/// Goes to where the number in a register is to go, or to `miss` if it is none of these,
+/// which are in their order.
+fn search(asm: &mut Assembler, reg: Reg, numbers: &[(u32, Label)], miss: Label) {
+    if numbers.len() <= SEARCH_LEAF {
+        for &(number, label) in numbers {
+            asm.jump_if(reg, If::Equal, number, label);
+        }
+        asm.jump(miss);
+        return;
+    }
+    let (low, high) = numbers.split_at(numbers.len() / 2);
+    let above = asm.label();
+    asm.jump_if(reg, If::Above, low[low.len() - 1].0, above);
+    search(asm, reg, low, miss);
+    asm.place(above);
+    search(asm, reg, high, miss);
+}
+
+/// Goes to `pass` unless the IPv6 packet, whose header is there, is a neighbour
+/// solicitation.
+fn require_solicitation(asm: &mut Assembler, pass: Label) {
+    asm.load(Width::U8, Reg::R5, Reg::R2, IPV6_NEXT);
+    asm.jump_if(Reg::R5, If::Differs, ICMPV6, pass);
+    require(asm, SOLICITATION_LEN, pass);
+    asm.load(Width::U8, Reg::R5, Reg::R2, IPV6_LEN as i16);
+    asm.jump_if(Reg::R5, If::Differs, SOLICITATION, pass);
 }
 
 /// Goes to `pass` unless the frame has `len` more bytes.

@@ -3,18 +3,20 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 
-use super::filter::Filter;
+use super::filter::{self, Addressee};
 use super::program::Verdict;
+use super::shared::{Seat, XdpDevices};
 use super::sys::bpf::{self, LoadError};
 use super::sys::device::Membership;
 use super::sys::netlink::{self, Link};
 use super::sys::socket::{self, Queue, Service, Unbound};
 use super::sys::umem::Umem;
 use super::{Mode, XdpError};
+use crate::port::Station;
 
 /// Kinds of device whose peers are on this machine, and whose frames may have a
 /// checksum that nobody filled in.
@@ -37,14 +39,18 @@ pub(super) fn probe() -> Result<(), XdpError> {
         queue: None,
         mode: None,
         mtu: 0,
-        mac: [2; 6],
-        vlan: Some(1),
-        addresses: vec![[10, 0, 0, 1].into(), IpAddr::from([0xfd; 16])],
+        stations: vec![Station {
+            mac: [2; 6],
+            vlan: Some(1),
+            addresses: vec![[10, 0, 0, 1].into(), IpAddr::from([0xfd; 16])],
+        }],
+        devices: XdpDevices::default(),
         region: String::new(),
         chunk_size: 0,
     };
     socket::probe().map_err(|errno| wanted.socket_error("a socket of AF_XDP", errno, 0))?;
-    wanted.load(1, true).map(drop)
+    let map = wanted.map(1)?;
+    wanted.load(map.as_fd(), &wanted.addressees([2; 6])).map(drop)
 }
 
 /// What is wanted of a device.
@@ -58,31 +64,26 @@ pub(super) struct Wanted {
     pub mode: Option<Mode>,
     /// Bytes of the guest's largest packet.
     pub mtu: u16,
-    /// The guest's Ethernet address.
-    pub mac: [u8; 6],
-    /// The VLAN of its stack.
-    pub vlan: Option<u16>,
-    /// The addresses of its stack.
-    pub addresses: Vec<IpAddr>,
+    /// The guests that the port is for.
+    pub stations: Vec<Station>,
+    /// The devices that ports of this process are on.
+    pub devices: XdpDevices,
     /// What the region is called.
     pub region: String,
     /// Bytes of a buffer.
     pub chunk_size: u32,
 }
 
-/// A device that is being served. The order of the fields is that of taking down: the
-/// device stops handing over frames before the sockets go.
+/// A device that is being served. The order of the fields is that of taking down: a
+/// device that nobody else is on stops handing over frames before the sockets go.
 #[derive(Debug)]
 pub(super) struct Live {
-    _attached: OwnedFd,
-    _map: OwnedFd,
+    seat: Seat,
     /// The first one sends.
     pub queues: Vec<Queue>,
     _membership: Membership,
     /// What the device is.
     pub link: Link,
-    /// How the program is attached.
-    pub mode: Mode,
     /// How the sockets are served.
     pub service: Service,
 }
@@ -93,6 +94,11 @@ impl Live {
         LOCAL_KINDS.contains(&self.link.kind.as_str())
     }
 
+    /// How the program is attached.
+    pub(super) fn mode(&self) -> Mode {
+        self.seat.mode()
+    }
+
     /// Frames that the kernel had no buffer or no room for.
     pub(super) fn missed(&self) -> u64 {
         self.queues.iter().map(Queue::dropped).sum()
@@ -100,7 +106,7 @@ impl Live {
 }
 
 impl Wanted {
-    fn failed(&self, call: &'static str) -> impl Fn(Errno) -> XdpError {
+    pub(super) fn failed(&self, call: &'static str) -> impl Fn(Errno) -> XdpError {
         let name = self.name.clone();
         move |errno| match errno {
             Errno::PERM | Errno::ACCESS => XdpError::Permission { name: name.clone(), call },
@@ -137,47 +143,53 @@ impl Wanted {
         }
         let queues = self.queue.map_or(0..link.queues, |queue| queue..queue + 1);
 
-        let (map, program) = self.load(link.queues, own == self.mac)?;
-        let (attached, mode) = self.attach(&program, &link)?;
+        let seat = self.devices.join(self, &link, self.addressees(own))?;
         let membership = self.join(&link, own)?;
-        let (service, queues) = self.bind(umem, &link, mode, queues)?;
+        let (service, queues) = self.bind(umem, &link, seat.mode(), queues)?;
         for (id, queue) in &queues {
-            bpf::set_socket(map.as_fd(), *id, queue.as_fd())
+            bpf::set_socket(seat.map(), *id, queue.as_fd())
                 .map_err(self.failed("BPF_MAP_UPDATE_ELEM"))?;
         }
         let queues = queues.into_iter().map(|(_, queue)| queue).collect();
-        let _attached = attached;
-        Ok(Live { _attached, _map: map, queues, _membership: membership, link, mode, service })
+        Ok(Live { seat, queues, _membership: membership, link, service })
     }
 
-    /// Loads the filter, with its map of sockets.
-    fn load(&self, queues: u32, shares_mac: bool) -> Result<(OwnedFd, OwnedFd), XdpError> {
-        let map = bpf::create_socket_map(queues).map_err(self.failed("BPF_MAP_CREATE"))?;
-        let filter = self.filter(shares_mac);
-        let program = bpf::load(&filter.program(map.as_raw_fd(), Verdict::Pass));
-        let program = program.map_err(|LoadError::Refused { errno, log }| match errno {
+    /// Makes a map of sockets for so many queues.
+    pub(super) fn map(&self, queues: u32) -> Result<OwnedFd, XdpError> {
+        bpf::create_socket_map(queues).map_err(self.failed("BPF_MAP_CREATE"))
+    }
+
+    /// Loads the filter for these guests, with their map of sockets.
+    pub(super) fn load(
+        &self,
+        map: BorrowedFd<'_>,
+        guests: &[Addressee],
+    ) -> Result<OwnedFd, XdpError> {
+        let program = filter::program(guests, map.as_raw_fd(), Verdict::Pass);
+        bpf::load(&program).map_err(|LoadError::Refused { errno, log }| match errno {
             Errno::PERM | Errno::ACCESS if log.is_empty() => self.failed("BPF_PROG_LOAD")(errno),
             errno => XdpError::Program { name: self.name.clone(), source: errno.into(), log },
-        })?;
-        Ok((map, program))
-    }
-
-    fn filter(&self, shares_mac: bool) -> Filter {
-        let v4 = self.addresses.iter().find_map(|address| match address {
-            IpAddr::V4(address) => Some(*address),
-            IpAddr::V6(_) => None,
-        });
-        Filter { mac: self.mac, shares_mac, vlan: self.vlan, v4, v6: self.v6() }
-    }
-
-    fn v6(&self) -> Option<Ipv6Addr> {
-        self.addresses.iter().find_map(|address| match address {
-            IpAddr::V4(_) => None,
-            IpAddr::V6(address) => Some(*address),
         })
     }
 
-    fn attach(&self, program: &OwnedFd, link: &Link) -> Result<(OwnedFd, Mode), XdpError> {
+    /// The frames of the guests of this port, on a device with this address.
+    fn addressees(&self, own: [u8; 6]) -> Vec<Addressee> {
+        let addressee = |station: &Station| {
+            let v4 = station.addresses.iter().find_map(|address| match address {
+                IpAddr::V4(address) => Some(*address),
+                IpAddr::V6(_) => None,
+            });
+            let (mac, vlan, queue) = (station.mac, station.vlan, self.queue);
+            Addressee { mac, shares_mac: own == mac, vlan, v4, v6: v6(station), queue }
+        };
+        self.stations.iter().map(addressee).collect()
+    }
+
+    pub(super) fn attach(
+        &self,
+        program: &OwnedFd,
+        link: &Link,
+    ) -> Result<(OwnedFd, Mode), XdpError> {
         let name = || self.name.clone();
         let modes = match self.mode {
             Some(Mode::Driver) => &[Mode::Driver][..],
@@ -216,18 +228,20 @@ impl Wanted {
         Err(XdpError::Mode { name: name(), mode, source: refused.into(), help })
     }
 
-    /// Has the device let in what is for the guest.
+    /// Has the device let in what is for the guests.
     fn join(&self, link: &Link, own: [u8; 6]) -> Result<Membership, XdpError> {
         let failed = self.failed("PACKET_ADD_MEMBERSHIP");
         let membership = Membership::new().map_err(self.failed("a packet socket"))?;
-        if own != self.mac {
-            membership.add(link.index, self.mac).map_err(&failed)?;
-        }
-        if let Some(address) = self.v6() {
-            // The solicited-node group (RFC 4291 section 2.7.1) as RFC 2464 section 7
-            // has it on Ethernet.
-            let [.., a, b, c] = address.octets();
-            membership.add(link.index, [0x33, 0x33, 0xff, a, b, c]).map_err(&failed)?;
+        for station in &self.stations {
+            if own != station.mac {
+                membership.add(link.index, station.mac).map_err(&failed)?;
+            }
+            if let Some(address) = v6(station) {
+                // The solicited-node group (RFC 4291 section 2.7.1) as RFC 2464 section 7
+                // has it on Ethernet.
+                let [.., a, b, c] = address.octets();
+                membership.add(link.index, [0x33, 0x33, 0xff, a, b, c]).map_err(&failed)?;
+            }
         }
         Ok(membership)
     }
@@ -302,4 +316,11 @@ impl Wanted {
             _ => self.failed(call)(errno),
         }
     }
+}
+
+fn v6(station: &Station) -> Option<Ipv6Addr> {
+    station.addresses.iter().find_map(|address| match address {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(address) => Some(*address),
+    })
 }

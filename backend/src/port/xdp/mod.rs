@@ -17,7 +17,9 @@
 //!
 //! - `filter` decides which frames are the guest's, and `program` writes that down for
 //!   the kernel;
-//! - `live` is a device in service: the attached program and its sockets. With it, or
+//! - `shared` is what ports on one device have in common: the program, and its map of
+//!   sockets;
+//! - `live` is a device in service, for one port: its sockets, and its share of the program. With it, or
 //!   with the process, everything goes: nothing stays attached, not even after SIGKILL;
 //! - `port` moves frames; `ledger` knows what the kernel has, because the kernel's rings
 //!   are memory that is shared, and what they say is judged;
@@ -38,7 +40,17 @@
 //! All receive queues of the device are served, or frames on the others would go to the
 //! host's kernel, which refuses them. With `@QUEUE` that one only is: it is for devices
 //! whose operator steers the guest's flows there (`ethtool -N`), and whatever comes for
-//! the guest on another queue is lost to it. Everything is sent on one queue.
+//! the guest on another queue is lost to it, which may be another guest's. That goes for
+//! what asks for its addresses as well, which NICs mostly put on queue 0: a guest on another
+//! has to speak first, or to be known to its neighbours (`ip neigh add`). Everything is sent
+//! on one queue.
+//!
+//! # Guests
+//!
+//! Several guests on all queues, or on the same one, share a port whose region is the
+//! host's, behind a [`crate::switch`]. Those with queues of their own have ports of their
+//! own, whose frames lie in their own regions: they share the program alone (`shared`),
+//! which hands a frame to a guest's queue or to the host, never to another guest's.
 //!
 //! # Frames
 //!
@@ -94,20 +106,24 @@ mod port;
 #[cfg(target_os = "linux")]
 mod program;
 #[cfg(target_os = "linux")]
+mod shared;
+#[cfg(target_os = "linux")]
 mod sys;
 #[cfg(target_os = "linux")]
 mod unfilled;
 #[cfg(target_os = "linux")]
 pub use port::XdpPort;
+#[cfg(target_os = "linux")]
+pub use shared::XdpDevices;
 
 #[cfg(not(target_os = "linux"))]
 mod unsupported;
 #[cfg(not(target_os = "linux"))]
-pub use unsupported::XdpPort;
-
-use std::net::IpAddr;
+pub use unsupported::{XdpDevices, XdpPort};
 
 use paste_pmem::Region;
+
+use super::Station;
 
 pub use error::XdpError;
 
@@ -139,14 +155,12 @@ pub struct XdpOptions<'a> {
     pub queue: Option<u32>,
     /// The mode, or the best that the device has.
     pub mode: Option<Mode>,
-    /// Bytes of the guest's largest packet.
+    /// Bytes of the largest packet.
     pub mtu: u16,
-    /// The guest's Ethernet address.
-    pub mac: [u8; 6],
-    /// The VLAN of its stack.
-    pub vlan: Option<u16>,
-    /// The addresses of its stack.
-    pub addresses: &'a [IpAddr],
-    /// The guest's region.
+    /// The guest, or guests, that the port is for.
+    pub stations: &'a [Station],
+    /// The devices that ports of this process are on.
+    pub devices: &'a XdpDevices,
+    /// The region that frames lie in.
     pub region: &'a Region,
 }

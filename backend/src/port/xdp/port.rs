@@ -117,7 +117,7 @@ impl XdpPort {
     /// # Errors
     /// [`XdpError`]; nothing is left attached.
     pub fn open(options: &XdpOptions<'_>) -> Result<XdpPort, XdpError> {
-        let XdpOptions { name, queue, mode, mtu, mac, vlan, addresses, region } = *options;
+        let XdpOptions { name, queue, mode, mtu, stations, devices, region } = *options;
         let geometry = region.geometry();
         let (buffers, chunk_size) = (geometry.buffers(), geometry.buffer_size());
         let wanted = Wanted {
@@ -125,9 +125,8 @@ impl XdpPort {
             queue,
             mode,
             mtu,
-            mac,
-            vlan,
-            addresses: addresses.to_vec(),
+            stations: stations.to_vec(),
+            devices: devices.clone(),
             region: region.name().to_owned(),
             chunk_size,
         };
@@ -207,7 +206,7 @@ impl XdpPort {
         (self.first, self.suspect, self.unkicked) = (0, false, false);
         tracing::info!(
             device = name,
-            mode = live.mode.name(),
+            mode = live.mode().name(),
             zero_copy = live.service.zero_copy,
             gather = live.service.gather,
             queues = live.queues.len(),
@@ -223,7 +222,7 @@ impl XdpPort {
         }
         self.more.served = Served {
             queues: live.queues.len() as u64,
-            driver_mode: live.mode == Mode::Driver,
+            driver_mode: live.mode() == Mode::Driver,
             zero_copy: live.service.zero_copy,
             gather: live.service.gather,
         };

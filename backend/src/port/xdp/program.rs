@@ -53,6 +53,8 @@ pub(super) enum If {
     Differs = 0x50,
     /// They have a bit in common.
     AnyOf = 0x40,
+    /// The register's is the larger one, without sign.
+    Above = 0x20,
 }
 
 /// What a program returns for a frame (`enum xdp_action`).
@@ -221,22 +223,24 @@ mod tests {
         asm.jump_if(Reg::R5, If::Differs, 0x8100_0001, end);
         asm.jump_if(Reg::R5, If::Equal, 8, end);
         asm.jump_if(Reg::R5, If::AnyOf, 1, end);
+        asm.jump_if(Reg::R4, If::Above, 9, end);
         asm.jump(end);
         asm.exit_to_socket(7, Verdict::Pass);
         asm.place(end);
         asm.exit_with(Verdict::Pass);
         let bytes = asm.finish();
-        let expected: [[u8; 8]; 18] = [
+        let expected: [[u8; 8]; 19] = [
             [0xbf, 0x16, 0, 0, 0, 0, 0, 0],
             [0x61, 0x12, 4, 0, 0, 0, 0, 0],
             [0x69, 0x25, 12, 0, 0, 0, 0, 0],
             [0x71, 0x20, 1, 0, 0, 0, 0, 0],
             [0x07, 0x02, 0, 0, 14, 0, 0, 0],
             [0x57, 0x05, 0, 0, 0x0f, 0xff, 0, 0],
-            [0x2d, 0x32, 9, 0, 0, 0, 0, 0],
-            [0x56, 0x05, 8, 0, 1, 0, 0, 0x81],
-            [0x16, 0x05, 7, 0, 8, 0, 0, 0],
-            [0x46, 0x05, 6, 0, 1, 0, 0, 0],
+            [0x2d, 0x32, 10, 0, 0, 0, 0, 0],
+            [0x56, 0x05, 9, 0, 1, 0, 0, 0x81],
+            [0x16, 0x05, 8, 0, 8, 0, 0, 0],
+            [0x46, 0x05, 7, 0, 1, 0, 0, 0],
+            [0x26, 0x04, 6, 0, 9, 0, 0, 0],
             [0x05, 0, 5, 0, 0, 0, 0, 0],
             [0x18, 0x11, 0, 0, 7, 0, 0, 0],
             [0; 8],

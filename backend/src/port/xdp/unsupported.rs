@@ -9,6 +9,10 @@ use paste_stack::{Origin, TxBatch};
 use super::super::{Caps, Now, Port, PortCounters, PortError, RxBatch};
 use super::{XdpError, XdpOptions};
 
+/// Devices that no port is on.
+#[derive(Clone, Debug, Default)]
+pub struct XdpDevices;
+
 /// A port that cannot exist.
 #[derive(Debug)]
 pub struct XdpPort(Infallible);

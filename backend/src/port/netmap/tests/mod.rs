@@ -3,6 +3,7 @@
 
 mod moving;
 mod opening;
+mod shared;
 mod stacks;
 
 use std::fs::File;
@@ -51,7 +52,7 @@ struct Opening {
     fragments: bool,
     spoof_check: bool,
     mtu: u16,
-    mac: [u8; 6],
+    macs: Vec<[u8; 6]>,
     share: bool,
     link: Option<Link>,
 }
@@ -59,7 +60,7 @@ struct Opening {
 impl Opening {
     fn of(name: PortName) -> Opening {
         let (fragments, spoof_check, share) = (true, false, true);
-        Opening { name, fragments, spoof_check, mtu: 1500, mac: GUEST, share, link: None }
+        Opening { name, fragments, spoof_check, mtu: 1500, macs: vec![GUEST], share, link: None }
     }
 
     fn netmap(name: &str) -> Opening {
@@ -75,7 +76,9 @@ impl Opening {
         model: &Model,
         buffered: &Buffered,
     ) -> Result<NetmapPort<ModelDescriptor>, NetmapError> {
-        let Opening { name, fragments, spoof_check, mtu, mac, share, link } = self;
+        let Opening { name, fragments, spoof_check, mtu, macs, share, link } = self;
+        let station = |&mac| Station { mac, vlan: None, addresses: Vec::new() };
+        let stations: Vec<_> = macs.iter().map(station).collect();
         let port = match name.nature {
             Nature::Vale => name.kernel.clone(),
             _ => format!("netmap:{}", name.kernel),
@@ -85,7 +88,7 @@ impl Opening {
             name,
             fragments: *fragments,
             mtu: *mtu,
-            mac: *mac,
+            stations: &stations,
             spoof_check: *spoof_check,
         };
         NetmapPort::open(model, &options, share.then(|| buffered.shared()), *link)

@@ -9,7 +9,7 @@ use crate::port::wire::Faults;
 use crate::port::{RX_OFFSET, Received};
 
 fn pair(model: &Model, a: &Opening, b: &Opening) -> [End; 2] {
-    [End::open(model, a), End::open(model, &Opening { mac: OTHER, ..b.clone() })]
+    [End::open(model, a), End::open(model, &Opening { macs: vec![OTHER], ..b.clone() })]
 }
 
 /// Every way in which two ports can be connected, and whether frames are copied.
@@ -226,7 +226,7 @@ fn the_host_keeps_its_network() {
     let model = nics(NicKind::default());
     let link = Link { mtu: 1500, up: true, promiscuous: true, mac: HOST };
     let mut guest = End::open(&model, &Opening { link: Some(link), ..Opening::netmap("ix0*") });
-    let mut far = End::open(&model, &Opening { mac: OTHER, ..Opening::netmap("ix1") });
+    let mut far = End::open(&model, &Opening { macs: vec![OTHER], ..Opening::netmap("ix1") });
     let all = [0xff; 6];
     for turn in 0..300 {
         let f = |to, len| frame(to, len, turn as u8);

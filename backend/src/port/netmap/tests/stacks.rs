@@ -43,7 +43,7 @@ impl Talker {
     fn new(model: &Model, opening: &Opening, side: u8) -> Talker {
         let mac = [2, 0, 0, 0, 0, side];
         let buffered = Buffered::new(2048, 2048);
-        let port = Opening { mac, ..opening.clone() }.open(model, &buffered).unwrap();
+        let port = Opening { macs: vec![mac], ..opening.clone() }.open(model, &buffered).unwrap();
         let mut config = paste_stack::Config::unaddressed(mac);
         let address = Ipv4Addr::new(10, 0, 0, side);
         config.ipv4 = Some(Network { address, prefix_len: 24, gateway: None });

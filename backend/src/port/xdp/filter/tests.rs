@@ -19,8 +19,9 @@ const HOST_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 7, 0, 0, 0, 0, 0, 1);
 const LIKE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 8, 0, 0, 0, 0, 0, 2);
 const SOLICITED: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00, 2);
 
-fn filter() -> Filter {
-    Filter { mac: GUEST, shares_mac: false, vlan: None, v4: Some(V4), v6: Some(V6) }
+fn guest() -> Addressee {
+    let (v4, v6) = (Some(V4), Some(V6));
+    Addressee { mac: GUEST, shares_mac: false, vlan: None, v4, v6, queue: None }
 }
 
 fn ethernet(to: [u8; 6], tag: Option<u16>, ethertype: [u8; 2], packet: &[u8]) -> Vec<u8> {
@@ -65,7 +66,12 @@ fn discovery(kind: u8, to: Ipv6Addr, target: Ipv6Addr) -> Vec<u8> {
 
 /// Has the kernel judge the frames. Those to groups are taken for what they carry, so
 /// that none of them may be once it is cut.
-fn judge(filter: &Filter, frames: &[(&str, Vec<u8>, bool)]) {
+fn judge(guest: &Addressee, frames: &[(&str, Vec<u8>, bool)]) {
+    judge_all(std::slice::from_ref(guest), frames);
+}
+
+/// Likewise, for several guests.
+fn judge_all(guests: &[Addressee], frames: &[(&str, Vec<u8>, bool)]) {
     let map = match bpf::create_socket_map(1) {
         Err(Errno::PERM | Errno::ACCESS) => {
             assert!(std::env::var_os("PASTED_REQUIRE_ALL").is_none(), "bpf(2) is not permitted");
@@ -74,7 +80,7 @@ fn judge(filter: &Filter, frames: &[(&str, Vec<u8>, bool)]) {
         }
         map => map.unwrap(),
     };
-    let program = filter.program(map.as_raw_fd(), Verdict::Bounce);
+    let program = program(guests, map.as_raw_fd(), Verdict::Bounce);
     let loaded = bpf::load(&program).unwrap_or_else(|LoadError::Refused { errno, log }| {
         panic!("{errno}: {log}");
     });
@@ -85,7 +91,7 @@ fn judge(filter: &Filter, frames: &[(&str, Vec<u8>, bool)]) {
             let verdict = bpf::run(loaded.as_fd(), &frame[..len]).unwrap();
             let is_taken = *taken && len == frame.len();
             let expected = if is_taken { Verdict::Bounce } else { Verdict::Pass };
-            assert_eq!(verdict, expected as u32, "{what}, {len} bytes, {filter:?}");
+            assert_eq!(verdict, expected as u32, "{what}, {len} bytes, {guests:?}");
         }
     }
 }
@@ -94,7 +100,7 @@ fn judge(filter: &Filter, frames: &[(&str, Vec<u8>, bool)]) {
 fn the_guests_frames_are_taken_and_no_others() {
     let to = |mac, ethertype, packet: &[u8]| ethernet(mac, None, ethertype, packet);
     judge(
-        &filter(),
+        &guest(),
         &[
             ("TCP to the guest", to(GUEST, IPV4, &ipv4(V4)), true),
             ("to the guest's own kernel", to(GUEST, IPV4, &ipv4(HOST_V4)), true),
@@ -143,22 +149,22 @@ fn one_family_alone() {
     let group = [0x33, 0x33, 0xff, 0, 0, 2];
     let solicitation = ethernet(group, None, IPV6, &discovery(135, SOLICITED, V6));
     judge(
-        &Filter { v6: None, ..filter() },
+        &Addressee { v6: None, ..guest() },
         &[("ARP", arp.clone(), true), ("solicitation", solicitation.clone(), false)],
     );
     judge(
-        &Filter { v4: None, ..filter() },
+        &Addressee { v4: None, ..guest() },
         &[("ARP", arp, false), ("solicitation", solicitation, true)],
     );
 }
 
 #[test]
 fn a_stack_on_a_vlan_is_asked_for_there() {
-    let filter = Filter { vlan: Some(7), ..filter() };
+    let guest = Addressee { vlan: Some(7), ..guest() };
     let group = [0x33, 0x33, 0xff, 0, 0, 2];
     let solicitation = discovery(135, SOLICITED, V6);
     judge(
-        &filter,
+        &guest,
         &[
             ("ARP on it", ethernet(ALL, Some(7), ARP, &arp(V4)), true),
             ("with a priority", ethernet(ALL, Some(0xe007), ARP, &arp(V4)), true),
@@ -173,11 +179,11 @@ fn a_stack_on_a_vlan_is_asked_for_there() {
 
 #[test]
 fn with_the_devices_own_address_packets_are_told_apart() {
-    let filter = Filter { shares_mac: true, ..filter() };
+    let guest = Addressee { shares_mac: true, ..guest() };
     let to = |ethertype, packet: &[u8]| ethernet(GUEST, None, ethertype, packet);
     let group = [0x33, 0x33, 0xff, 0, 0, 2];
     judge(
-        &filter,
+        &guest,
         &[
             ("IPv4 to the guest", to(IPV4, &ipv4(V4)), true),
             ("IPv4 to the host", to(IPV4, &ipv4(HOST_V4)), false),
@@ -189,6 +195,84 @@ fn with_the_devices_own_address_packets_are_told_apart() {
             ("an unknown kind", to([0x88, 0xb6], b"x"), false),
             ("ARP request", ethernet(ALL, None, ARP, &arp(V4)), true),
             ("solicitation", ethernet(group, None, IPV6, &discovery(135, SOLICITED, V6)), true),
+        ],
+    );
+}
+
+/// Guest `n` of many: on VLAN 7 one of three, without one family one of five each.
+fn one_of_many(n: u8) -> Addressee {
+    // Ethernet addresses that begin alike by fours.
+    let mac = [0x52, 0x54, 0, n / 4, 0, n];
+    let v4 = Ipv4Addr::new(10, 7, n % 2, 100 + n);
+    // Addresses that end alike by twos.
+    let v6 = Ipv6Addr::new(0xfd00, 7, 0, n.into(), 0, 0, 0, u16::from(n / 2) + 2);
+    Addressee {
+        mac,
+        shares_mac: false,
+        vlan: n.is_multiple_of(3).then_some(7),
+        v4: (n % 5 != 1).then_some(v4),
+        v6: (n % 5 != 2).then_some(v6),
+        queue: None,
+    }
+}
+
+#[test]
+fn each_of_many_guests_is_found_and_nobody_else() {
+    for count in [2, 3, 4, 7, 16, 64] {
+        let guests: Vec<_> = (0..count).map(one_of_many).collect();
+        let mut frames = Vec::new();
+        // Those beyond the count are nobody.
+        for n in 0..70 {
+            let Addressee { mac, vlan, v4, v6, .. } = one_of_many(n);
+            let is_one = n < count;
+            frames.push(("to it", ethernet(mac, None, IPV4, &ipv4(HOST_V4)), is_one));
+            frames.push(("to it, tagged", ethernet(mac, Some(9), ARP, &arp(HOST_V4)), is_one));
+            if let Some(v4) = v4 {
+                frames.push(("ARP", ethernet(ALL, vlan, ARP, &arp(v4)), is_one));
+                let elsewhere = vlan.map_or(Some(7), |_| None);
+                frames.push(("ARP elsewhere", ethernet(ALL, elsewhere, ARP, &arp(v4)), false));
+            }
+            if let Some(v6) = v6 {
+                let group = [0x33, 0x33, 0xff, 0, 0, 2];
+                let asks = discovery(135, SOLICITED, v6);
+                frames.push(("solicitation", ethernet(group, vlan, IPV6, &asks), is_one));
+            }
+        }
+        frames.push(("to the host", ethernet(HOST, None, IPV4, &ipv4(HOST_V4)), false));
+        frames.push(("to all", ethernet(ALL, None, IPV4, &ipv4(HOST_V4)), false));
+        judge_all(&guests, &frames);
+    }
+}
+
+#[test]
+fn one_with_a_queue_of_its_own_is_served_there_alone() {
+    // The kernel's trial comes on queue 0.
+    for (queue, taken) in [(None, true), (Some(0), true), (Some(1), false)] {
+        let beside = Addressee { queue: Some(2), ..one_of_many(9) };
+        judge_all(
+            &[Addressee { queue, ..guest() }, beside.clone()],
+            &[
+                ("TCP", ethernet(GUEST, None, IPV4, &ipv4(V4)), taken),
+                ("ARP", ethernet(ALL, None, ARP, &arp(V4)), taken),
+                ("for the other", ethernet(beside.mac, None, IPV4, &ipv4(V4)), false),
+            ],
+        );
+    }
+}
+
+#[test]
+fn one_with_the_devices_address_is_told_apart_beside_others() {
+    let own = Addressee { shares_mac: true, ..guest() };
+    let other = one_of_many(4);
+    let asked = arp(other.v4.unwrap());
+    judge_all(
+        &[own, other.clone()],
+        &[
+            ("IPv4 to the one", ethernet(GUEST, None, IPV4, &ipv4(V4)), true),
+            ("IPv4 to the host", ethernet(GUEST, None, IPV4, &ipv4(HOST_V4)), false),
+            ("to the other", ethernet(other.mac, None, IPV4, &ipv4(HOST_V4)), true),
+            ("the other asked for", ethernet(ALL, None, ARP, &asked), true),
+            ("the other asked for at the host's", ethernet(GUEST, None, ARP, &asked), false),
         ],
     );
 }

@@ -1,5 +1,6 @@
 //! What is refused before a device is touched, and how that is said.
 
+use super::super::XdpDevices;
 use super::*;
 
 fn wanted(buffer_size: u32, mtu: u16) -> Wanted {
@@ -8,9 +9,8 @@ fn wanted(buffer_size: u32, mtu: u16) -> Wanted {
         queue: None,
         mode: None,
         mtu,
-        mac: [2; 6],
-        vlan: None,
-        addresses: Vec::new(),
+        stations: Vec::new(),
+        devices: XdpDevices::default(),
         region: "memory".to_owned(),
         chunk_size: buffer_size,
     }

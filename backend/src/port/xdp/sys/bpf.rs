@@ -18,6 +18,7 @@ const PROG_LOAD: c_int = 5;
 #[cfg(test)]
 const PROG_TEST_RUN: c_int = 10;
 const LINK_CREATE: c_int = 28;
+const LINK_UPDATE: c_int = 29;
 
 /// `BPF_MAP_TYPE_XSKMAP`.
 const MAP_TYPE_XSKMAP: u32 = 17;
@@ -183,6 +184,29 @@ pub(in super::super) fn attach(
     };
     // SAFETY: the attributes hold no pointer.
     unsafe { descriptor(LINK_CREATE, &attr) }
+}
+
+/// Has another program take the place of the one that is attached, between two frames.
+pub(in super::super) fn replace(
+    attached: BorrowedFd<'_>,
+    program: BorrowedFd<'_>,
+) -> Result<(), Errno> {
+    #[derive(IntoBytes, Immutable)]
+    #[repr(C)]
+    struct Attr {
+        link_fd: u32,
+        new_prog_fd: u32,
+        flags: u32,
+        old_prog_fd: u32,
+    }
+    let attr = Attr {
+        link_fd: attached.as_raw_fd() as u32,
+        new_prog_fd: program.as_raw_fd() as u32,
+        flags: 0,
+        old_prog_fd: 0,
+    };
+    // SAFETY: the attributes hold no pointer.
+    unsafe { bpf(LINK_UPDATE, &attr) }.map(drop)
 }
 
 /// Runs a program on a frame, and returns its verdict.

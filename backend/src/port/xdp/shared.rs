@@ -1,0 +1,106 @@
+//! The devices that ports of this process are on: each has one program, for all of them.
+//!
+//! A device takes one program. Ports on queues of their own, each with a guest, or
+//! guests, of its own, so share it: who comes has it written anew with its guests, and
+//! the new one takes the place of the old one between two frames. The sockets are in one
+//! map, by queue, and each port has made its own.
+//!
+//! This is control plane: it is locked when a port takes a device into service, and never
+//! for a frame.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use super::filter::Addressee;
+use super::live::Wanted;
+use super::sys::bpf;
+use super::sys::netlink::Link;
+use super::{Mode, XdpError};
+
+/// The devices that ports of this process are on. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct XdpDevices(Arc<Mutex<HashMap<u32, Weak<Device>>>>);
+
+/// A device with a program. With the last port, it goes.
+#[derive(Debug)]
+struct Device {
+    attached: OwnedFd,
+    map: OwnedFd,
+    mode: Mode,
+    /// Guests by the queue of their port, or by all.
+    guests: Mutex<BTreeMap<Option<u32>, Vec<Addressee>>>,
+}
+
+/// One port's share of a device.
+#[derive(Debug)]
+pub(super) struct Seat {
+    device: Arc<Device>,
+    queue: Option<u32>,
+}
+
+impl XdpDevices {
+    /// Adds a port's guests to the program of a device, or attaches the first one.
+    ///
+    /// # Errors
+    /// [`XdpError`]; the device is as it was.
+    pub(super) fn join(
+        &self,
+        wanted: &Wanted,
+        link: &Link,
+        own: Vec<Addressee>,
+    ) -> Result<Seat, XdpError> {
+        let queue = wanted.queue;
+        let mut devices = lock(&self.0);
+        devices.retain(|_, device| device.strong_count() > 0);
+        if let Some(device) = devices.get(&link.index).and_then(Weak::upgrade) {
+            if let Some(mode) = wanted.mode.filter(|&mode| mode != device.mode) {
+                let name = wanted.name.clone();
+                let (wanted, is) = (mode.name(), device.mode.name());
+                return Err(XdpError::OtherMode { name, wanted, is });
+            }
+            let mut guests = lock(&device.guests);
+            let mut with = guests.clone();
+            with.insert(queue, own);
+            let all: Vec<_> = with.values().flatten().cloned().collect();
+            let program = wanted.load(device.map.as_fd(), &all)?;
+            bpf::replace(device.attached.as_fd(), program.as_fd())
+                .map_err(wanted.failed("BPF_LINK_UPDATE"))?;
+            *guests = with;
+            drop(guests);
+            return Ok(Seat { device, queue });
+        }
+        let map = wanted.map(link.queues)?;
+        let program = wanted.load(map.as_fd(), &own)?;
+        let (attached, mode) = wanted.attach(&program, link)?;
+        let guests = Mutex::new(BTreeMap::from([(queue, own)]));
+        let device = Arc::new(Device { attached, map, mode, guests });
+        devices.insert(link.index, Arc::downgrade(&device));
+        Ok(Seat { device, queue })
+    }
+}
+
+impl Seat {
+    /// The map of sockets, by queue.
+    pub(super) fn map(&self) -> BorrowedFd<'_> {
+        self.device.map.as_fd()
+    }
+
+    /// How the program is attached.
+    pub(super) fn mode(&self) -> Mode {
+        self.device.mode
+    }
+}
+
+impl Drop for Seat {
+    /// The next program is without its guests. The one that is attached finds no socket for
+    /// their frames and lets them pass.
+    fn drop(&mut self) {
+        lock(&self.device.guests).remove(&self.queue);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is inside is whole at every moment.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
