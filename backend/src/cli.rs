@@ -209,9 +209,7 @@ fn run(args: RunArgs) -> Result<(), Failure> {
     let inherited = inherit(args.fd)?;
     let mut config = Config::load(&args.config)?;
     if let Some(flows_max) = args.flows_max {
-        for guest in &mut config.guests {
-            guest.flows_max = flows_max;
-        }
+        config.set_flows_max(flows_max);
     }
     let inherited = assign(inherited, &config)?;
     logging::init(config.log, args.log.as_deref())?;
@@ -300,8 +298,16 @@ fn summary(path: &Path, config: &Config) -> String {
             guest.mac,
             guest.mtu,
             guest.port,
-            guest.socket.path.display(),
+            guest.socket.as_ref().map_or(Path::new("none"), |socket| &socket.path).display(),
             guest.region.size,
+        );
+    }
+    if let Some(control) = &config.control {
+        let _ = writeln!(
+            text,
+            "  VMMs ask at {}, {} templates",
+            control.display(),
+            config.templates.len()
         );
     }
     text

@@ -14,6 +14,7 @@
 //! | [`attachment`] | the kinds of NIC and endpoint, and the text that names them |
 //! | [`channel`] | what a guest's application may ask for; no ring, no NIC |
 //! | [`durability`] | how a guest's stores become durable, beside its worker |
+//! | [`link`] | frames of a guest in batches, from VMMs that give no rings away |
 //! | [`vhost`] | the vhost-user session and its rings; not what they carry |
 //! | [`worker`] | the turn, and when to sleep; the parts only by their traits |
 //! | [`switch`] | frames of a NIC that several guests share |
@@ -30,6 +31,7 @@ pub mod config;
 pub mod demo;
 pub mod durability;
 pub mod engine;
+pub mod link;
 pub mod logging;
 pub mod metrics;
 pub mod port;

@@ -3,14 +3,16 @@
 //!
 //! Everything is opened before anything is started; if one guest cannot be
 //! served, none is, and nothing is left behind. Then the worker threads run, and
-//! this thread waits for the signal to stop.
+//! this thread waits for the signal to stop, and for VMMs that ask for guests.
 
+mod demand;
 mod shared;
 mod threads;
 
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -27,6 +29,7 @@ use crate::channel::{Channels, Terms};
 use crate::config::{Config, Guest, Poll, RegionSpec, Socket, SocketMode};
 use crate::durability::Durability;
 use crate::engine::{RegionMemory, StackPort, UserEngine};
+use crate::link::{self, ControlError, Post};
 use crate::metrics::{GuestSnapshot, PortSnapshot, Snapshot};
 use crate::port::{LimitedPort, Port, Station};
 use crate::sys::clock::realtime_ns;
@@ -34,6 +37,7 @@ use crate::sys::{prefer_huge_pages, wake};
 use crate::vhost::{Device, DeviceOptions, Endpoint, EndpointError, RegionFd};
 use crate::worker::{Ended, GuestTask, Network, Parts, PmemPort, Sources};
 
+use demand::Demand;
 use shared::Shared;
 use threads::{Placed, Threads};
 
@@ -94,6 +98,9 @@ pub enum Error {
         /// The guest's name.
         guest: String,
     },
+    /// The control socket.
+    #[error("control: {0}")]
+    Control(#[from] ControlError),
     /// The operating system refused something that every guest needs.
     #[error("{what}: {source}")]
     System {
@@ -138,16 +145,20 @@ pub type Inherited = Vec<(String, OwnedFd)>;
 pub fn run(config: &Config, inherited: Inherited) -> Result<(), Error> {
     let system = |what| move |source| Error::System { what, source };
     // Registered before anything is opened, so that no signal is missed.
-    let mut signals = signal_hook::iterator::Signals::new([
-        signal_hook::consts::SIGTERM,
-        signal_hook::consts::SIGINT,
-    ])
-    .map_err(system("signals cannot be watched"))?;
+    let (signals, told) = UnixStream::pair().map_err(system("a socket pair cannot be made"))?;
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        told.try_clone()
+            .and_then(|told| signal_hook::low_level::pipe::register(signal, told))
+            .map_err(system("signals cannot be watched"))?;
+    }
 
-    let (opened, shared) = open_all(config, inherited)?;
+    let (opened, shared, common) = open_all(config, inherited)?;
+    let mut demand = Demand::open(config, common)?;
     let mut placed = Vec::with_capacity(opened.len());
     let mut regions = Vec::with_capacity(opened.len());
-    for (Ready { task, name, region, made }, guest) in opened.into_iter().zip(&config.guests) {
+    for (ready, guest) in opened.into_iter().zip(&config.guests) {
+        let Ready { task, name, region, made, post } = ready;
+        demand.knows(&name, post);
         placed.push(Placed { name: name.clone(), task: Box::new(task), worker: guest.worker });
         regions.push((name, region, made));
     }
@@ -158,24 +169,33 @@ pub fn run(config: &Config, inherited: Inherited) -> Result<(), Error> {
         made.keep();
         (name, region)
     };
-    let regions: Vec<_> = regions.into_iter().map(keep).collect();
+    let mut regions: Vec<_> = regions.into_iter().map(keep).collect();
     tracing::info!(guests = regions.len(), workers = threads.count(), "serving");
 
-    if let Some(signal) = signals.forever().next() {
-        tracing::info!(signal, "stopping");
+    demand.serve(&signals).map_err(system("the control socket cannot be watched"))?;
+    tracing::info!("stopping");
+    let mut all = vec![threads];
+    for (name, region, threads) in demand.into_guests() {
+        regions.push((name, region));
+        all.push(threads);
     }
-    stop_all(config, regions, threads)
+    stop_all(config, regions, all)
 }
 
 fn stop_all(
     config: &Config,
     regions: Vec<(String, Region)>,
-    threads: Threads,
+    threads: Vec<Threads>,
 ) -> Result<(), Error> {
-    let (mut ended, workers) = threads.stop();
+    let (mut ended, mut workers) = (Vec::new(), Vec::new());
+    for threads in threads {
+        let (tasks, counted) = threads.stop();
+        ended.extend(tasks);
+        workers.extend(counted);
+    }
     let mut snapshot = Snapshot { workers, ..Snapshot::default() };
     let mut outcome = Ok(());
-    // In the order of the configuration.
+    // In the order of the configuration, and then in that of asking.
     for (name, region) in regions {
         let found = ended.iter().position(|ended| !ended.last && ended.name == name);
         match found.map(|index| ended.swap_remove(index)) {
@@ -208,6 +228,7 @@ struct Ready {
     name: String,
     region: Region,
     made: Made,
+    post: Post,
 }
 
 /// The files of a region that this process has made. Dropping it removes them:
@@ -233,7 +254,10 @@ impl Drop for Made {
 
 /// Opens everything of every guest. What was opened is closed again if any of
 /// it fails.
-fn open_all(config: &Config, mut inherited: Inherited) -> Result<(Vec<Ready>, Shared), Error> {
+fn open_all(
+    config: &Config,
+    mut inherited: Inherited,
+) -> Result<(Vec<Ready>, Shared, Common), Error> {
     if let Some((name, _)) =
         inherited.iter().find(|(name, _)| config.guests.iter().all(|g| g.name != *name))
     {
@@ -241,15 +265,19 @@ fn open_all(config: &Config, mut inherited: Inherited) -> Result<(Vec<Ready>, Sh
     }
     let mut common = Common::default();
     let mut shared = Shared::open(&config.guests, &mut common)?;
-    let ready = config.guests.iter().map(|guest| {
-        let fd = inherited
-            .iter()
-            .position(|(name, _)| *name == guest.name)
-            .map(|index| inherited.swap_remove(index).1);
-        let attachment = shared.take(&guest.name);
-        open(guest, attachment, &mut common, fd)
-    });
-    Ok((ready.collect::<Result<_, _>>()?, shared))
+    let ready: Result<Vec<_>, _> = config
+        .guests
+        .iter()
+        .map(|guest| {
+            let fd = inherited
+                .iter()
+                .position(|(name, _)| *name == guest.name)
+                .map(|index| inherited.swap_remove(index).1);
+            let attachment = shared.take(&guest.name);
+            open(guest, attachment, &mut common, fd)
+        })
+        .collect();
+    Ok((ready?, shared, common))
 }
 
 /// Opens everything of one guest, but for a port that it shares.
@@ -283,15 +311,16 @@ fn open(
     let region_error = |source: RegionError| Error::Region { guest: name(), source: source.into() };
     let pool = region.pool();
     let endpoint_error = |source| Error::Endpoint { guest: name(), source };
-    let endpoint = match fd {
-        Some(fd) => Endpoint::adopt(fd),
-        None => meet(&guest.socket),
+    let endpoint = match (fd, &guest.socket) {
+        (Some(fd), _) => Endpoint::adopt(fd),
+        (None, Some(socket)) => meet(socket),
+        (None, None) => Ok(Endpoint::nowhere()),
     }
     .map_err(endpoint_error)?;
     let shared = || {
         let fd = region.fd().try_clone_to_owned();
         let fd = fd.map_err(system("the region's descriptor cannot be duplicated"))?;
-        Ok(RegionFd { fd, offset: region.guest_offset(), len: region.guest_len() })
+        Ok::<_, Error>(RegionFd { fd, offset: region.guest_offset(), len: region.guest_len() })
     };
     let device = Device::new(DeviceOptions {
         name: name(),
@@ -333,9 +362,11 @@ fn open(
         }
         None => None,
     };
+    let (post, offers) = link::mailbox(waker);
     let parts = Parts {
         name: name(),
         endpoint,
+        offers,
         device,
         engine,
         memory: RegionMemory::new(pool),
@@ -345,10 +376,10 @@ fn open(
         poll_ns: poll_ns(guest),
     };
     let task = GuestTask::new(parts, wakeups);
-    tracing::info!(guest = %guest.name, socket = %guest.socket.path.display(),
+    tracing::info!(guest = %guest.name, socket = ?guest.socket.as_ref().map(|socket| &socket.path),
         address = %guest.address(), port = %guest.port, domain = ?region.domain(),
         "guest opened");
-    Ok(Ready { task, name: name(), region, made })
+    Ok(Ready { task, name: name(), region, made, post })
 }
 
 /// How long the guest is polled before it sleeps, ns.

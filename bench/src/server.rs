@@ -235,7 +235,10 @@ mod tests {
             let config = Config::parse("bench.toml", &text).unwrap_or_else(|e| panic!("{e}"));
             assert_eq!(config.guests[0].poll, poll);
             assert_eq!(config.guests[0].address(), *GUEST.ip());
-            assert_eq!(config.guests[0].socket.path, Path::new("/run/a \"b\".sock"));
+            assert_eq!(
+                config.guests[0].socket.as_ref().unwrap().path,
+                Path::new("/run/a \"b\".sock")
+            );
         }
     }
 

@@ -140,6 +140,11 @@ impl Channels {
         &self.counters
     }
 
+    /// The largest packet, and the device's address, as channels are told.
+    pub fn mtu_and_mac(&self) -> (u16, [u8; 6]) {
+        (self.terms.mtu, self.terms.mac)
+    }
+
     /// Channels that are open now.
     pub fn open_count(&self) -> usize {
         self.places.iter().filter(|p| p.open.is_some()).count()
@@ -301,6 +306,16 @@ impl Channels {
         for number in 0..CHANNELS_MAX {
             self.close(now, mem, engine, number, "the guest is gone");
             self.places[usize::from(number)].bye = None;
+        }
+    }
+
+    /// Tells the guest of every channel that is not open that it is not: whoever in it
+    /// has one open has it with a host that was here before this one.
+    pub fn disown(&mut self) {
+        let mut bye = Bye::new_zeroed();
+        bye.reason.set(Reason::Closed as u16);
+        for place in self.places.iter_mut().filter(|place| place.open.is_none()) {
+            place.bye.get_or_insert(bye);
         }
     }
 

@@ -151,7 +151,7 @@ pub(super) fn between(guests: &[Draft], findings: &mut Findings) {
         Some((name, name.value.clone(), "name", "give every guest a name of its own"))
     });
     unique(guests, findings, |guest| {
-        let socket = guest.socket.as_ref()?;
+        let socket = guest.socket.as_ref()?.as_ref()?;
         let path = socket.value.path.clone();
         Some((socket, path, "socket", "give every guest a socket of its own"))
     });
@@ -201,7 +201,7 @@ pub(super) fn placed(guests: &[Draft], workers: Option<&Workers>, findings: &mut
 /// Reports each virtio-pmem socket that a guest has as its socket, or an earlier
 /// one for its own virtio-pmem device.
 fn pmem_sockets(guests: &[Draft], findings: &mut Findings) {
-    let sockets = guests.iter().filter_map(|guest| guest.socket.as_ref());
+    let sockets = guests.iter().filter_map(|guest| guest.socket.as_ref()?.as_ref());
     let mut taken: HashSet<&Path> = sockets.map(|socket| socket.value.path.as_path()).collect();
     for guest in guests {
         let Some(region) = &guest.region else { continue };

@@ -13,6 +13,7 @@ mod check;
 mod error;
 mod fields;
 mod read;
+mod template;
 mod value;
 
 use std::io::Read;
@@ -28,6 +29,7 @@ use crate::worker::Network;
 
 pub use error::{ConfigError, ConfigErrors};
 pub(crate) use read::is_name as is_guest_name;
+pub use template::{Template, TemplateError, Wanted};
 pub use value::{Mac, MacError, Prefix, PrefixError};
 pub(crate) use value::{show_size, size as parse_size};
 
@@ -76,8 +78,14 @@ pub struct Config {
     /// The threads that serve; without any, each guest and each shared port has one of
     /// its own.
     pub workers: Option<Workers>,
-    /// The guests, in the order of the file. At least one.
+    /// The guests, in the order of the file. At least one, or a template.
     pub guests: Vec<Guest>,
+    /// The socket on which VMMs ask for guests.
+    pub control: Option<PathBuf>,
+    /// Guests that are made when a VMM asks for them.
+    pub templates: Vec<Template>,
+    /// The file, for what is added to it.
+    document: toml::Table,
 }
 
 /// The threads that serve all guests and shared ports.
@@ -129,8 +137,8 @@ pub enum LogFormat {
 pub struct Guest {
     /// Its name, unique in the process.
     pub name: String,
-    /// Where its VMM is met.
-    pub socket: Socket,
+    /// Where its VMM is met; one that asks on the control socket needs none.
+    pub socket: Option<Socket>,
     /// Its Ethernet address, unique in the process.
     pub mac: Mac,
     /// The addresses of its stack port: one of each family at most, and one at
@@ -254,6 +262,16 @@ impl Config {
 
     /// Judges the text of a file; `file` is its name for messages.
     pub fn parse(file: &str, text: &str) -> Result<Config, ConfigErrors> {
+        let config = Config::judge(file, text)?;
+        let mut findings = error::Findings::default();
+        for (at, error) in config.bad_templates() {
+            findings.add(at, format!("template: {error}"));
+        }
+        if findings.is_empty() { Ok(config) } else { Err(findings.into_errors(file, text)) }
+    }
+
+    /// Judges everything but what comes of templates.
+    fn judge(file: &str, text: &str) -> Result<Config, ConfigErrors> {
         let mut findings = error::Findings::default();
         let config = read::config(text, &mut findings);
         match config {

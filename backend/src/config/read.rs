@@ -12,6 +12,7 @@ use toml::de::{DeTable, DeValue};
 use super::check;
 use super::error::Findings;
 use super::fields::{At, Fields};
+use super::template::{self, Template};
 use super::value;
 use super::{
     Config, FLOWS_DEFAULT, FLOWS_MAX, GUESTS_MAX, Guest, Log, LogFormat, LogLevel, MTU_DEFAULT,
@@ -23,6 +24,9 @@ use crate::port::{Limits, Rate};
 use crate::sys::CPUS_MAX;
 use crate::worker::Network;
 
+/// What stands for the control socket in messages.
+const CONTROL_EXAMPLE: &str = "control = \"/run/pasted/control.sock\"";
+
 /// What was understood of a guest. `None` where something is missing or wrong,
 /// which has been reported.
 #[derive(Debug)]
@@ -30,7 +34,7 @@ pub(super) struct Draft {
     /// How messages name the guest.
     pub(super) who: String,
     pub(super) name: Option<At<String>>,
-    pub(super) socket: Option<At<Socket>>,
+    pub(super) socket: Option<Option<At<Socket>>>,
     pub(super) mac: Option<At<Mac>>,
     pub(super) addresses: Option<At<Vec<At<Prefix>>>>,
     pub(super) gateways: Option<Vec<At<IpAddr>>>,
@@ -56,11 +60,19 @@ pub(super) fn config(text: &str, findings: &mut Findings) -> Option<Config> {
     if !errors.is_empty() {
         return None;
     }
-    let keys = ["log", "stats", "workers", "cpus", "guest"];
+    let keys = ["log", "stats", "workers", "cpus", "control", "template", "guest"];
     let fields = Fields::new(document.get_ref(), 0..0, String::new(), &keys, findings);
     let log = read_log(&fields, findings);
     let stats = read_path(&fields, "stats", "stats = \"/run/pasted/stats.json\"", findings);
     let workers = read_workers(&fields, findings);
+    // What makes this fail is found below as well, where it is in a place that counts.
+    let (written, unreadable) = match toml::from_str::<toml::Table>(text) {
+        Ok(written) => (written, None),
+        Err(error) => (toml::Table::new(), Some(error)),
+    };
+    let control = read_path(&fields, "control", CONTROL_EXAMPLE, findings);
+    let control = control.map(|path| judge_control(&fields, path, findings));
+    let templates = read_templates(&fields, &written, findings);
     let drafts = read_guests(&fields, findings)?;
     for draft in &drafts {
         check::within(draft, findings);
@@ -69,8 +81,19 @@ pub(super) fn config(text: &str, findings: &mut Findings) -> Option<Config> {
     if let Some(workers) = &workers {
         check::placed(&drafts, workers.as_ref(), findings);
     }
+    if let Some(error) = unreadable.filter(|_| findings.is_empty()) {
+        findings.add(error.span().unwrap_or(0..0), error.message().replace('\n', ", "));
+    }
     let guests = drafts.into_iter().map(finish).collect::<Option<Vec<_>>>()?;
-    Some(Config { log: log?, stats: stats?, workers: workers?, guests })
+    Some(Config {
+        log: log?,
+        stats: stats?,
+        workers: workers?,
+        guests,
+        control: control?,
+        templates: templates?,
+        document: written,
+    })
 }
 
 /// The threads that serve. `None` if they are wrong.
@@ -140,8 +163,91 @@ fn read_log(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<Log> {
     Some(Log { level: level?, format: format? })
 }
 
+fn judge_control(
+    fields: &Fields<'_, '_>,
+    path: Option<PathBuf>,
+    findings: &mut Findings,
+) -> Option<PathBuf> {
+    let path = path?;
+    let len = path.as_os_str().len();
+    if len > SOCKET_PATH_LEN_MAX
+        && let Some(value) = fields.get("control")
+    {
+        let message =
+            format!("control path is {len} bytes long: use at most {SOCKET_PATH_LEN_MAX}");
+        fields.wrong(&value.span(), message, findings);
+    }
+    Some(path)
+}
+
+/// What is a template's own is judged here; what is a guest's, when one comes of it.
+fn read_templates(
+    fields: &Fields<'_, '_>,
+    document: &toml::Table,
+    findings: &mut Findings,
+) -> Option<Vec<Template>> {
+    const EXAMPLE: &str = "a [[template]] table for each interface";
+    const KEYS: [&str; 15] = [
+        "interface",
+        "guests_max",
+        "addresses",
+        "gateway",
+        "accept_ra",
+        "vlan",
+        "port",
+        "region",
+        "poll",
+        "worker",
+        "spoof_check",
+        "sources",
+        "rate_limit",
+        "flows_max",
+        "mtu",
+    ];
+    let Some(value) = fields.get("template") else { return Some(Vec::new()) };
+    if fields.get("control").is_none() {
+        let message = format!("template is of no use without control: write {CONTROL_EXAMPLE}");
+        fields.wrong(&value.span(), message, findings);
+    }
+    let Some(array) = value.get_ref().as_array() else {
+        fields.wrong_type("template", value, EXAMPLE, findings);
+        return None;
+    };
+    let mut templates: Vec<Template> = Vec::with_capacity(array.len());
+    for (index, value) in array.iter().enumerate() {
+        let Some(table) = value.get_ref().as_table() else {
+            fields.wrong_type("template", value, EXAMPLE, findings);
+            return None;
+        };
+        let own = Fields::new(table, value.span(), "template: ".to_owned(), &KEYS, findings);
+        let bounds = (1, GUESTS_MAX as u32);
+        let guests_max = own.number("guests_max", bounds, template::GUESTS_DEFAULT, findings)?;
+        let interface = match own.get("interface") {
+            None => None,
+            Some(value) => Some(
+                own.text("interface", value, "interface = \"ix0\"", findings)?.value.to_owned(),
+            ),
+        };
+        if templates.iter().any(|earlier| earlier.interface == interface) {
+            let message = "there is another template for this interface: leave one of them out";
+            own.wrong(&value.span(), message.to_owned(), findings);
+        }
+        let written = document.get("template").and_then(|templates| templates.get(index));
+        let mut table = written.and_then(toml::Value::as_table).cloned().unwrap_or_default();
+        for key in ["interface", "guests_max"] {
+            table.remove(key);
+        }
+        let guests_max = guests_max.value;
+        templates.push(Template { interface, guests_max, at: value.span(), table });
+    }
+    Some(templates)
+}
+
 fn read_guests(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<Vec<Draft>> {
     const EXAMPLE: &str = "a [[guest]] table for each guest";
+    if fields.get("guest").is_none() && fields.get("template").is_some() {
+        return Some(Vec::new());
+    }
     let value = fields.require("guest", EXAMPLE, findings)?;
     let Some(array) = value.get_ref().as_array() else {
         fields.wrong_type("guest", value, EXAMPLE, findings);
@@ -161,7 +267,10 @@ fn read_guests(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<Vec<D
     let mut drafts = Vec::with_capacity(array.len());
     for (index, value) in array.iter().enumerate() {
         match value.get_ref().as_table() {
-            Some(table) => drafts.push(read_guest(table, value.span(), index, findings)),
+            Some(table) => {
+                let control = fields.get("control").is_some();
+                drafts.push(read_guest(table, value.span(), index, control, findings));
+            }
             None => fields.wrong_type("guest", value, EXAMPLE, findings),
         }
     }
@@ -172,6 +281,7 @@ fn read_guest(
     table: &DeTable<'_>,
     at: Range<usize>,
     index: usize,
+    control: bool,
     findings: &mut Findings,
 ) -> Draft {
     const KEYS: [&str; 16] = [
@@ -199,9 +309,13 @@ fn read_guest(
     };
     let fields = Fields::new(table, at, format!("{who}: "), &KEYS, findings);
     let name = read_name(&fields, findings);
-    let socket = fields
-        .require("socket", "socket = \"/run/pasted/web1.sock\"", findings)
-        .and_then(|value| read_socket(&fields, "socket", value, findings));
+    let socket = match fields.get("socket") {
+        None if control => Some(None),
+        _ => fields
+            .require("socket", "socket = \"/run/pasted/web1.sock\"", findings)
+            .and_then(|value| read_socket(&fields, "socket", value, findings))
+            .map(Some),
+    };
     let mac = read_mac(&fields, findings);
     let addresses = read_addresses(&fields, findings);
     let gateways = read_gateways(&fields, findings);
@@ -586,7 +700,7 @@ fn read_bool(
 fn finish(draft: Draft) -> Option<Guest> {
     Some(Guest {
         name: draft.name?.value,
-        socket: draft.socket?.value,
+        socket: draft.socket?.map(|socket| socket.value),
         mac: draft.mac?.value,
         addresses: draft.addresses?.value.into_iter().map(|prefix| prefix.value).collect(),
         gateways: draft.gateways?.into_iter().map(|gateway| gateway.value).collect(),

@@ -46,7 +46,7 @@ fn the_least_that_a_guest_needs() {
     let [guest] = config.guests.as_slice() else { panic!("{config:?}") };
     assert_eq!(guest.name, "web1");
     let socket = Socket { path: "/run/web1.sock".into(), mode: SocketMode::Server };
-    assert_eq!(guest.socket, socket);
+    assert_eq!(guest.socket, Some(socket));
     assert_eq!(guest.mac.octets(), [0x52, 0x54, 0, 0, 0, 1]);
     let [address] = guest.addresses.as_slice() else { panic!("{guest:?}") };
     assert_eq!(address.to_string(), "10.7.0.2/24");
@@ -89,7 +89,7 @@ fn everything_that_can_be_said() {
     assert_eq!(config.log, Log { level: LogLevel::Debug, format: LogFormat::Json });
     assert_eq!(config.stats, Some("/run/stats.json".into()));
     let guest = &config.guests[0];
-    assert_eq!(guest.socket.mode, SocketMode::Client);
+    assert_eq!(guest.socket.as_ref().unwrap().mode, SocketMode::Client);
     let (path, mirror) = (Some("/dev/shm/web1".into()), Some("/srv/web1".into()));
     let pmem_socket = Some(Socket { path: "/run/p.sock".into(), mode: SocketMode::Server });
     let size = 1 << 30;
@@ -695,11 +695,18 @@ fn guests_on_sockets_have_addresses_of_the_host_and_may_share_them() {
 #[test]
 fn the_examples_are_right() {
     let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
-    for name in ["quickstart.toml", "durable.toml", "sockets.toml", "xdp.toml", "shared.toml"] {
+    for name in
+        ["quickstart.toml", "durable.toml", "sockets.toml", "vm.toml", "xdp.toml", "shared.toml"]
+    {
         let config = Config::load(&configs.join(name)).unwrap();
         let guests = if name == "shared.toml" { 2 } else { 1 };
         assert_eq!(config.guests.len(), guests, "{name}");
     }
+    let config = Config::load(&configs.join("bhyve.toml")).unwrap();
+    assert_eq!((config.guests.len(), config.templates.len()), (0, 1));
+    let wanted = Wanted { name: "web1", interface: Some("ix0"), mac: None, mtu: None };
+    let made = config.with_guest(&wanted).unwrap();
+    assert_eq!(made.guests[0].port.to_string(), "vale0:web1");
 }
 
 mod any_text {

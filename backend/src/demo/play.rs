@@ -524,7 +524,7 @@ mod tests {
             let text = configuration(ground, &directory).unwrap();
             let config = Config::parse("demo.toml", &text).unwrap();
             assert_eq!(config.guests.len(), 1);
-            assert_eq!(config.guests[0].socket.path, socket_path(&directory));
+            assert_eq!(config.guests[0].socket.as_ref().unwrap().path, socket_path(&directory));
             assert_eq!(config.guests[0].address(), ground.sides()[0].1.server());
             assert_eq!(config.stats, Some(stats_path(&directory)));
         }

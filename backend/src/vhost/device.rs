@@ -21,8 +21,10 @@ use paste_abi::net_hdr::{NET_HDR_LEN, NetHdr};
 use paste_abi::vhost_user::{CONFIG_MAX, protocol};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
-    VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
+    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
+    VIRTIO_NET_S_LINK_UP,
 };
 use vm_memory::{Address, Bytes, GuestAddress};
 use zerocopy::IntoBytes;
@@ -33,6 +35,21 @@ use super::memory::GuestRam;
 use super::queue::{Fault, Ring, RingError};
 use super::session::{Session, SessionError};
 use super::signal;
+use crate::link::{Link, LinkError, Taken as LinkTaken};
+
+/// Features of virtio-net that are about what is in its headers (virtio 1.2 section
+/// 5.1.3): checksums, and segmentation of TCP with ECN, both ways.
+const LINK_FEATURES: u64 = feature(VIRTIO_NET_F_CSUM)
+    | feature(VIRTIO_NET_F_GUEST_CSUM)
+    | feature(VIRTIO_NET_F_GUEST_TSO4)
+    | feature(VIRTIO_NET_F_GUEST_TSO6)
+    | feature(VIRTIO_NET_F_GUEST_ECN)
+    | feature(VIRTIO_NET_F_HOST_TSO4)
+    | feature(VIRTIO_NET_F_HOST_TSO6)
+    | feature(VIRTIO_NET_F_HOST_ECN);
+
+/// Frames of a link that are thrown away in one call, at most.
+const LINK_BUDGET: usize = 256;
 
 /// Bytes of an Ethernet header: no frame is shorter.
 const ETHERNET_LEN: usize = 14;
@@ -50,6 +67,8 @@ pub enum Watch {
     Backend,
     /// Kicks of a ring: [`Device::take_kick`].
     Kick(usize),
+    /// Frames of a link: the next turn takes them.
+    Link,
 }
 
 impl Watch {
@@ -59,6 +78,7 @@ impl Watch {
             Watch::Session => 0,
             Watch::Backend => 1,
             Watch::Kick(ring) => 2 + ring as u32,
+            Watch::Link => 2 + RINGS_MAX as u32,
         }
     }
 
@@ -69,7 +89,10 @@ impl Watch {
             1 => Some(Watch::Backend),
             index => {
                 let ring = (index - 2) as usize;
-                (ring < RINGS_MAX).then_some(Watch::Kick(ring))
+                match ring {
+                    RINGS_MAX => Some(Watch::Link),
+                    _ => (ring < RINGS_MAX).then_some(Watch::Kick(ring)),
+                }
             }
         }
     }
@@ -129,6 +152,8 @@ pub struct Net;
 pub struct Device<T = Net> {
     pub(super) control: Control,
     session: Option<Session>,
+    /// In place of a session and its rings: frames pass through this.
+    link: Option<Link>,
     _type: PhantomData<T>,
 }
 
@@ -144,12 +169,12 @@ impl<T> Device<T> {
     /// A device without a front end.
     pub(super) fn of(model: Model) -> Device<T> {
         let control = Control::new(model);
-        Device { control, session: None, _type: PhantomData }
+        Device { control, session: None, link: None, _type: PhantomData }
     }
 
     /// Starts a session. [`io::ErrorKind::AlreadyExists`] if there is one.
     pub fn attach(&mut self, stream: UnixStream) -> io::Result<()> {
-        if self.session.is_some() {
+        if self.is_attached() {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         stream.set_nonblocking(true)?;
@@ -163,16 +188,20 @@ impl<T> Device<T> {
     /// The counters stay.
     pub fn detach(&mut self) {
         self.session = None;
+        self.link = None;
         self.control.clear();
     }
 
-    /// Whether there is a session.
+    /// Whether there is a session, or a link.
     pub fn is_attached(&self) -> bool {
-        self.session.is_some()
+        self.session.is_some() || self.link.is_some()
     }
 
     /// Whether data can pass through all rings.
     pub fn is_running(&self) -> bool {
+        if self.link.is_some() {
+            return self.control.features.is_some();
+        }
         self.control.rings.iter().all(|ring| ring.is_ready() && ring.enabled)
     }
 
@@ -193,7 +222,8 @@ impl<T> Device<T> {
         let backend = self.control.backend.as_ref().map(|fd| (Watch::Backend, fd.as_fd()));
         let kicks = self.control.rings.iter().enumerate();
         let kicks = kicks.filter_map(|(i, ring)| Some((Watch::Kick(i), ring.kick()?)));
-        session.into_iter().chain(backend).chain(kicks)
+        let link = self.link.as_ref().map(|link| (Watch::Link, link.fd()));
+        session.into_iter().chain(backend).chain(kicks).chain(link)
     }
 
     /// Changes whenever [`Device::watch`] may give another set.
@@ -222,6 +252,10 @@ impl<T> Device<T> {
     /// Shows the driver what was used since the last time, and signals each
     /// ring at most once, if the driver asked for it.
     pub fn flush(&mut self) -> Result<(), RingError> {
+        if let Some(link) = &mut self.link {
+            link.flush();
+            return Ok(());
+        }
         for ring in 0..self.control.rings.len() {
             self.control.flush_ring(ring)?;
         }
@@ -262,6 +296,86 @@ impl<T> Device<T> {
     }
 }
 
+/// A virtio-net device on a link: the VMM emulates the device, and hands frames over.
+impl Device {
+    /// Features that the VMM may offer to its driver: those that concern what is in the
+    /// virtio-net headers. The rest is the VMM's own.
+    pub fn link_features(&self) -> u64 {
+        self.control.model.features & LINK_FEATURES
+    }
+
+    /// Starts passing frames through a link. `features` are those of a driver that began
+    /// with another process, if one did.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::AlreadyExists`] if there is a session or a link.
+    pub fn attach_link(&mut self, link: Link, features: Option<u64>) -> io::Result<()> {
+        if self.is_attached() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        self.link = Some(link);
+        self.control.features = features;
+        self.control.counters.sessions += 1;
+        self.control.generation += 1;
+        Ok(())
+    }
+
+    /// Why the link has ended, once it has; the caller detaches.
+    pub fn link_error(&self) -> Option<LinkError> {
+        self.link.as_ref().and_then(Link::error)
+    }
+
+    /// Whether the link is to be flushed again soon, as it had no room.
+    pub fn is_blocked(&self) -> bool {
+        self.link.as_ref().is_some_and(Link::is_blocked)
+    }
+
+    fn next_of_link(&mut self, out: &mut [u8]) -> Option<usize> {
+        let offered = self.link_features();
+        let (link, Control { counters, features, .. }) = (self.link.as_mut()?, &mut self.control);
+        // As many as a record has of the shortest, at most.
+        for _ in 0..LINK_BUDGET {
+            match link.take(out) {
+                LinkTaken::Nothing => break,
+                LinkTaken::Oversize => counters.tx_oversize += 1,
+                LinkTaken::Features(accepted) if accepted & !offered != 0 => {
+                    link.fail(LinkError::Features(accepted & !offered));
+                }
+                LinkTaken::Features(accepted) => {
+                    *features = Some(accepted);
+                    counters.resets += 1;
+                    break;
+                }
+                // Before its driver has begun, nobody has sent it.
+                LinkTaken::Frame(_) if features.is_none() => counters.tx_disabled += 1,
+                LinkTaken::Frame(len) => {
+                    counters.tx_frames += 1;
+                    counters.tx_bytes += (len - NET_HDR_LEN) as u64;
+                    return Some(len);
+                }
+            }
+        }
+        None
+    }
+
+    fn push_to_link(&mut self, parts: &[&[u8]], header: &NetHdr) -> bool {
+        let Control { counters, features, .. } = &mut self.control;
+        let Some(link) = self.link.as_mut().filter(|_| features.is_some()) else {
+            return false;
+        };
+        let mut header = *header;
+        header.num_buffers.set(1);
+        let put = link.put(&header, parts);
+        if put {
+            counters.rx_frames += 1;
+            counters.rx_bytes += parts.iter().map(|part| part.len() as u64).sum::<u64>();
+        } else {
+            counters.rx_no_room += 1;
+        }
+        put
+    }
+}
+
 /// What virtio-net does.
 impl Device {
     /// Copies the next frame of the guest into `out`, virtio-net header first,
@@ -272,6 +386,9 @@ impl Device {
     /// and thrown away, at most a ring's worth in one call; so are all chains
     /// while the front end has the ring disabled.
     pub fn next_tx(&mut self, out: &mut [u8]) -> Result<Option<usize>, RingError> {
+        if self.link.is_some() {
+            return Ok(self.next_of_link(out));
+        }
         let header_len = self.header_len();
         let Control { rings, mem, counters, .. } = &mut self.control;
         let ring = &mut rings[TX];
@@ -297,6 +414,9 @@ impl Device {
 
     /// Whether the guest takes frames and has made any buffer available.
     pub fn can_push(&mut self) -> bool {
+        if let Some(link) = &self.link {
+            return self.control.features.is_some() && link.can_put();
+        }
         let Control { rings, mem, .. } = &self.control;
         rings[RX].enabled && rings[RX].has_available(mem)
     }
@@ -308,6 +428,9 @@ impl Device {
     /// False: there is no room now, and nothing has changed. A frame that the
     /// guest can never have room for is counted, thrown away, and true.
     pub fn push_rx(&mut self, parts: &[&[u8]], header: &NetHdr) -> Result<bool, RingError> {
+        if self.link.is_some() {
+            return Ok(self.push_to_link(parts, header));
+        }
         let mergeable = self.control.has(VIRTIO_NET_F_MRG_RXBUF);
         let mut header = *header;
         header.num_buffers.set(1);
@@ -342,6 +465,9 @@ impl Device {
     /// if a frame found no room, when it gives buffers. True if there is work
     /// already, and the worker must not sleep.
     pub fn arm(&mut self) -> Result<bool, RingError> {
+        if let Some(link) = &self.link {
+            return Ok(link.has_input());
+        }
         let mut work = false;
         for index in 0..self.control.rings.len() {
             let Control { rings, mem, .. } = &mut self.control;

@@ -184,6 +184,11 @@ impl Endpoint {
         Ok(Endpoint::of(Kind::Once(Some(UnixStream::from(socket)))))
     }
 
+    /// A place where nobody attaches.
+    pub fn nowhere() -> Endpoint {
+        Endpoint::of(Kind::Once(None))
+    }
+
     fn of(kind: Kind) -> Endpoint {
         Endpoint { kind, generation: 0 }
     }

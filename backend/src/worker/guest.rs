@@ -23,6 +23,8 @@ use super::source::Sources;
 use super::task::{Rest, Task};
 use crate::channel::{Channels, FRAME_SIZE};
 use crate::engine::{Now, RegionMemory, StackPort};
+use crate::link::wire::{STATUS_BUSY, STATUS_REFUSED};
+use crate::link::{Link, LinkError, Mailbox, Offer};
 use crate::port::PortError;
 use crate::sys::Token;
 use crate::sys::wake::Wakeups;
@@ -35,6 +37,8 @@ const PUBLISH_BUDGET: usize = 64;
 /// The largest chain that is taken from a guest: a PASTE frame, or an Ethernet
 /// frame of the largest MTU, and its header.
 const SCRATCH_LEN: usize = NET_HDR_LEN + 65_536;
+/// A link that had no room is tried again after this long, ns.
+const LINK_RETRY: u64 = 200_000;
 /// A port that failed is tried again after this long, ns.
 const PORT_RETRY: u64 = 1_000_000_000;
 
@@ -53,6 +57,8 @@ pub struct Parts {
     pub name: String,
     /// Where front ends attach.
     pub endpoint: Endpoint,
+    /// Where links are offered.
+    pub offers: Mailbox,
     /// The virtio-net device.
     pub device: Device,
     /// The stack port on its NIC.
@@ -221,6 +227,37 @@ impl GuestTask {
         }
     }
 
+    /// A VMM asks for this guest, and gets it if nobody has it.
+    fn take_offer(&mut self, offer: Offer) {
+        let device = &mut self.parts.device;
+        let offered = device.link_features();
+        let used = (offer.hello.has_driver != 0).then(|| offer.hello.features.get());
+        if device.is_attached() {
+            tracing::warn!("a second VMM was turned away: one is attached");
+            return offer.refuse(STATUS_BUSY, "the guest is in use: another VMM is attached to it");
+        }
+        if used.is_some_and(|used| used & !offered != 0) {
+            tracing::warn!("a VMM was turned away: its driver uses what is not offered any more");
+            return offer.refuse(
+                STATUS_BUSY,
+                "the guest's driver uses offloads that are not offered any more: reset the guest",
+            );
+        }
+        let (mtu, mac) = self.parts.channels.mtu_and_mac();
+        if let Some(why) = misfit(&offer, mtu, mac) {
+            tracing::warn!(%why, "a VMM was turned away");
+            return offer.refuse(STATUS_REFUSED, &why);
+        }
+        match device.attach_link(Link::new(offer.accept(offered, mtu, mac)), used) {
+            Ok(()) => tracing::info!("front end attached by a link"),
+            Err(error) => tracing::warn!(%error, "a link could not be attached"),
+        }
+        if used.is_some() {
+            // The guest does not notice that its host is another one.
+            self.parts.channels.disown();
+        }
+    }
+
     /// The rings cannot be trusted: the device stops until the driver resets it.
     fn ring_failed(&mut self, now: Now, error: &RingError) {
         self.counters.ring_errors += 1;
@@ -259,6 +296,21 @@ impl GuestTask {
     }
 }
 
+/// Why a VMM's device is not the guest's, if it is another.
+fn misfit(offer: &Offer, mtu: u16, mac: [u8; 6]) -> Option<String> {
+    let asked = offer.hello.mtu.get();
+    if asked > mtu {
+        return Some(format!("mtu {asked} is more than the guest's {mtu}: give mtu={mtu}"));
+    }
+    let theirs = offer.hello.mac;
+    if theirs != [0; 6] && theirs != mac {
+        let [mac, theirs] =
+            [mac, theirs].map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"));
+        return Some(format!("{theirs} is not the guest's address: give mac={mac}"));
+    }
+    None
+}
+
 impl Task for GuestTask {
     fn name(&self) -> &str {
         &self.parts.name
@@ -279,6 +331,7 @@ impl Task for GuestTask {
         if due.into_iter().flatten().any(|at| at <= now.monotonic_ns) {
             self.control(now);
         }
+        let resets = self.parts.device.resets();
         if self.parts.device.is_poisoned() {
             self.lose_guest(now, "its memory was truncated under us");
         }
@@ -290,6 +343,17 @@ impl Task for GuestTask {
                 0
             }
         };
+        if let Some(error) = self.parts.device.link_error() {
+            match error {
+                LinkError::Closed => tracing::info!(%error, "a link has ended"),
+                _ => tracing::warn!(%error, "a link has ended"),
+            }
+            self.lose_guest(now, "its link has ended");
+        }
+        if self.parts.device.resets() != resets {
+            // A driver began on a link.
+            self.forget_guest(now);
+        }
         self.parts.engine.advance(now, &mut self.parts.memory);
         let Parts { engine, memory, channels, pmem, .. } = &mut self.parts;
         if let Some(pmem) = pmem {
@@ -339,6 +403,7 @@ impl Task for GuestTask {
             self.port_retry_at,
             self.parts.endpoint.next_attempt_ns(),
             self.parts.pmem.as_ref().and_then(|pmem| pmem.next_attempt_ns()),
+            self.parts.device.is_blocked().then_some(now.monotonic_ns + LINK_RETRY),
             // A full NIC says nothing when it has room again.
             self.parts.engine.is_backlogged().then_some(now.monotonic_ns + 1_000_000),
         ];
@@ -378,7 +443,7 @@ impl Task for GuestTask {
         match token {
             TOKEN_WAKE => {
                 self.wakeups.drain();
-                false
+                self.parts.offers.look()
             }
             TOKEN_PORT => false,
             TOKEN_ENDPOINT => true,
@@ -389,6 +454,10 @@ impl Task for GuestTask {
                 Some(vhost::Watch::Kick(ring)) => {
                     self.counters.kicks += 1;
                     self.parts.device.take_kick(ring);
+                    false
+                }
+                Some(vhost::Watch::Link) => {
+                    self.counters.kicks += 1;
                     false
                 }
                 _ => true,
@@ -410,6 +479,9 @@ impl Task for GuestTask {
             },
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, "endpoint failed"),
+        }
+        while let Some(offer) = self.parts.offers.take() {
+            self.take_offer(offer);
         }
         if let Some(pmem) = &mut self.parts.pmem {
             pmem.control(now);

@@ -463,9 +463,9 @@ fn a_kick_storm_and_a_closed_kick_end() {
 #[test]
 fn watches_have_numbers() {
     use super::super::Watch;
-    for watch in [Watch::Session, Watch::Backend, Watch::Kick(RX), Watch::Kick(TX)] {
+    for watch in [Watch::Session, Watch::Backend, Watch::Kick(RX), Watch::Kick(TX), Watch::Link] {
         assert_eq!(Watch::from_index(watch.to_index()), Some(watch));
     }
-    assert_eq!(Watch::from_index(4), None);
+    assert_eq!(Watch::from_index(5), None);
     assert_eq!(Watch::from_index(u32::MAX), None);
 }
