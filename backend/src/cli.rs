@@ -14,6 +14,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::args_cli;
 use crate::config::{Config, ConfigErrors, FLOWS_MAX, Poll};
 #[cfg(feature = "demo")]
 use crate::demo;
@@ -34,6 +35,7 @@ Examples:
   pasted run --config web.toml               serve its guests until SIGTERM or SIGINT
   pasted run --config web.toml --fd 3        serve its one guest on an inherited socket
   pasted run --config web.toml --fd web1=3 --fd web2=4 --log debug
+  pasted args qemu web1 --config web.toml    print what attaches a VMM to a guest
   pasted ports                               say which kinds of port this host can do
   pasted region check /dev/shm/web1.region   say whether a region is sound
 
@@ -54,6 +56,8 @@ enum Command {
     Run(RunArgs),
     /// Judge a configuration without opening anything
     Check(CheckArgs),
+    /// Print what attaches a VMM to a guest of a configuration
+    Args(args_cli::ArgsArgs),
     /// Say which kinds of port this host can do, and what to do about the others
     Ports(ports_cli::PortsArgs),
     /// Make, show, verify and repair the files of regions
@@ -139,6 +143,9 @@ enum Failure {
     /// What was found could not be printed.
     #[error("pasted: the result cannot be written: {0}")]
     Output(#[from] std::io::Error),
+    /// Arguments for a VMM.
+    #[error(transparent)]
+    Args(#[from] args_cli::ArgsFailure),
     /// A region's file.
     #[error(transparent)]
     Region(#[from] RegionFailure),
@@ -174,6 +181,8 @@ impl Failure {
         match self {
             Failure::Config(_) | Failure::Logging(_) | Failure::Fd(_) => EXIT_USAGE,
             Failure::Region(failure) if failure.is_usage() => EXIT_USAGE,
+            Failure::Args(args_cli::ArgsFailure::Output(_)) => EXIT_FAILED,
+            Failure::Args(_) => EXIT_USAGE,
             Failure::Output(_) | Failure::Region(_) | Failure::Run(_) => EXIT_FAILED,
         }
     }
@@ -184,6 +193,7 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run(args),
         Command::Check(args) => check(&args.config),
+        Command::Args(args) => args_cli::run(&args).map_err(Failure::from),
         Command::Ports(args) => ports_cli::run(args).map_err(Failure::from),
         Command::Region(args) => region_cli::run(args).map_err(Failure::from),
         #[cfg(feature = "demo")]

@@ -19,10 +19,12 @@
 //! | [`worker`] | the turn, and when to sleep; the parts only by their traits |
 //! | [`switch`] | frames of a NIC that several guests share |
 //! | [`wiring`] | who is connected to whom |
+//! | [`args_cli`] | what attaches a VMM to a guest |
 //! | [`ports_cli`] | which kinds of port this host can do |
 //! | [`region_cli`] | a region's file, while nobody serves it |
 //! | [`sys`] | the operating system |
 
+pub mod args_cli;
 pub mod attachment;
 pub mod channel;
 pub mod cli;
