@@ -141,8 +141,36 @@ pub enum Error {
 /// Descriptors that were inherited for guests, in place of their sockets.
 pub type Inherited = Vec<(String, OwnedFd)>;
 
+/// What stands between the parts of a guest, for whoever measures them or puts others in
+/// their place.
+pub trait Fittings {
+    /// The port that is used in place of this one, which was opened.
+    fn port(&self, port: Box<dyn Port>) -> Box<dyn Port> {
+        port
+    }
+
+    /// The engine that is used in place of this one.
+    fn engine(&self, engine: Box<dyn StackPort>) -> Box<dyn StackPort> {
+        engine
+    }
+}
+
+/// Nothing stands between them.
+struct Plain;
+
+impl Fittings for Plain {}
+
 /// Serves all guests until SIGTERM or SIGINT, then stops in good order.
 pub fn run(config: &Config, inherited: Inherited) -> Result<(), Error> {
+    run_fitted(config, inherited, &Plain)
+}
+
+/// As [`run`], with something between the parts of each guest that is in the configuration.
+pub fn run_fitted(
+    config: &Config,
+    inherited: Inherited,
+    fittings: &dyn Fittings,
+) -> Result<(), Error> {
     let system = |what| move |source| Error::System { what, source };
     // Registered before anything is opened, so that no signal is missed.
     let (signals, told) = UnixStream::pair().map_err(system("a socket pair cannot be made"))?;
@@ -152,7 +180,7 @@ pub fn run(config: &Config, inherited: Inherited) -> Result<(), Error> {
             .map_err(system("signals cannot be watched"))?;
     }
 
-    let (opened, shared, common) = open_all(config, inherited)?;
+    let (opened, shared, common) = open_all(config, inherited, fittings)?;
     let mut demand = Demand::open(config, common)?;
     let mut placed = Vec::with_capacity(opened.len());
     let mut regions = Vec::with_capacity(opened.len());
@@ -257,6 +285,7 @@ impl Drop for Made {
 fn open_all(
     config: &Config,
     mut inherited: Inherited,
+    fittings: &dyn Fittings,
 ) -> Result<(Vec<Ready>, Shared, Common), Error> {
     if let Some((name, _)) =
         inherited.iter().find(|(name, _)| config.guests.iter().all(|g| g.name != *name))
@@ -274,7 +303,7 @@ fn open_all(
                 .position(|(name, _)| *name == guest.name)
                 .map(|index| inherited.swap_remove(index).1);
             let attachment = shared.take(&guest.name);
-            open(guest, attachment, &mut common, fd)
+            open(guest, attachment, &mut common, fd, fittings)
         })
         .collect();
     Ok((ready?, shared, common))
@@ -286,6 +315,7 @@ fn open(
     attachment: Option<Attachment>,
     common: &mut Common,
     fd: Option<OwnedFd>,
+    fittings: &dyn Fittings,
 ) -> Result<Ready, Error> {
     let name = || guest.name.clone();
     let mac = guest.mac.octets();
@@ -302,11 +332,15 @@ fn open(
             return Err(Error::NothingToLimit { guest: name() });
         }
         Attachment::StackPort(engine) => engine,
-        Attachment::Port(port) if guest.rate_limit.is_none() => user_engine(guest, &region, port)?,
+        Attachment::Port(port) if guest.rate_limit.is_none() => {
+            user_engine(guest, &region, fittings.port(port))?
+        }
         Attachment::Port(port) => {
-            user_engine(guest, &region, Box::new(LimitedPort::new(port, guest.rate_limit)))?
+            let port = LimitedPort::new(fittings.port(port), guest.rate_limit);
+            user_engine(guest, &region, Box::new(port))?
         }
     };
+    let engine = fittings.engine(engine);
     let caps = engine.caps();
     let region_error = |source: RegionError| Error::Region { guest: name(), source: source.into() };
     let pool = region.pool();

@@ -2,26 +2,27 @@
 //!
 //! | module | knows |
 //! | --- | --- |
-//! | `client` | the load: our own stack on a TAP device |
-//! | `network` | the devices and addresses of a comparison |
-//! | `processes` | the processes of a server |
-//! | `server`, `serve` | the servers, from outside and from inside |
-//! | `quick` | the order of measurements of `paste-bench quick` |
-//! | `row` | what rounds add up to |
-//! | `report` | tables, Markdown and JSON |
+//! | `http` | requests beside the servers that users have today, over every port |
 //! | `durable` | durable writes, beside Redis |
 //! | `stack` | the stack alone, beside smoltcp |
+//! | `client` | the load: our own stack on a device |
+//! | `device`, `network` | devices, and the network of a comparison |
+//! | `peers` | what is compared with |
+//! | `processes`, `serve` | the processes of a server, from outside and from inside |
+//! | `row`, `report`, `plot` | figures, text and plots as all reports have them |
 //! | `sys` | the operating system |
 
 mod client;
+mod device;
 mod durable;
+mod http;
 mod network;
+mod peers;
+mod plot;
 mod processes;
-mod quick;
 mod report;
 mod row;
 mod serve;
-mod server;
 mod stack;
 mod sys;
 
@@ -40,7 +41,10 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Requests/s and CPU per request beside an epoll server, on the same TAP
-    Quick(quick::Args),
+    Quick(http::QuickArgs),
+    /// Requests/s, CPU per request and latency over every port, beside epoll, io_uring, nginx
+    /// and smoltcp
+    Http(http::Args),
     /// CPU time and memory of the stack alone, beside smoltcp
     Stack(stack::Args),
     /// Durable writes of the key-value server, beside Redis
@@ -51,7 +55,8 @@ enum Command {
 
 fn main() -> ExitCode {
     match Cli::parse().command {
-        Command::Quick(args) => quick::run(&args),
+        Command::Quick(args) => http::run_quick(&args),
+        Command::Http(args) => http::run(&args),
         Command::Stack(args) => stack::run(&args),
         Command::Durable(args) => durable::run(&args),
         Command::Serve(role) => serve::run(&role),

@@ -22,7 +22,7 @@ pub const CLIENT_DEVICE: &str = "tapc";
 /// The device of the guest's port.
 pub const GUEST_DEVICE: &str = "tapp";
 /// The bridge.
-const BRIDGE: &str = "br0";
+pub const BRIDGE: &str = "br0";
 /// The client's Ethernet address, locally administered like the others.
 pub const CLIENT_MAC: [u8; 6] = [0x02, 0x70, 0x62, 0, 0, 1];
 /// The bridge's. Without one of its own a bridge takes that of a port, and
@@ -41,8 +41,8 @@ pub const PREFIX: u8 = 24;
 /// Bytes of the largest packet.
 pub const MTU: u16 = 1500;
 /// Frames that may wait in a TAP device. Its default of 1000 would lose frames
-/// of 1024 connections that all send at once, on either way.
-pub const QUEUE_LEN: i32 = 4096;
+/// of many connections that all send at once, on either way.
+pub const QUEUE_LEN: i32 = 16_384;
 
 /// Why there is no network.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +56,11 @@ pub enum NetworkError {
     /// No bridge.
     #[error("a bridge cannot be made ({0}): run as root, with the kernel's bridge module loaded")]
     Bridge(io::Error),
+    /// No veth.
+    #[error(
+        "a pair of veth devices cannot be made ({0}): run as root, with the kernel's veth module loaded"
+    )]
+    Veth(io::Error),
     /// The bridge has no address.
     #[error("the bridge cannot be given an address: {0}")]
     Address(io::Error),

@@ -45,6 +45,16 @@ impl Processes {
         Ok(())
     }
 
+    /// Asks the first one, by SIGUSR1, what it has to say: a line.
+    pub fn ask_first(&mut self) -> Result<String, SceneError> {
+        let Some(first) = self.0.first_mut() else { return Ok(String::new()) };
+        let asked = Pid::from_raw(first.id() as i32).map(|pid| kill_process(pid, Signal::USR1));
+        match asked {
+            Some(Ok(())) => first.line(),
+            _ => Err(first.failed("cannot be asked")),
+        }
+    }
+
     /// Ends them in good order, and returns what the last one of them said last.
     pub fn stop(mut self) -> Result<String, SceneError> {
         let _ = self.hold(false);
@@ -78,17 +88,18 @@ impl Drop for Files {
     }
 }
 
-/// Starts a backend with these settings, and waits for its socket. Both are called
-/// as `base` is.
+/// Starts a backend with these settings and arguments, and waits for its socket. Its files
+/// are called as `base` is.
 pub fn start_backend(
     base: &Path,
     settings: &str,
+    more: &[&str],
     core: usize,
     directory: &Directory,
 ) -> Result<Process, SceneError> {
     let (file, socket) = (base.with_extension("toml"), base.with_extension("sock"));
     fs::write(&file, settings).map_err(no_directory(&file))?;
-    let args = ["serve-pasted", "--config", text(&file)?];
+    let args = [&["serve-pasted", "--config", text(&file)?], more].concat();
     let mut backend = Process::start("backend", &args, Some(core), DeathSignal::Kill, directory)?;
     let end = Instant::now() + START_TIME;
     while !socket.exists() {

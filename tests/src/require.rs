@@ -53,7 +53,7 @@ pub fn missing(need: Need) -> Option<String> {
         ),
         Need::Built(name) if built(name).exists() => return None,
         Need::Built(name) => format!(
-            "{} is missing: cargo build --release -p pasted -p paste-guest --bins --examples",
+            "{} is missing: cargo build --release -p pasted -p paste-guest -p paste-bench --bins --examples",
             built(name).display()
         ),
     };

@@ -32,6 +32,7 @@ mod peer;
 mod play;
 pub mod relay;
 mod report;
+pub mod requests;
 pub mod sample;
 mod scene;
 

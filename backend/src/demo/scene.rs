@@ -254,6 +254,18 @@ impl Process {
         }
     }
 
+    /// Everything that it prints from now on; waits for its end, which must be a success.
+    /// The process is given back for its log.
+    pub fn output_to_end(mut self) -> Result<(String, Process), SceneError> {
+        let mut output = String::new();
+        let read = self.output.read_to_string(&mut output);
+        match read.and_then(|_| self.child.wait()) {
+            Ok(status) if status.success() => Ok((output, self)),
+            Ok(status) => Err(self.failed(&format!("ended ({status})"))),
+            Err(e) => Err(self.failed(&format!("cannot be heard ({e})"))),
+        }
+    }
+
     /// An error if it has ended.
     pub fn check(&mut self) -> Result<(), SceneError> {
         match self.child.try_wait() {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use paste_pmem::Region;
 
 use super::threads::{Placed, Threads};
-use super::{Error, Ready, open};
+use super::{Error, Plain, Ready, open};
 use crate::attachment::Common;
 use crate::config::{Config, TemplateError, Wanted};
 use crate::link::wire::STATUS_REFUSED;
@@ -139,7 +139,8 @@ impl Demand {
         let Some(guest) = config.guests.last() else {
             return Err(Refusal::Interface(String::new()));
         };
-        let Ready { task, name, region, made, post } = open(guest, None, &mut self.common, None)?;
+        let Ready { task, name, region, made, post } =
+            open(guest, None, &mut self.common, None, &Plain)?;
         let placed = Placed { name: name.clone(), task: Box::new(task), worker: None };
         let threads = Threads::start(vec![placed], None)?;
         made.keep();

@@ -154,7 +154,7 @@ fn start_kv(
     let place = Place { mac: kind.mac(), address: *kind.address().ip(), device: kind.device() };
     let settings =
         configuration(&place, text(&socket)?, text(&stats)?, mirror.map(text).transpose()?);
-    let backend = start_backend(base, &settings, core, directory)?;
+    let backend = start_backend(base, &settings, &[], core, directory)?;
     let poll = POLL_US.to_string();
     let args = ["serve-kv", "--socket", text(&socket)?, "--poll-us", &poll];
     let guest = Process::start("kv", &args, Some(core), DeathSignal::Kill, directory)?;

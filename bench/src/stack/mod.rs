@@ -12,7 +12,7 @@
 
 mod measure;
 mod paste;
-mod peer;
+pub mod peer;
 mod region;
 mod report;
 mod server;

@@ -206,6 +206,11 @@ impl Peers {
         self.time = ms as u32 + 1;
     }
 
+    /// What lies behind the header of a request, of [`REQUEST_LEN`] bytes.
+    pub fn set_request(&mut self, bytes: &[u8]) {
+        self.request_sum = words(bytes);
+    }
+
     /// Starts the peer at `place` anew, for another connection.
     pub fn restart(&mut self, place: usize) {
         // Beyond whatever the last one used.
@@ -278,19 +283,35 @@ impl Peers {
     /// place of its peer and its control bits.
     #[inline]
     pub fn take(&mut self, head: &[u8], len: usize) -> (usize, u8) {
+        self.accept(head, len).expect("the segment that the peer expects")
+    }
+
+    /// Whether a segment begins before what its peer expects: it was sent again.
+    pub fn is_repeated(&self, head: &[u8]) -> bool {
         let port = u16::from_be_bytes([head[36], head[37]]);
-        let place = self.place(Peers::number(be32(head, 30), port));
+        let place = self.places.get(Peers::number(be32(head, 30), port));
+        place.is_some_and(|&place| {
+            (be32(head, 38).wrapping_sub(self.peers[place as usize].ack) as i32) < 0
+        })
+    }
+
+    /// As [`Peers::take`]; `None` if it is not the next one, or nobody's.
+    #[inline]
+    pub fn accept(&mut self, head: &[u8], len: usize) -> Option<(usize, u8)> {
+        let port = u16::from_be_bytes([head[36], head[37]]);
+        let place = *self.places.get(Peers::number(be32(head, 30), port))? as usize;
         let peer = &mut self.peers[place];
         let flags = head[47];
         if flags & flag::SYN != 0 {
             peer.ack = be32(head, 38);
         }
-        assert_eq!(be32(head, 38), peer.ack, "not what the peer at {place} expects");
-        assert_eq!(be32(head, 42), peer.seq, "not what the peer at {place} sent");
+        if be32(head, 38) != peer.ack || be32(head, 42) != peer.seq {
+            return None;
+        }
         let control = u32::from(flags & (flag::SYN | flag::FIN) != 0);
         peer.ack = peer.ack.wrapping_add(len as u32 + control);
         peer.echo = be32(head, timestamp(head));
-        (place, flags)
+        Some((place, flags))
     }
 }
 

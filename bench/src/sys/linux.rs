@@ -9,6 +9,7 @@ use std::time::Duration;
 use libc::{c_char, c_int, c_short, ifreq};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Makes a bridge (`linux/sockios.h`).
 const SIOCBRADDBR: libc::Ioctl = 0x89a0;
@@ -179,10 +180,57 @@ impl CoreTime {
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/stat: no such core"))
     }
 
+    /// How long it was busy since `earlier`, in ns.
+    pub fn busy_ns_since(self, earlier: CoreTime) -> u64 {
+        self.busy.saturating_sub(earlier.busy) * tick_ns()
+    }
+
     /// How much of the time since `earlier` it was busy, in percent.
     pub fn busy_percent_since(self, earlier: CoreTime) -> f64 {
         let all = self.all.saturating_sub(earlier.all).max(1);
         100.0 * self.busy.saturating_sub(earlier.busy) as f64 / all as f64
+    }
+}
+
+/// Nanoseconds of one of the kernel's ticks.
+fn tick_ns() -> u64 {
+    1_000_000_000 / rustix::param::clock_ticks_per_second().max(1)
+}
+
+/// CPU time of all threads of a process outside the kernel and in it, in ns, by the
+/// kernel's ticks (proc_pid_stat(5)).
+pub fn user_and_system_ns(pid: u32) -> io::Result<(u64, u64)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    parse_user_and_system(&stat)
+        .map(|(user, system)| (user * tick_ns(), system * tick_ns()))
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/PID/stat: no times"))
+}
+
+/// Fields 14 and 15. The second is a name, with whatever its process put there.
+fn parse_user_and_system(stat: &str) -> Option<(u64, u64)> {
+    let (_, behind_name) = stat.rsplit_once(')')?;
+    let mut fields = behind_name.split_ascii_whitespace().skip(11);
+    let mut next = || fields.next()?.parse().ok();
+    Some((next()?, next()?))
+}
+
+/// Lets this process, and those that it starts, have so many descriptors, if that is
+/// allowed.
+pub fn allow_descriptors(count: u64) {
+    let limits = getrlimit(Resource::Nofile);
+    let current = limits.current.unwrap_or(u64::MAX);
+    if current >= count {
+        return;
+    }
+    let raise = |maximum: u64| {
+        let limits = Rlimit { current: Some(count.min(maximum)), maximum: Some(maximum) };
+        setrlimit(Resource::Nofile, limits)
+    };
+    let maximum = limits.maximum.unwrap_or(u64::MAX);
+    // Above the limit only who is privileged can go; who needs it and cannot is told when
+    // a connection is refused.
+    if raise(maximum.max(count)).is_err() {
+        let _ = raise(maximum);
     }
 }
 
@@ -291,6 +339,21 @@ mod tests {
         let later = CoreTime { busy: 30, all: all + 4 };
         assert_eq!(later.busy_percent_since(earlier), 75.0);
         assert!(CoreTime::of(0).unwrap().all > 0);
+    }
+
+    #[test]
+    fn times_are_found_behind_any_name() {
+        let stat = "7 (a) b (c) R 1 7 7 0 -1 4194304 1 0 0 0 12 34 0 0 20 0 1 0 5";
+        assert_eq!(parse_user_and_system(stat), Some((12, 34)));
+        assert_eq!(parse_user_and_system("7 (a) R 1"), None);
+        assert!(user_and_system_ns(std::process::id()).is_ok());
+    }
+
+    #[test]
+    fn descriptors_are_never_taken_away() {
+        let before = getrlimit(Resource::Nofile).current;
+        allow_descriptors(1);
+        assert_eq!(getrlimit(Resource::Nofile).current, before);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod linux;
 pub use allocator::allocated;
 #[cfg(target_os = "linux")]
 pub use linux::{
-    CoreTime, Machine, Stolen, bridge, congestion_control, is_in_memory, join, keep_awake, load,
-    settle_network, stolen, sync, wait_readable, written_bytes,
+    CoreTime, Machine, Stolen, allow_descriptors, bridge, congestion_control, is_in_memory, join,
+    keep_awake, load, settle_network, stolen, sync, user_and_system_ns, wait_readable,
+    written_bytes,
 };

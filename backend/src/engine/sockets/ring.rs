@@ -32,7 +32,7 @@ use super::provided::Provided;
 
 /// Ranges of buffers that are sent at once, at most (`UIO_MAXIOV` is 1024): 120 KiB of
 /// small buffers, which is as much as a segment offload takes twice over.
-pub(super) const PARTS_MAX: usize = 64;
+pub const PARTS_MAX: usize = 64;
 /// Requests that are made between two submissions, at most.
 const REQUESTS_MAX: u32 = 4096;
 /// Ranges in all sends between two submissions.
@@ -54,14 +54,20 @@ const COPIED: u32 = 1 << 31;
 /// What a completion is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum Op {
+pub enum Op {
+    /// A connection was accepted, or the listener failed.
     Accept,
+    /// Bytes came.
     Receive,
+    /// Bytes went.
     Send,
     /// A send without a copy: the index is that of its record.
     SendZc,
+    /// A connection was opened.
     Connect,
+    /// A socket was closed.
     Close,
+    /// A request was cancelled.
     Cancel,
 }
 
@@ -77,8 +83,10 @@ impl Op {
 
 /// What the kernel says of a request. Not to be copied: it may stand for a descriptor.
 #[derive(Debug)]
-pub(super) struct Completion {
+pub struct Completion {
+    /// What it is of.
     pub op: Op,
+    /// The index that the request was made with.
     pub index: u32,
     /// A number, or what failed as a negative `errno`.
     pub result: i32,
@@ -87,17 +95,17 @@ pub(super) struct Completion {
 
 impl Completion {
     /// Whether the request goes on, or for [`Op::SendZc`], a notification follows.
-    pub(super) fn more(&self) -> bool {
+    pub fn more(&self) -> bool {
         cqueue::more(self.flags)
     }
 
     /// The identifier of the provided buffer that was filled.
-    pub(super) fn buffer(&self) -> Option<u16> {
+    pub fn buffer(&self) -> Option<u16> {
         cqueue::buffer_select(self.flags)
     }
 
     /// The socket that was accepted.
-    pub(super) fn into_socket(self) -> Option<OwnedFd> {
+    pub fn into_socket(self) -> Option<OwnedFd> {
         if self.op != Op::Accept || self.result < 0 {
             return None;
         }
@@ -122,22 +130,27 @@ pub(super) struct Notification {
 
 /// Where a ring failed to come about.
 #[derive(Debug)]
-pub(super) struct SetupError {
+pub struct SetupError {
+    /// The call.
     pub call: &'static str,
+    /// What the system said.
     pub source: io::Error,
 }
 
 /// A range of a buffer.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Part {
+pub struct Part {
+    /// The buffer.
     pub buf: u32,
+    /// Where the range starts in it, bytes.
     pub offset: u16,
+    /// Its length, bytes.
     pub len: u16,
 }
 
 /// How a send goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Copying {
+pub enum Copying {
     /// The kernel copies, and is done with the buffers when the send is.
     Yes,
     /// It does not, and is done with them when it says so.
@@ -147,7 +160,7 @@ pub(super) enum Copying {
 }
 
 /// The ring.
-pub(super) struct Ring {
+pub struct Ring {
     // Before everything that requests name: dropped first.
     uring: IoUring,
     provided: Provided,
@@ -192,7 +205,7 @@ impl Ring {
     ///
     /// # Errors
     /// [`SetupError`] says which call failed, and how.
-    pub(super) fn new(flows: u32, provided: u16, buffers: Buffers) -> Result<Ring, SetupError> {
+    pub fn new(flows: u32, provided: u16, buffers: Buffers) -> Result<Ring, SetupError> {
         let at = |call| move |source| SetupError { call, source };
         let requests = flows.next_power_of_two().clamp(64, REQUESTS_MAX);
         let uring = IoUring::builder()
@@ -241,7 +254,7 @@ impl Ring {
     }
 
     /// Makes the calling thread the one that uses the ring. Once is enough.
-    pub(super) fn enable(&mut self) -> io::Result<()> {
+    pub fn enable(&mut self) -> io::Result<()> {
         if !self.enabled {
             self.uring.submitter().register_enable_rings()?;
             self.enabled = true;
@@ -256,19 +269,19 @@ impl Ring {
 
     /// Adds a buffer that the kernel may fill from `offset` on, after
     /// [`Ring::publish_provided`]. False if there is no room, or no such range.
-    pub(super) fn provide(&mut self, buf: u32, offset: u16) -> bool {
+    pub fn provide(&mut self, buf: u32, offset: u16) -> bool {
         let len = self.buffers.size().saturating_sub(offset.into());
         let data = self.buffers.as_mut_ptr(buf, offset.into(), len);
         data.is_ok_and(|data| self.provided.push(buf, data, len as u32))
     }
 
     /// Lets the kernel see the buffers that were added.
-    pub(super) fn publish_provided(&mut self) {
+    pub fn publish_provided(&mut self) {
         self.provided.publish();
     }
 
     /// The buffer that a completion names. `None` if the kernel has no such.
-    pub(super) fn take_provided(&mut self, id: u16) -> Option<u32> {
+    pub fn take_provided(&mut self, id: u16) -> Option<u32> {
         self.provided.take(id)
     }
 
@@ -284,7 +297,7 @@ impl Ring {
 
     /// Whether `requests` can be made before [`Ring::enter`] is called, one of them a
     /// send or a connection.
-    pub(super) fn has_room(&mut self, requests: usize) -> bool {
+    pub fn has_room(&mut self, requests: usize) -> bool {
         let queue = self.uring.submission();
         queue.capacity() - queue.len() >= requests
             && self.parts.capacity() - self.parts.len() >= PARTS_MAX
@@ -293,7 +306,7 @@ impl Ring {
     }
 
     /// Whether [`Ring::enter`] would do anything.
-    pub(super) fn has_work(&mut self) -> bool {
+    pub fn has_work(&mut self) -> bool {
         let queue = self.uring.submission();
         self.waiting > 0 || queue.taskrun() || queue.cq_overflow()
     }
@@ -316,7 +329,7 @@ impl Ring {
     /// # Errors
     /// What the system said. Where it was only short of something, that is no error: the
     /// rest waits for the next call.
-    pub(super) fn enter(&mut self) -> io::Result<()> {
+    pub fn enter(&mut self) -> io::Result<()> {
         self.enters += 1;
         let flags = EnterFlags::GETEVENTS.bits();
         // SAFETY: no argument follows, and what the requests name lives as said above.
@@ -326,7 +339,7 @@ impl Ring {
     }
 
     /// As [`Ring::enter`], but waits for a completion, `limit` at most.
-    pub(super) fn enter_and_wait(&mut self, limit: Duration) -> io::Result<()> {
+    pub fn enter_and_wait(&mut self, limit: Duration) -> io::Result<()> {
         self.enters += 1;
         let time = Timespec::from(limit);
         let args = SubmitArgs::new().timespec(&time);
@@ -353,7 +366,7 @@ impl Ring {
     }
 
     /// The next completion, if one waits.
-    pub(super) fn next(&mut self) -> Option<Completion> {
+    pub fn take_completion(&mut self) -> Option<Completion> {
         if self.inbox.is_empty() {
             self.inbox.extend(self.uring.completion().take(INBOX));
         }
@@ -375,20 +388,20 @@ impl Ring {
     }
 
     /// Accepts connections until it is cancelled.
-    pub(super) fn accept(&mut self, listener: BorrowedFd<'_>, index: u32) {
+    pub fn accept(&mut self, listener: BorrowedFd<'_>, index: u32) {
         let entry = opcode::AcceptMulti::new(raw(listener)).flags(libc::SOCK_CLOEXEC);
         self.push(entry.build(), Op::Accept, index);
     }
 
     /// Receives into provided buffers until it is cancelled, or there are none.
-    pub(super) fn receive(&mut self, socket: BorrowedFd<'_>, index: u32) {
+    pub fn receive(&mut self, socket: BorrowedFd<'_>, index: u32) {
         self.push(opcode::RecvMulti::new(raw(socket), GROUP).build(), Op::Receive, index);
     }
 
     /// Sends ranges of buffers, all of them if nothing fails: at most [`PARTS_MAX`].
     /// Ranges that lie in no buffer, and what follows them, are left out. `index` is
     /// that of the flow, or of the record of a send without a copy.
-    pub(super) fn send(
+    pub fn send(
         &mut self,
         socket: BorrowedFd<'_>,
         parts: impl Iterator<Item = Part>,
@@ -452,7 +465,7 @@ impl Ring {
     }
 
     /// Closes a socket.
-    pub(super) fn close(&mut self, socket: OwnedFd, index: u32) {
+    pub fn close(&mut self, socket: OwnedFd, index: u32) {
         self.push(opcode::Close::new(Fd(socket.into_raw_fd())).build(), Op::Close, index);
     }
 

@@ -127,7 +127,7 @@ impl Server {
                 let socket = text(&socket)?;
                 let _ = fs::remove_file(&stats);
                 let settings = configuration(&place, socket, text(&stats)?, file_text);
-                let backend = start_backend(&base, &settings, core, directory)?;
+                let backend = start_backend(&base, &settings, &[], core, directory)?;
                 let poll = POLL_US.to_string();
                 let mut args = vec!["serve-http", "--socket", socket, "--poll-us", &poll];
                 args.extend((kind == Kind::Copy).then_some("--copy"));

@@ -62,6 +62,12 @@ impl Network {
         self.0.add_address(index, address, prefix)
     }
 
+    /// Sets a device up that has no address, with this MAC address.
+    pub fn bring_up(&mut self, name: &str, mac: [u8; 6]) -> io::Result<()> {
+        let index = self.0.index(name)?;
+        self.0.set_up(index, Some(mac))
+    }
+
     /// Makes a pair of connected devices: `name` in this namespace, and `peer`
     /// in that of the calling thread.
     pub fn add_pair(&mut self, name: &str, peer: &str) -> io::Result<()> {
