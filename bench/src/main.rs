@@ -3,6 +3,7 @@
 //! | module | knows |
 //! | --- | --- |
 //! | `http` | requests beside the servers that users have today, over every port |
+//! | `frames` | frames of a guest's own driver, beside DPDK's vhost |
 //! | `durable` | durable writes, beside Redis |
 //! | `stack` | the stack alone, beside smoltcp |
 //! | `client` | the load: our own stack on a device |
@@ -15,6 +16,7 @@
 mod client;
 mod device;
 mod durable;
+mod frames;
 mod http;
 mod network;
 mod peers;
@@ -45,6 +47,8 @@ enum Command {
     /// Requests/s, CPU per request and latency over every port, beside epoll, io_uring, nginx
     /// and smoltcp
     Http(http::Args),
+    /// Frames of an ordinary virtio driver, beside DPDK's vhost backend
+    Frames(frames::Args),
     /// CPU time and memory of the stack alone, beside smoltcp
     Stack(stack::Args),
     /// Durable writes of the key-value server, beside Redis
@@ -57,6 +61,7 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Quick(args) => http::run_quick(&args),
         Command::Http(args) => http::run(&args),
+        Command::Frames(args) => frames::run(&args),
         Command::Stack(args) => stack::run(&args),
         Command::Durable(args) => durable::run(&args),
         Command::Serve(role) => serve::run(&role),

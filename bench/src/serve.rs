@@ -26,6 +26,7 @@ use crate::durable;
 use crate::durable::http::log::RingLog;
 use crate::durable::serve::{HttpArgs, RedisArgs};
 use crate::http::wrk::{self, WrkArgs};
+use crate::peers::frames::{Direction, Frames};
 use crate::peers::memory::{self, Wires};
 use crate::peers::nginx::{self, NginxArgs};
 use crate::peers::null::Null;
@@ -144,6 +145,12 @@ pub struct PastedArgs {
     /// Measure how long its parts take
     #[arg(long)]
     split: bool,
+    /// Put a port that is no limit into the place of each guest's, with frames this way
+    #[arg(long, value_enum, requires = "frame_bytes")]
+    frames: Option<Direction>,
+    /// How long such a frame is
+    #[arg(long)]
+    frame_bytes: Option<usize>,
 }
 
 /// What the guest is told.
@@ -195,6 +202,9 @@ pub fn run(role: &Role) -> ExitCode {
 fn pasted(args: &PastedArgs) -> Result<(), Box<dyn Error>> {
     let config = Config::load(&args.config)?;
     logging::init(config.log, None)?;
+    if let (Some(direction), Some(len)) = (args.frames, args.frame_bytes) {
+        return Ok(wiring::run_fitted(&config, Vec::new(), &Frames { direction, len })?);
+    }
     let clocks = args.split.then(Clocks::default);
     let times = clocks.as_ref().map(|clocks| clocks.0.clone());
     let spent = move || times.as_ref().map(|times| times.spent());

@@ -8,7 +8,9 @@
 //! | `smol` | a server on smoltcp over a TAP device |
 //! | `timed` | port and engine of the backend, with a clock around them |
 //! | `memory` | a port whose other end are clients in the same memory |
+//! | `frames` | a port that is no limit, for frames of a guest's own driver |
 
+pub mod frames;
 pub mod memory;
 pub mod nginx;
 pub mod null;
