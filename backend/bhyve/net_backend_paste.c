@@ -586,7 +586,7 @@ static void
 paste_default_mac(struct paste_priv *p, const nvlist_t *nvl)
 {
 	struct pci_devinst pi;
-	char path[32];
+	char path[48];
 	int bus, slot, func;
 
 	for (bus = 0; bus <= 255; bus++) {

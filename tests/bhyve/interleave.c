@@ -33,7 +33,8 @@ static struct net_backend *be;
 static atomic_bool stop, calm, starved;
 static atomic_uint rounds, sent, received, driver, connections, refusals;
 static atomic_uint hdr_len;
-static atomic_uint calm_received;
+/* The newest frame that came back, and how many of those behind "counted". */
+static atomic_uint newest, counted, calm_received;
 static pthread_mutex_t rx_mtx = PTHREAD_MUTEX_INITIALIZER;
 static char path[108];
 static uint64_t seed;
@@ -225,7 +226,8 @@ receive(int fd, enum ev_type type, void *param)
 			fail("not one buffer");
 		check(packet + hdr, (size_t)len - hdr, &last);
 		atomic_fetch_add(&received, 1);
-		if (atomic_load(&calm))
+		atomic_store(&newest, last);
+		if (last > atomic_load(&counted))
 			atomic_fetch_add(&calm_received, 1);
 		pause_a_little(&state);
 	}
@@ -371,19 +373,19 @@ main(int argc, char **argv)
 	for (i = 0; i < 100; i++) {
 		kick();
 		usleep(100000);
-		atomic_store(&calm_received, 0);
 		pthread_mutex_lock(&tx_mtx);
 		send_one(&state, ++number, true);
 		pthread_mutex_unlock(&tx_mtx);
-		for (unsigned int w = 0; w < 50 && atomic_load(&calm_received) == 0; w++) {
+		for (unsigned int w = 0; w < 50 && atomic_load(&newest) != number; w++) {
 			kick();
 			usleep(2000);
 		}
-		if (atomic_load(&calm_received) == 1)
+		if (atomic_load(&newest) == number)
 			break;
 	}
 	if (i == 100)
 		fail("the link did not come back");
+	atomic_store(&counted, number);
 	atomic_store(&calm_received, 0);
 	for (i = 0; i < BATCH; i++) {
 		pthread_mutex_lock(&tx_mtx);
