@@ -5,7 +5,15 @@
 //! an engine sees only buffers that are the stack's and ranges that lie in them.
 //! Engines know nothing of rings, channels' frames or configuration.
 
+#[cfg(target_os = "linux")]
+mod bufs;
+#[cfg(target_os = "linux")]
+mod event;
+#[cfg(target_os = "linux")]
+mod lists;
 mod memory;
+#[cfg(target_os = "linux")]
+mod socket;
 #[cfg(target_os = "linux")]
 pub mod sockets;
 mod user;

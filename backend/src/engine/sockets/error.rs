@@ -1,11 +1,9 @@
-//! What can be wrong with sockets, for the operator and for the guest.
+//! What can be wrong with sockets, for the operator.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
-
-use paste_abi::Reason;
 
 /// Why the host's TCP cannot be had.
 #[derive(Debug)]
@@ -115,27 +113,3 @@ impl fmt::Display for SocketsError {
 }
 
 impl std::error::Error for SocketsError {}
-
-/// What the guest is told of a flow that an error of the system's ended.
-pub(super) fn reason(errno: i32) -> Reason {
-    match errno {
-        libc::ETIMEDOUT => Reason::TimedOut,
-        libc::EHOSTUNREACH | libc::ENETUNREACH | libc::ENETDOWN | libc::EHOSTDOWN => {
-            Reason::Unreachable
-        }
-        libc::ECONNREFUSED => Reason::Refused,
-        libc::EADDRNOTAVAIL => Reason::NoRoom,
-        libc::EACCES | libc::EPERM | libc::EINVAL => Reason::BadAddress,
-        libc::ECANCELED | libc::ECONNABORTED => Reason::Aborted,
-        _ => Reason::PeerReset,
-    }
-}
-
-/// What the guest is told of a port that could not be bound or listened on.
-pub(super) fn bind_reason(errno: i32) -> Reason {
-    match errno {
-        libc::EADDRINUSE => Reason::PortInUse,
-        libc::EACCES | libc::EPERM | libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT => Reason::BadAddress,
-        _ => Reason::NoRoom,
-    }
-}

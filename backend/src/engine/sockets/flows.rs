@@ -7,17 +7,7 @@ use std::os::fd::OwnedFd;
 use paste_abi::{Flow as Name, Reason};
 
 use super::bufs::Queue;
-use super::lists::{Lists, NIL};
-
-/// Bits of [`Flow::events`]: what the guest is still to be told.
-pub(super) mod event {
-    pub const ACCEPTED: u8 = 1;
-    pub const CONNECTED: u8 = 2;
-    pub const FIN: u8 = 4;
-    pub const WRITABLE: u8 = 8;
-    pub const CLOSED: u8 = 16;
-    pub const RESET: u8 = 32;
-}
+use super::lists::{self, NIL};
 
 /// Where a flow is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +40,7 @@ pub(super) struct Flow {
     pub socket: Option<OwnedFd>,
     pub state: State,
     pub channel: u8,
+    /// Of [`super::event`]: what the guest is still to be told.
     pub events: u8,
     /// What RESET says; with [`Reason::Ok`], CLOSED is said.
     pub reason: Reason,
@@ -146,6 +137,29 @@ impl Flow {
         requests.iter().all(|&busy| busy == Busy::No)
     }
 }
+
+/// The kinds of list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Links {
+    /// The flows of one channel.
+    Channel,
+    /// Those of one channel that have something for the guest.
+    Ready,
+    /// Those for which the ring has something to do.
+    Work,
+    /// Those that are to receive and do not.
+    Arm,
+    /// Those that the guest has closed and the peer has not, the longest silent first.
+    Closing,
+}
+
+impl From<Links> for usize {
+    fn from(kind: Links) -> usize {
+        kind as usize
+    }
+}
+
+type Lists = lists::Lists<Links, 5>;
 
 /// All flows, and the lists that they are in.
 #[derive(Debug)]

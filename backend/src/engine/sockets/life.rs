@@ -5,10 +5,10 @@ use std::os::fd::AsFd;
 
 use paste_abi::{CHANNELS_MAX, Flow, Reason};
 
-use super::flows::{Busy, State, event};
-use super::lists::{Links, NIL};
+use super::flows::{Busy, Links, State};
+use super::lists::NIL;
 use super::ring::Op;
-use super::{RegionMemory, SocketsEngine, error, socket};
+use super::{RegionMemory, SocketsEngine, event, socket};
 
 impl SocketsEngine {
     /// Opens a flow. What is sent before the handshake is done waits for it.
@@ -28,7 +28,7 @@ impl SocketsEngine {
             return Err(Reason::NoRoom);
         }
         let socket = socket::connector(near, local_port)
-            .map_err(|error| error::bind_reason(error.raw_os_error().unwrap_or_default()))?;
+            .map_err(|error| socket::bind_reason(error.raw_os_error().unwrap_or_default()))?;
         let index = self.flows.alloc().ok_or(Reason::NoRoom)?;
         let flow = &mut self.flows[index];
         flow.socket = Some(socket);
@@ -50,7 +50,7 @@ impl SocketsEngine {
             return self.kick(index);
         }
         if result < 0 {
-            return self.terminate(mem, index, error::reason(-result));
+            return self.terminate(mem, index, socket::reason(-result));
         }
         flow.state = State::Open;
         flow.events |= event::CONNECTED;

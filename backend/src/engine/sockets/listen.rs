@@ -7,10 +7,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use paste_abi::{CHANNELS_MAX, Flow, Reason};
 use rustix::net::{Shutdown, getpeername, shutdown};
 
-use super::flows::{Busy, event};
-use super::lists::Links;
+use super::flows::{Busy, Links};
 use super::ring::{Completion, Op};
-use super::{SocketsEngine, error, socket};
+use super::{SocketsEngine, event, socket};
 
 /// Listeners at once, over all channels.
 const LISTENERS_MAX: usize = 256;
@@ -161,7 +160,7 @@ impl SocketsEngine {
         for &address in &self.addresses {
             sockets.push(socket::listener(address, port, backlog).map_err(|error| {
                 listeners.warn(port, &error);
-                error::bind_reason(error.raw_os_error().unwrap_or_default())
+                socket::bind_reason(error.raw_os_error().unwrap_or_default())
             })?);
         }
         if listeners.doors.iter().filter(|door| door.is_none()).count() < sockets.len() {

@@ -39,19 +39,16 @@
 //! requests (`ring`), another what is about the ring of provided buffers (`provided`);
 //! they know nothing of flows. The benchmarks' io_uring server uses the ring as well.
 
-mod bufs;
 mod counters;
 mod error;
 mod flows;
 mod life;
 mod listen;
-mod lists;
 mod provided;
 mod receive;
 pub mod ring;
 mod send;
 mod slots;
-mod socket;
 #[cfg(test)]
 mod tests;
 
@@ -66,27 +63,22 @@ use paste_abi::{CHANNELS_MAX, Flow, Reason, Slot};
 use paste_pmem::{Buffers, Mapping, Owner};
 use paste_stack::{Tx, TxCsum};
 use rustix::fs::MemfdFlags;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::{Now, PlainSink, RegionMemory, StackPort};
+use super::{Now, PlainSink, RegionMemory, StackPort, bufs, event, lists, socket};
 use crate::port::{Caps, PortError};
 
 use bufs::Bufs;
 use counters::Counters;
 pub use error::SocketsError;
-use flows::{Busy, Flows, State};
+use flows::{Busy, Flows, Links, State};
 use listen::Listeners;
-use lists::{Links, List};
+use lists::List;
 use provided::Provided;
 use ring::{Completion, Op, Ring, SetupError};
 use send::Notices;
 
 /// Completions taken in one turn.
 const RX_BUDGET: usize = 1024;
-/// Descriptors that the process needs beside those of flows.
-const DESCRIPTORS_MORE: u64 = 256;
-/// Descriptors that are asked for where there is no limit (`fs.nr_open` as it comes).
-const DESCRIPTORS_MAX: u32 = 1 << 20;
 /// Requests that one flow makes at once, at most.
 const REQUESTS_PER_FLOW: usize = 4;
 /// When the process ends: the longest wait for what the kernel still does, and its steps.
@@ -191,25 +183,6 @@ fn judge(error: SetupError) -> SocketsError {
     }
 }
 
-/// Every flow is a descriptor: asks for as many as there may be, as other guests of the
-/// process need theirs, and says if that is less than this one may need.
-fn allow_descriptors(flows_max: u32) {
-    let wanted = u64::from(flows_max) + DESCRIPTORS_MORE;
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let most = maximum.unwrap_or(u64::from(DESCRIPTORS_MAX));
-    let enough = current.is_none_or(|current| current >= most);
-    let raised =
-        enough || setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum }).is_ok();
-    let limit = if raised { most } else { current.unwrap_or(most) };
-    if limit < wanted {
-        tracing::warn!(
-            limit,
-            flows_max,
-            "the limit of open descriptors allows fewer flows than flows_max: raise it (`ulimit -n`)"
-        );
-    }
-}
-
 impl SocketsEngine {
     /// An engine for one guest. Nothing is bound before the guest listens.
     ///
@@ -220,7 +193,7 @@ impl SocketsEngine {
             socket::try_address(address)
                 .map_err(|source| SocketsError::Address { address, source })?;
         }
-        allow_descriptors(options.flows_max);
+        socket::allow_descriptors(options.flows_max);
         let (count, size) = (options.buffers.count(), options.buffers.size());
         // An eighth of the buffers, as a power of two.
         let provided = (count / 8).clamp(1, Provided::ENTRIES_MAX.into()).ilog2();
@@ -439,7 +412,8 @@ impl StackPort for SocketsEngine {
     }
 
     fn release(&mut self, _now: Now, buf: u32) -> bool {
-        self.uncharge(buf);
+        let charged = self.bufs.uncharge(buf);
+        self.discharge(charged);
         self.bufs.get(buf).pins > 0
     }
 

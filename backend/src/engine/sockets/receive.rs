@@ -8,10 +8,10 @@ use paste_pmem::Owner;
 use paste_stack::Memory;
 
 use super::bufs::{Place, Queue};
-use super::flows::{Busy, State};
-use super::lists::{Links, NIL};
+use super::flows::{Busy, Links, State};
+use super::lists::NIL;
 use super::ring::Completion;
-use super::{RegionMemory, SocketsEngine, error};
+use super::{RegionMemory, SocketsEngine, socket};
 
 /// The most that a flow may have received and its guest not given up, in bytes of
 /// buffers: the largest window of our own TCP.
@@ -118,7 +118,7 @@ impl SocketsEngine {
                     Err(_) => match -result {
                         libc::ENOBUFS => self.counters.pool_empty += 1,
                         libc::ECANCELED | libc::EINTR | libc::EAGAIN => {}
-                        errno => self.terminate(mem, index, error::reason(errno)),
+                        errno => self.terminate(mem, index, socket::reason(errno)),
                     },
                 }
             }
@@ -185,16 +185,9 @@ impl SocketsEngine {
         true
     }
 
-    /// The guest gave up a buffer, or sends it on: the flow that it came on is charged
-    /// for it no more.
-    pub(super) fn uncharge(&mut self, buf: u32) {
-        let record = self.bufs.get_mut(buf);
-        if record.place != Place::Delivered {
-            return;
-        }
-        record.place = Place::Elsewhere;
-        let name = Flow(record.flow);
-        if let Some(index) = self.flows.find(name) {
+    /// A flow is charged for one buffer less, if it lives.
+    pub(super) fn discharge(&mut self, name: Option<Flow>) {
+        if let Some(index) = name.and_then(|name| self.flows.find(name)) {
             self.flows[index].rx_bufs -= 1;
         }
     }

@@ -7,10 +7,10 @@ use paste_abi::Reason;
 use paste_stack::{Memory, Tx};
 
 use super::bufs::{Place, Queue, Told};
-use super::flows::{Busy, State, event};
+use super::flows::{Busy, State};
 use super::lists::NIL;
 use super::ring::{Completion, Copying, PARTS_MAX, Part};
-use super::{RegionMemory, SocketsEngine, error};
+use super::{RegionMemory, SocketsEngine, event, socket};
 
 /// Buffers that may wait in one flow's send queue, or be the kernel's.
 const QUEUE_MAX: u16 = 1024;
@@ -81,13 +81,6 @@ impl Notices {
 impl SocketsEngine {
     /// Queues payload. On `Ok` the buffer is the engine's, unless it is shared.
     pub(super) fn queue(&mut self, mem: &RegionMemory, index: u32, tx: &Tx) -> Result<(), Reason> {
-        if tx.buf >= self.bufs.count() {
-            return Err(Reason::ForeignBuffer);
-        }
-        let end = usize::from(tx.offset) + usize::from(tx.len);
-        if tx.len == 0 || tx.offset < self.headroom || end > mem.buffer_size() {
-            return Err(Reason::BadRange);
-        }
         let flow = &mut self.flows[index];
         if !matches!(flow.state, State::Open | State::Connecting) || flow.fin_queued {
             return Err(Reason::Closed);
@@ -96,30 +89,9 @@ impl SocketsEngine {
             flow.want_writable = true;
             return Err(Reason::FlowFull);
         }
-        let record = self.bufs.get(tx.buf);
-        if !matches!(record.place, Place::Delivered | Place::Elsewhere) {
-            return Err(Reason::ForeignBuffer);
-        }
-        let buf = if tx.share {
-            self.bufs.alias(tx.buf).ok_or(Reason::NoRoom)?
-        } else if record.pins > 0 {
-            // Shared sends of it are under way.
-            return Err(Reason::BadRequest);
-        } else {
-            self.uncharge(tx.buf);
-            tx.buf
-        };
-        let record = self.bufs.get_mut(buf);
-        record.place = Place::Sending;
-        record.offset = tx.offset;
-        record.len = tx.len;
-        record.word = tx.cookie;
-        record.told = match (tx.share, tx.keep, tx.notify) {
-            (true, ..) => Told::Shared,
-            (false, true, _) => Told::Kept,
-            (false, false, true) => Told::Acked,
-            (false, false, false) => Told::Nothing,
-        };
+        let size = mem.buffer_size();
+        let (buf, charged) = self.bufs.begin_send(tx, self.headroom, size)?;
+        self.discharge(charged);
         let flow = &mut self.flows[index];
         self.bufs.push(&mut flow.tx, buf);
         flow.tx_len += 1;
@@ -220,7 +192,7 @@ impl SocketsEngine {
         if matches!(errno, libc::EINTR | libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) {
             return;
         }
-        self.terminate(mem, index, error::reason(errno));
+        self.terminate(mem, index, socket::reason(errno));
     }
 
     /// Sends what is next, or lets a flow end that waits for it.
@@ -316,14 +288,7 @@ impl SocketsEngine {
 
     /// Gives a buffer that was sent to the pool, or ends one send of a shared one.
     pub(super) fn give_sent(&mut self, mem: &mut RegionMemory, buf: u32) {
-        if buf < self.bufs.count() {
-            self.bufs.get_mut(buf).place = Place::Elsewhere;
-            return mem.give(buf);
-        }
-        let (buf, over) = self.bufs.end_alias(buf);
-        if over {
-            mem.give(buf);
-        }
+        self.bufs.end_send(buf).into_iter().for_each(|buf| mem.give(buf));
     }
 
     /// Gives up what was not sent; the kernel has none of it.

@@ -1,13 +1,12 @@
 //! What the guest is told. It lies in the flows, as bits and as queues of buffers, until
 //! the guest has room for it.
 
-use paste_abi::slot::{KEEP, SHARE};
 use paste_abi::{Event, Flow, Slot};
+use paste_stack::Memory;
 
-use super::bufs::{Place, Told};
-use super::flows::event;
-use super::lists::{Links, NIL};
-use super::{RegionMemory, SocketsEngine};
+use super::flows::Links;
+use super::lists::NIL;
+use super::{RegionMemory, SocketsEngine, event};
 
 impl SocketsEngine {
     /// Moves what `channel` is to be told into `out`, in order for each flow.
@@ -54,22 +53,16 @@ impl SocketsEngine {
             return Some(Slot { cookie, ..Slot::event(Event::Connected, name) });
         }
         if let Some(buf) = self.bufs.pop(&mut flow.rx) {
-            let record = self.bufs.get_mut(buf);
-            record.place = Place::Delivered;
-            return Some(Slot {
-                buf_idx: buf,
-                len: record.len,
-                offset: record.offset,
-                time: record.word,
-                ..Slot::event(Event::Data, name)
-            });
+            return Some(self.bufs.deliver(buf, name));
         }
         if flow.events & event::FIN != 0 {
             flow.events &= !event::FIN;
             return Some(Slot::event(Event::Fin, name));
         }
         if let Some(buf) = self.bufs.pop(&mut flow.done) {
-            return Some(self.acked(mem, buf, name));
+            let (slot, over) = self.bufs.acked(buf, name);
+            over.into_iter().for_each(|buf| mem.give(buf));
+            return Some(slot);
         }
         if flow.events & event::WRITABLE != 0 {
             flow.events &= !event::WRITABLE;
@@ -79,30 +72,6 @@ impl SocketsEngine {
             return Some(Slot { len: flow.reason as u16, ..Slot::event(Event::Reset, name) });
         }
         (flow.events & event::CLOSED != 0).then(|| Slot::event(Event::Closed, name))
-    }
-
-    /// The ACKED of a buffer that was sent, or given up.
-    fn acked(&mut self, mem: &mut RegionMemory, buf: u32, name: Flow) -> Slot {
-        let record = self.bufs.get_mut(buf);
-        let mut slot = Slot {
-            cookie: record.word,
-            len: record.reason as u16,
-            ..Slot::event(Event::Acked, name)
-        };
-        match record.told {
-            Told::Kept => {
-                record.place = Place::Elsewhere;
-                slot.buf_idx = buf;
-                slot.modifiers = KEEP;
-            }
-            Told::Shared => {
-                slot.buf_idx = self.bufs.real(buf);
-                slot.modifiers = SHARE;
-                self.give_sent(mem, buf);
-            }
-            Told::Acked | Told::Nothing => self.give_sent(mem, buf),
-        }
-        slot
     }
 
     /// The flow was told to its guest, or is gone before.

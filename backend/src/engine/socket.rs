@@ -1,11 +1,13 @@
-//! Sockets of the host's, as the engine wants them, and what is asked of them outside
-//! the ring: a few calls in the life of a listener or a flow, and none for a request.
+//! Sockets of the host's, as engines want them that leave TCP to its kernel: a few calls
+//! in the life of a listener or a flow, and none for a request. And what the kernel's
+//! errors mean for a guest.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use paste_abi::Reason;
 use paste_abi::slot::Opt;
 use rustix::net::sockopt::{
     set_ipv6_v6only, set_socket_keepalive, set_socket_linger, set_socket_reuseaddr,
@@ -14,7 +16,12 @@ use rustix::net::sockopt::{
 use rustix::net::{
     AddressFamily, Shutdown, SocketFlags, SocketType, bind, ipproto, listen, shutdown, socket_with,
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+/// Descriptors that the process needs beside those of flows.
+const DESCRIPTORS_MORE: u64 = 256;
+/// Descriptors that are asked for where there is no limit (`fs.nr_open` as it comes).
+const DESCRIPTORS_MAX: u32 = 1 << 20;
 /// The longest time before keepalive probes, s (`MAX_TCP_KEEPIDLE` of `net/tcp.h`).
 const KEEPALIVE_MAX_S: u64 = 32_767;
 
@@ -80,4 +87,47 @@ pub(super) fn set_option(socket: BorrowedFd<'_>, option: Opt, value: u64) -> io:
         }
     }
     Ok(())
+}
+
+/// What the guest is told of a flow that an error of the system's ended.
+pub(super) fn reason(errno: i32) -> Reason {
+    match errno {
+        libc::ETIMEDOUT => Reason::TimedOut,
+        libc::EHOSTUNREACH | libc::ENETUNREACH | libc::ENETDOWN | libc::EHOSTDOWN => {
+            Reason::Unreachable
+        }
+        libc::ECONNREFUSED => Reason::Refused,
+        libc::EADDRNOTAVAIL => Reason::NoRoom,
+        libc::EACCES | libc::EPERM | libc::EINVAL => Reason::BadAddress,
+        libc::ECANCELED | libc::ECONNABORTED => Reason::Aborted,
+        _ => Reason::PeerReset,
+    }
+}
+
+/// What the guest is told of a port that could not be bound or listened on.
+pub(super) fn bind_reason(errno: i32) -> Reason {
+    match errno {
+        libc::EADDRINUSE => Reason::PortInUse,
+        libc::EACCES | libc::EPERM | libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT => Reason::BadAddress,
+        _ => Reason::NoRoom,
+    }
+}
+
+/// Every flow is a descriptor: asks for as many as there may be, as other guests of the
+/// process need theirs, and says if that is less than this one may need.
+pub(super) fn allow_descriptors(flows_max: u32) {
+    let wanted = u64::from(flows_max) + DESCRIPTORS_MORE;
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let most = maximum.unwrap_or(u64::from(DESCRIPTORS_MAX));
+    let enough = current.is_none_or(|current| current >= most);
+    let raised =
+        enough || setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum }).is_ok();
+    let limit = if raised { most } else { current.unwrap_or(most) };
+    if limit < wanted {
+        tracing::warn!(
+            limit,
+            flows_max,
+            "the limit of open descriptors allows fewer flows than flows_max: raise it (`ulimit -n`)"
+        );
+    }
 }

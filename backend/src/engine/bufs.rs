@@ -1,5 +1,5 @@
-//! What the engine knows of each buffer, in memory of the host's: where it is, and what
-//! of it is payload. One record for each buffer of the region, allocated once, linked
+//! What an engine that leaves TCP to the host's kernel knows of each buffer, in memory of
+//! the host's: where it is, and what of it is payload. One record for each buffer of the region, allocated once, linked
 //! into the queues of flows.
 //!
 //! A buffer that stays the guest's while it is sent has further records, one for each
@@ -7,7 +7,9 @@
 //! is a pin of its buffer, so that one which the guest gives up goes to the pool when
 //! its last send has ended.
 
-use paste_abi::Reason;
+use paste_abi::slot::{KEEP, SHARE};
+use paste_abi::{Event, Flow, Reason, Slot};
+use paste_stack::Tx;
 
 use super::lists::NIL;
 
@@ -92,6 +94,7 @@ impl Queue {
 #[derive(Debug)]
 pub(super) struct Bufs {
     records: Box<[Record]>,
+    /// Buffers; indices from here on are aliases.
     count: u32,
     /// The buffer of each alias.
     reals: Box<[u32]>,
@@ -109,11 +112,6 @@ impl Bufs {
         }
         let free = if aliases > 0 { count } else { NIL };
         Bufs { records, count, reals: vec![NIL; aliases as usize].into(), free }
-    }
-
-    /// Buffers; indices from here on are aliases.
-    pub(super) fn count(&self) -> u32 {
-        self.count
     }
 
     pub(super) fn get(&self, buf: u32) -> &Record {
@@ -155,6 +153,107 @@ impl Bufs {
             record.place = Place::Elsewhere;
         }
         (buf, over)
+    }
+
+    /// Judges what a guest wants to be sent from a buffer of `size` bytes, the first
+    /// `headroom` of which are not payload, and has the record of it say so. Gives the
+    /// record, and the flow that is charged for the buffer no more.
+    pub(super) fn begin_send(
+        &mut self,
+        tx: &Tx,
+        headroom: u16,
+        size: usize,
+    ) -> Result<(u32, Option<Flow>), Reason> {
+        if tx.buf >= self.count {
+            return Err(Reason::ForeignBuffer);
+        }
+        let end = usize::from(tx.offset) + usize::from(tx.len);
+        if tx.len == 0 || tx.offset < headroom || end > size {
+            return Err(Reason::BadRange);
+        }
+        let record = self.get(tx.buf);
+        if !matches!(record.place, Place::Delivered | Place::Elsewhere) {
+            return Err(Reason::ForeignBuffer);
+        }
+        let (buf, charged) = if tx.share {
+            (self.alias(tx.buf).ok_or(Reason::NoRoom)?, None)
+        } else if record.pins > 0 {
+            // Shared sends of it are under way.
+            return Err(Reason::BadRequest);
+        } else {
+            (tx.buf, self.uncharge(tx.buf))
+        };
+        let record = self.get_mut(buf);
+        record.place = Place::Sending;
+        record.offset = tx.offset;
+        record.len = tx.len;
+        record.word = tx.cookie;
+        record.told = match (tx.share, tx.keep, tx.notify) {
+            (true, ..) => Told::Shared,
+            (false, true, _) => Told::Kept,
+            (false, false, true) => Told::Acked,
+            (false, false, false) => Told::Nothing,
+        };
+        Ok((buf, charged))
+    }
+
+    /// The guest gave up a buffer, or sends it on: gives the flow that was charged for
+    /// it, and is no more.
+    pub(super) fn uncharge(&mut self, buf: u32) -> Option<Flow> {
+        let record = self.get_mut(buf);
+        if record.place != Place::Delivered {
+            return None;
+        }
+        record.place = Place::Elsewhere;
+        Some(Flow(record.flow))
+    }
+
+    /// A buffer was sent, or is not to be: gives the one that is to go to the pool now.
+    pub(super) fn end_send(&mut self, buf: u32) -> Option<u32> {
+        if buf < self.count {
+            self.get_mut(buf).place = Place::Elsewhere;
+            return Some(buf);
+        }
+        let (buf, over) = self.end_alias(buf);
+        over.then_some(buf)
+    }
+
+    /// The DATA of a buffer that becomes the guest's.
+    pub(super) fn deliver(&mut self, buf: u32, name: Flow) -> Slot {
+        let record = self.get_mut(buf);
+        record.place = Place::Delivered;
+        Slot {
+            buf_idx: buf,
+            len: record.len,
+            offset: record.offset,
+            time: record.word,
+            ..Slot::event(Event::Data, name)
+        }
+    }
+
+    /// The ACKED of a buffer that was sent, or given up; and the buffer that is to go to
+    /// the pool now.
+    pub(super) fn acked(&mut self, buf: u32, name: Flow) -> (Slot, Option<u32>) {
+        let record = self.get_mut(buf);
+        let mut slot = Slot {
+            cookie: record.word,
+            len: record.reason as u16,
+            ..Slot::event(Event::Acked, name)
+        };
+        match record.told {
+            Told::Kept => {
+                record.place = Place::Elsewhere;
+                slot.buf_idx = buf;
+                slot.modifiers = KEEP;
+                (slot, None)
+            }
+            Told::Shared => {
+                slot.buf_idx = self.real(buf);
+                slot.modifiers = SHARE;
+                (slot, self.end_send(buf))
+            }
+            Told::Acked | Told::Nothing => (slot, self.end_send(buf)),
+        }
     }
 
     /// Appends `buf` to `queue`.

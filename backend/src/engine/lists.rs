@@ -1,28 +1,13 @@
 //! Lists of flows, threaded through a table that is allocated once. A flow is in a list
 //! of each kind at most once, and finding out, adding and removing take the same time
-//! whatever the length.
+//! whatever the length. Which kinds there are is the engine's business.
+
+use std::marker::PhantomData;
 
 /// No flow, buffer or other index.
 pub(super) const NIL: u32 = u32::MAX;
 /// In place of the next: in no list.
 const OUT: u32 = u32::MAX - 1;
-
-/// The kinds of list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Links {
-    /// The flows of one channel.
-    Channel,
-    /// Those of one channel that have something for the guest.
-    Ready,
-    /// Those for which the ring has something to do.
-    Work,
-    /// Those that are to receive and do not.
-    Arm,
-    /// Those that the guest has closed and the peer has not, the longest silent first.
-    Closing,
-}
-
-const KINDS: usize = 5;
 
 #[derive(Clone, Copy, Debug)]
 struct Link {
@@ -50,26 +35,30 @@ impl List {
     }
 }
 
-/// The links of all flows.
+/// The links of all flows, which are in lists of `N` kinds, named by `K`.
 #[derive(Debug)]
-pub(super) struct Lists(Box<[[Link; KINDS]]>);
+pub(super) struct Lists<K, const N: usize> {
+    links: Box<[[Link; N]]>,
+    kinds: PhantomData<K>,
+}
 
-impl Lists {
-    pub(super) fn new(count: u32) -> Lists {
-        Lists(vec![[Link { prev: NIL, next: OUT }; KINDS]; count as usize].into())
+impl<K: Copy + Into<usize>, const N: usize> Lists<K, N> {
+    pub(super) fn new(count: u32) -> Lists<K, N> {
+        let links = vec![[Link { prev: NIL, next: OUT }; N]; count as usize].into();
+        Lists { links, kinds: PhantomData }
     }
 
-    fn link(&mut self, kind: Links, index: u32) -> &mut Link {
-        &mut self.0[index as usize][kind as usize]
+    fn link(&mut self, kind: K, index: u32) -> &mut Link {
+        &mut self.links[index as usize][kind.into()]
     }
 
     /// Whether the flow is in a list of the kind.
-    pub(super) fn linked(&self, kind: Links, index: u32) -> bool {
-        self.0[index as usize][kind as usize].next != OUT
+    pub(super) fn linked(&self, kind: K, index: u32) -> bool {
+        self.links[index as usize][kind.into()].next != OUT
     }
 
     /// Appends the flow, unless it is in a list of the kind already.
-    pub(super) fn push_back(&mut self, list: &mut List, kind: Links, index: u32) {
+    pub(super) fn push_back(&mut self, list: &mut List, kind: K, index: u32) {
         if self.linked(kind, index) {
             return;
         }
@@ -82,7 +71,7 @@ impl Lists {
     }
 
     /// Takes the flow out of the list, if it is in it.
-    pub(super) fn remove(&mut self, list: &mut List, kind: Links, index: u32) {
+    pub(super) fn remove(&mut self, list: &mut List, kind: K, index: u32) {
         if !self.linked(kind, index) {
             return;
         }
@@ -99,7 +88,7 @@ impl Lists {
     }
 
     /// Takes the first out of the list.
-    pub(super) fn pop_front(&mut self, list: &mut List, kind: Links) -> Option<u32> {
+    pub(super) fn pop_front(&mut self, list: &mut List, kind: K) -> Option<u32> {
         let index = list.head()?;
         self.remove(list, kind, index);
         Some(index)
@@ -118,31 +107,31 @@ mod tests {
         /// The same as a deque, whatever is done.
         #[test]
         fn lists_keep_their_order(steps in prop::collection::vec((0..3u8, 0..8u32), 0..200)) {
-            let (mut lists, mut list) = (Lists::new(8), List::EMPTY);
+            let (mut lists, mut list) = (Lists::<usize, 2>::new(8), List::EMPTY);
             let mut model = VecDeque::new();
             for (step, index) in steps {
                 match step {
                     0 => {
-                        lists.push_back(&mut list, Links::Work, index);
+                        lists.push_back(&mut list, 0, index);
                         if !model.contains(&index) {
                             model.push_back(index);
                         }
                     }
                     1 => {
-                        lists.remove(&mut list, Links::Work, index);
+                        lists.remove(&mut list, 0, index);
                         model.retain(|&other| other != index);
                     }
                     _ => {
-                        let popped = lists.pop_front(&mut list, Links::Work);
+                        let popped = lists.pop_front(&mut list, 0);
                         prop_assert_eq!(popped, model.pop_front());
                     }
                 }
                 prop_assert_eq!(list.head(), model.front().copied());
                 prop_assert_eq!(list.is_empty(), model.is_empty());
                 for index in 0..8 {
-                    let linked = lists.linked(Links::Work, index);
+                    let linked = lists.linked(0, index);
                     prop_assert_eq!(linked, model.contains(&index));
-                    prop_assert!(!lists.linked(Links::Arm, index));
+                    prop_assert!(!lists.linked(1, index));
                 }
             }
         }
