@@ -1,6 +1,6 @@
 //! What netmap's kernel module and its users agree on, byte for byte: requests,
 //! options, interfaces, rings and slots of its API 14 (`sys/net/netmap.h`), and the
-//! numbers of its ioctls.
+//! numbers of its ioctls; and what PASTE adds to it (`sys/net/netmap_paste.h`).
 //!
 //! Our own, because no crate has them: `netmap_sys` stops at API 11, which every kernel
 //! since February 2019 refuses, and its ring arithmetic overflows. Every size and
@@ -19,6 +19,10 @@ pub(super) const REQ_REGISTER: u16 = 1;
 /// `NETMAP_REQ_PORT_INFO_GET`: what a port has; without a name, only whether netmap
 /// answers.
 pub(super) const REQ_PORT_INFO_GET: u16 = 2;
+/// `NETMAP_REQ_PST_ATTACH`: a NIC joins a path of PASTE's.
+pub(super) const REQ_PST_ATTACH: u16 = 16;
+/// `NETMAP_REQ_PST_FD_REG`: a socket's payload is a path's business from now on.
+pub(super) const REQ_PST_FD_REG: u16 = 18;
 
 /// `NETMAP_REQ_OPT_EXTMEM`: memory of the caller's.
 pub(super) const OPT_EXTMEM: u32 = 1;
@@ -112,6 +116,25 @@ pub(super) struct PortInfo {
     pub(super) host_rx_rings: u16,
     pub(super) mem_id: u16,
     pub(super) pad: [u16; 3],
+}
+
+/// `struct nmreq_vale_attach`, which PASTE takes too.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct Attach {
+    pub(super) register: Register,
+    /// The port's number on its path, for an answer.
+    pub(super) port_index: u32,
+    pub(super) pad: u32,
+}
+
+/// `struct nmreq_pst_fd_reg`.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct FdReg {
+    /// The caller's descriptor of the socket.
+    pub(super) fd: u32,
+    pub(super) pad: u32,
 }
 
 /// One kind of object in a [`PoolsInfo`].
@@ -256,6 +279,8 @@ laid_out!(Register, 56, offset @ 0, memsize @ 8, tx_slots @ 16, rx_slots @ 20, t
     extra_bufs @ 40, flags @ 48);
 laid_out!(PortInfo, 32, memsize @ 0, tx_slots @ 8, rx_slots @ 12, tx_rings @ 16, rx_rings @ 18,
     host_tx_rings @ 20, host_rx_rings @ 22, mem_id @ 24);
+laid_out!(Attach, 64, register @ 0, port_index @ 56);
+laid_out!(FdReg, 8, fd @ 0);
 laid_out!(PoolInfo, 16, offset @ 0, count @ 8, size @ 12);
 laid_out!(PoolsInfo, 64, memsize @ 0, mem_id @ 8, interfaces @ 16, rings @ 32, buffers @ 48);
 laid_out!(ExtMem, 96, option @ 0, start @ 24, pools @ 32);
@@ -267,6 +292,41 @@ laid_out!(Ring, 72, buf_ofs @ 0, num_slots @ 8, buf_size @ 12, ringid @ 16, dir 
     cur @ 24, tail @ 28, flags @ 32, ts_sec @ 40, ts_usec @ 48, offset_mask @ 56,
     buf_align @ 64);
 laid_out!(Slot, 16, buf_idx @ 0, len @ 4, flags @ 6, ptr @ 8);
+
+/// What PASTE writes into a slot's `ptr`: the buffer offset below
+/// [`PST_OFFSET_MASK`], the descriptor, and where the payload begins behind that offset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PstPtr {
+    pub(super) offset: u16,
+    pub(super) fd: i32,
+    pub(super) data: u16,
+}
+
+/// `offset_mask` of PASTE's rings.
+pub(super) const PST_OFFSET_MASK: u64 = 0xff;
+/// `NS_PST_FD_SHIFT`, of 32 bits.
+const PST_FD_SHIFT: u32 = 8;
+/// `NS_PST_OFST_SHIFT` and the bits behind it.
+const PST_DATA_SHIFT: u32 = 40;
+pub(super) const PST_DATA_MAX: u16 = 0x3ff;
+
+impl PstPtr {
+    /// As it lies in a slot.
+    pub(super) fn pack(self) -> u64 {
+        u64::from(self.offset) & PST_OFFSET_MASK
+            | u64::from(self.fd as u32) << PST_FD_SHIFT
+            | u64::from(self.data & PST_DATA_MAX) << PST_DATA_SHIFT
+    }
+
+    /// What lies in a slot.
+    pub(super) fn unpack(ptr: u64) -> PstPtr {
+        PstPtr {
+            offset: (ptr & PST_OFFSET_MASK) as u16,
+            fd: (ptr >> PST_FD_SHIFT) as u32 as i32,
+            data: (ptr >> PST_DATA_SHIFT) as u16 & PST_DATA_MAX,
+        }
+    }
+}
 
 impl Header {
     /// A request about the port `name`, which is cut to what the header holds.
@@ -298,5 +358,21 @@ impl Offsets {
     pub(super) fn new(max: u64, initial: u64) -> Offsets {
         let option = OptionHeader::new(OPT_OFFSETS);
         Offsets { option, max, initial, bits: 32, ..Offsets::new_zeroed() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_of_pastes_reads_as_it_was_seen_to() {
+        // Descriptor 5, payload behind 66 bytes of headers, seen on Linux 6.1.
+        let ptr = PstPtr { offset: 0x40, fd: 5, data: 66 };
+        assert_eq!(ptr.pack(), 0x0000_4200_0000_0540);
+        assert_eq!(PstPtr::unpack(0x0000_4200_0000_0540), ptr);
+        let edge = PstPtr { offset: 0xff, fd: -1, data: PST_DATA_MAX };
+        assert_eq!(edge.pack(), 0x0003_ffff_ffff_ffff);
+        assert_eq!(PstPtr::unpack(u64::MAX), edge);
     }
 }

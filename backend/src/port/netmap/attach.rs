@@ -327,7 +327,7 @@ impl Plan {
 
 /// What was found in the memory of a port that is bound.
 #[derive(Debug, Default)]
-struct Seen {
+pub(super) struct Seen {
     /// Rings of the NIC that are bound, each way.
     tx_rings: usize,
     rx_rings: usize,
@@ -339,13 +339,19 @@ struct Seen {
 }
 
 impl Seen {
-    fn memory(&self, area: Area, sharing: Sharing) -> Memory {
+    /// The memory that it was found in.
+    pub(super) fn memory(&self, area: Area, sharing: Sharing) -> Memory {
         Memory { area, sharing, buffers_at: self.buffers_at, buffer_size: self.buffer_size }
+    }
+
+    /// Which bits of a slot's word hold where the frame begins.
+    pub(super) fn offset_mask(&self) -> u64 {
+        self.offset_mask
     }
 
     /// Reads the interface and the rings that are bound, the host's behind the NIC's.
     /// Says what cannot be.
-    fn read(
+    pub(super) fn read(
         area: &Area,
         bound: &Register,
         exchange: Exchange,
@@ -415,7 +421,7 @@ impl Seen {
 }
 
 /// Asks what a port has; without a name, whether netmap answers.
-fn info<D: Descriptor>(descriptor: &D, name: &str) -> Result<PortInfo, Errno> {
+pub(super) fn info<D: Descriptor + ?Sized>(descriptor: &D, name: &str) -> Result<PortInfo, Errno> {
     let mut info = PortInfo::new_zeroed();
     descriptor.control(&mut Request {
         header: Header::new(REQ_PORT_INFO_GET, name),

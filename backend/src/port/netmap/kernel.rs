@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 
 use rustix::io::Errno;
 
-use super::abi::{ExtMem, Header, Offsets, PortInfo, Register};
+use super::abi::{Attach, ExtMem, FdReg, Header, Offsets, PortInfo, Register};
 use super::area::Area;
 
 /// A request with what belongs to it. The pointers of the header are the seam's to fill
@@ -24,6 +24,8 @@ pub(super) struct Request<'a> {
 pub(super) enum Body<'a> {
     Register(&'a mut Register),
     PortInfo(&'a mut PortInfo),
+    Attach(&'a mut Attach),
+    FdReg(&'a mut FdReg),
 }
 
 /// Where descriptors of netmap come from.

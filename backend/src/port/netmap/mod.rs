@@ -40,9 +40,10 @@ mod attach;
 mod error;
 mod kernel;
 #[cfg(test)]
-mod model;
+pub(crate) mod model;
 mod name;
 mod os;
+pub mod pst;
 mod receive;
 mod rings;
 mod send;

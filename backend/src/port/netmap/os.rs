@@ -49,6 +49,8 @@ impl Descriptor for Netmap {
         header.body = match body {
             Body::Register(register) => ptr::from_mut::<_>(*register) as u64,
             Body::PortInfo(info) => ptr::from_mut::<_>(*info) as u64,
+            Body::Attach(attach) => ptr::from_mut::<_>(*attach) as u64,
+            Body::FdReg(socket) => ptr::from_mut::<_>(*socket) as u64,
         };
         // A list, each naming the next.
         let offsets = offsets.as_mut().map_or(0, |offsets| ptr::from_mut::<_>(*offsets) as u64);
@@ -222,6 +224,8 @@ pub(super) struct Link {
     pub(super) promiscuous: bool,
     /// Its address.
     pub(super) mac: [u8; 6],
+    /// The kernel's number of it, which none after it has.
+    pub(super) index: u32,
 }
 
 /// Looks an interface up; `None` where there is none, or no telling.
@@ -237,6 +241,7 @@ pub(super) fn link(name: &str) -> Option<Link> {
     }
     Some(Link {
         mtu: read("mtu")?.trim().parse().ok()?,
+        index: read("ifindex")?.trim().parse().ok()?,
         up: flags & libc::IFF_UP as u32 != 0,
         promiscuous: flags & libc::IFF_PROMISC as u32 != 0,
         mac,

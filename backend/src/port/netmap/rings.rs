@@ -62,7 +62,7 @@ impl Exchange {
 }
 
 /// The position after `index` by `count` of a ring of `slots`.
-fn after(index: u32, count: u32, slots: u32) -> u32 {
+pub(super) fn after(index: u32, count: u32, slots: u32) -> u32 {
     ((u64::from(index) + u64::from(count)) % u64::from(slots)) as u32
 }
 
@@ -73,11 +73,11 @@ fn distance(from: u32, to: u32, slots: u32) -> u32 {
 
 /// The parts of a ring that both directions have.
 #[derive(Debug)]
-struct Common {
-    memory: RingMemory,
+pub(super) struct Common {
+    pub(super) memory: RingMemory,
     exchange: Exchange,
-    head: u32,
-    tail: u32,
+    pub(super) head: u32,
+    pub(super) tail: u32,
     /// The buffer that each slot names.
     bufs: Box<[u32]>,
 }
@@ -93,12 +93,13 @@ impl Common {
         Ok(Common { memory, exchange, head, tail, bufs })
     }
 
-    fn ours(&self) -> u32 {
+    /// Slots from `head` to before `tail`.
+    pub(super) fn ours(&self) -> u32 {
         distance(self.head, self.tail, self.memory.slots())
     }
 
     /// Reads how far the kernel has come. Returns how many slots it passed.
-    fn refresh(&mut self) -> Result<u32, RingFault> {
+    pub(super) fn refresh(&mut self) -> Result<u32, RingFault> {
         let (slots, to) = (self.memory.slots(), self.memory.tail());
         let passed = if to < slots { distance(self.tail, to, slots) } else { slots };
         if passed > slots - 1 - self.ours() {
@@ -106,6 +107,12 @@ impl Common {
         }
         self.tail = to;
         Ok(passed)
+    }
+
+    /// The buffer that the slot names, as the kernel may have exchanged it.
+    pub(super) fn buffer(&self, index: u32) -> Result<u32, RingFault> {
+        let found = self.memory.slot(index).buf_idx;
+        self.exchange.judge(index, self.bufs[index as usize], found)
     }
 
     /// Has each slot name the buffer that it came with: netmap frees what it finds there.
@@ -116,7 +123,7 @@ impl Common {
         }
     }
 
-    fn advance(&mut self, count: u32) {
+    pub(super) fn advance(&mut self, count: u32) {
         self.head = after(self.head, count, self.memory.slots());
     }
 }
@@ -153,6 +160,11 @@ impl TxRing {
         let ring = Common::new(memory, exchange)?;
         let (home, lent) = (ring.bufs.clone(), vec![None; ring.bufs.len()].into_boxed_slice());
         Ok(TxRing { ring, home, lent, hidden: false })
+    }
+
+    /// The ring, for who sends otherwise than by frames.
+    pub(super) fn into_common(self) -> Common {
+        self.ring
     }
 
     /// The buffers that the slots name.

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use super::super::abi::{BUF_CHANGED, MOREFRAG, REPORT, Slot};
 use super::kring::Kring;
 use super::memory::Mem;
+use super::pst::Pst;
 use crate::port::wire::Lane;
 
 /// What kind of port it is, with what belongs to that kind.
@@ -13,6 +14,7 @@ use crate::port::wire::Lane;
 pub(super) enum Nature {
     Nic(Box<Nic>),
     Vale,
+    Pst(Box<Pst>),
     Pipe {
         /// The other end's place among the adapters.
         peer: usize,
@@ -37,6 +39,7 @@ pub(super) struct Nic {
     pub(super) from_host: VecDeque<Vec<u8>>,
     /// Its rings are stopped, as while it is reset.
     pub(super) stopped: bool,
+    pub(super) tx_csum: bool,
 }
 
 /// A port.

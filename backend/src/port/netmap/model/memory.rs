@@ -15,7 +15,7 @@ const HUGE: usize = 2 << 20;
 
 /// Which pages of a caller's memory follow each other physically.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in super::super) enum Pages {
+pub(crate) enum Pages {
     /// Those of one huge page.
     Huge,
     /// None.

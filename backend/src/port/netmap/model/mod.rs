@@ -7,6 +7,7 @@
 //! | `kring` | `netmap.c`: a ring as the kernel sees it, checks, repair |
 //! | `adapter` | the drivers' and the switch's copying from and to slots |
 //! | `sync` | `*_txsync` and `*_rxsync` of NICs, host rings, switches and pipes |
+//! | `pst` | `netmap_paste.c`, `netmap_linux.c`: PASTE's ports and sockets |
 //!
 //! Where the source leaves room, the model is the unkind one: a NIC reads a frame that
 //! was sent only when it reports it as sent, receives into the buffers that it was told
@@ -15,6 +16,7 @@
 mod adapter;
 mod kring;
 mod memory;
+mod pst;
 mod sync;
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -27,15 +29,15 @@ use self::kring::Kring;
 use self::memory::{Mem, PAGE};
 use super::abi::{
     API, EXCLUSIVE, INTERFACE_LEN, Interface, NAME_LEN, PortInfo, REG_ALL_NIC, REG_NIC_SW,
-    REG_ONE_NIC, REQ_PORT_INFO_GET, REQ_REGISTER, RESERVED_BUFFERS, RING_SLOTS, RX_RINGS_ONLY,
-    Register, Ring, SLOT_LEN, Slot, TX_RINGS_ONLY,
+    REG_ONE_NIC, REQ_PORT_INFO_GET, REQ_PST_ATTACH, REQ_PST_FD_REG, REQ_REGISTER, RESERVED_BUFFERS,
+    RING_SLOTS, RX_RINGS_ONLY, Register, Ring, SLOT_LEN, Slot, TX_RINGS_ONLY,
 };
 use super::area::Area;
 use super::kernel::{Body, Descriptor, Kernel, Request, Shared};
 use crate::port::wire::{Faults, Lane};
 use crate::sys::wake::{self, Waker, Wakeups};
 
-pub(super) use memory::Pages;
+pub(crate) use memory::Pages;
 
 /// The highest API that is spoken (`NETMAP_MAX_API`).
 const API_MAX: u16 = 15;
@@ -46,41 +48,56 @@ const RING_OBJECT: usize = 5 * PAGE;
 
 /// What a test may want of the kernel.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Host {
+pub(crate) struct Host {
     /// The module is loaded.
-    pub(super) module: bool,
+    pub(crate) module: bool,
     /// This user may open the device.
-    pub(super) permitted: bool,
+    pub(crate) permitted: bool,
     /// Highest API spoken.
-    pub(super) api: u16,
+    pub(crate) api: u16,
     /// Built with external memory.
-    pub(super) extmem: bool,
+    pub(crate) extmem: bool,
     /// Of a caller's memory.
-    pub(super) pages: Pages,
+    pub(crate) pages: Pages,
     /// Ring objects of netmap's own memory.
-    pub(super) rings: u32,
+    pub(crate) rings: u32,
+    /// Built with PASTE.
+    pub(crate) paste: bool,
+    /// Ring objects of memory that a switch's or a path's port brings with it
+    /// (`priv_ring_num`).
+    pub(crate) private_rings: u32,
 }
 
 impl Default for Host {
     fn default() -> Host {
-        let (module, permitted, extmem) = (true, true, true);
-        Host { module, permitted, api: API_MAX, extmem, pages: Pages::Huge, rings: 64 }
+        Host {
+            module: true,
+            permitted: true,
+            api: API_MAX,
+            extmem: true,
+            pages: Pages::Huge,
+            rings: 64,
+            paste: true,
+            private_rings: 16,
+        }
     }
 }
 
 /// What a NIC is like.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct NicKind {
-    pub(super) rings: usize,
-    pub(super) slots: u32,
-    pub(super) offsets: bool,
-    pub(super) joins: bool,
+pub(crate) struct NicKind {
+    pub(crate) rings: usize,
+    pub(crate) slots: u32,
+    pub(crate) offsets: bool,
+    pub(crate) joins: bool,
     /// Syncs after which a frame has really gone.
-    pub(super) lag: u32,
+    pub(crate) lag: u32,
     /// Bytes that one slot receives at most.
-    pub(super) slot_max: usize,
-    pub(super) faults: Faults,
-    pub(super) seed: u64,
+    pub(crate) slot_max: usize,
+    pub(crate) faults: Faults,
+    pub(crate) seed: u64,
+    /// Checksums of what is sent are its business (`NETIF_F_HW_CSUM`).
+    pub(crate) tx_csum: bool,
 }
 
 impl Default for NicKind {
@@ -94,13 +111,14 @@ impl Default for NicKind {
             slot_max: 2048,
             faults: Faults::default(),
             seed: 1,
+            tx_csum: true,
         }
     }
 }
 
 /// The kernel.
 #[derive(Clone, Debug)]
-pub(super) struct Model(Arc<Mutex<World>>);
+pub(crate) struct Model(Arc<Mutex<World>>);
 
 #[derive(Debug)]
 struct World {
@@ -109,13 +127,16 @@ struct World {
     mems: Vec<Mem>,
     adapters: Vec<Adapter>,
     wakers: Vec<(usize, Waker)>,
-    /// Buffers that were found in rings at the end and were not netmap's to free.
+    /// Buffers that were found in rings at the end and were not netmap's to free; and
+    /// blocks of the kernel's in buffers that somebody else has written to.
     complaints: u32,
+    /// Ports of PASTE's that were closed before their sockets (`netmap-pst-kwait`).
+    waiting: Vec<Bound>,
 }
 
 /// A descriptor of the model's.
 #[derive(Debug)]
-pub(super) struct ModelDescriptor {
+pub(crate) struct ModelDescriptor {
     world: Arc<Mutex<World>>,
     bound: Mutex<Option<Bound>>,
     waker: Waker,
@@ -137,7 +158,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Model {
-    pub(super) fn new(host: Host) -> Model {
+    pub(crate) fn new(host: Host) -> Model {
         let sorts = [(16, 1024), (host.rings, 9 * PAGE), (8192, 2048)];
         let mems = vec![Mem::own(1, sorts)];
         let (adapters, wakers) = (Vec::new(), Vec::new());
@@ -148,12 +169,13 @@ impl Model {
             adapters,
             wakers,
             complaints: 0,
+            waiting: Vec::new(),
         })))
     }
 
     /// Adds an interface, on no wire.
-    pub(super) fn add_nic(&self, name: &str, kind: NicKind) {
-        let NicKind { rings, slots, offsets, joins, lag, slot_max, faults, seed } = kind;
+    pub(crate) fn add_nic(&self, name: &str, kind: NicKind) {
+        let NicKind { rings, slots, offsets, joins, lag, slot_max, faults, seed, tx_csum } = kind;
         let ring = |tx| move |_| Kring::new(slots, tx);
         let nic = Nic {
             out: Lane::new(faults, seed, 2048),
@@ -164,6 +186,7 @@ impl Model {
             to_host: Vec::new(),
             from_host: std::collections::VecDeque::new(),
             stopped: false,
+            tx_csum,
         };
         lock(&self.0).adapters.push(Adapter {
             name: name.to_owned(),
@@ -221,12 +244,12 @@ impl Model {
     }
 
     /// Times that netmap has complained of a buffer freed twice.
-    pub(super) fn complaints(&self) -> u32 {
+    pub(crate) fn complaints(&self) -> u32 {
         lock(&self.0).complaints
     }
 
     /// Descriptors that are bound to a port.
-    pub(super) fn users(&self, name: &str) -> u32 {
+    pub(crate) fn users(&self, name: &str) -> u32 {
         let world = lock(&self.0);
         world.find(name).map_or(0, |index| world.adapters[index].active)
     }
@@ -308,7 +331,14 @@ impl Descriptor for ModelDescriptor {
         let name = String::from_utf8_lossy(&header.name[..end]).into_owned();
         match (header.reqtype, &mut request.body) {
             (REQ_PORT_INFO_GET, Body::PortInfo(info)) => world.info(&name, info),
+            (REQ_PST_ATTACH, Body::Attach(asked)) if world.host.paste => {
+                world.pst_attach(&name, &asked.register)
+            }
+            (REQ_PST_FD_REG, Body::FdReg(asked)) if world.host.paste => {
+                world.pst_register_fd(&name, asked.fd as i32)
+            }
             (REQ_REGISTER, Body::Register(_)) => {
+                world.pst_kwait();
                 let mut bound = lock(&self.bound);
                 if bound.is_some() {
                     return Err(Errno::BUSY);
@@ -344,7 +374,9 @@ impl Descriptor for ModelDescriptor {
 impl Drop for ModelDescriptor {
     fn drop(&mut self) {
         if let Some(bound) = lock(&self.bound).take() {
-            lock(&self.world).unregister(&bound);
+            let mut world = lock(&self.world);
+            world.waiting.push(bound);
+            world.pst_kwait();
         }
     }
 }
@@ -376,6 +408,10 @@ impl World {
         if let Some(at) = name.rfind(['{', '}']) {
             return self.pipe(name, at);
         }
+        if self.host.paste && name.starts_with("pst") && name.contains(':') {
+            let mem = mem.unwrap_or_else(|| self.private());
+            return Ok(self.add_virtual(name, Nature::Pst(Box::default()), mem));
+        }
         if name.starts_with("vale") && name.contains(':') {
             let mem = mem.unwrap_or_else(|| self.private());
             return Ok(self.add_virtual(name, Nature::Vale, mem));
@@ -386,7 +422,10 @@ impl World {
     /// A private allocator (`netmap_mem_private_new`).
     fn private(&mut self) -> u16 {
         let id = self.new_id();
-        self.mems.push(Mem::own(id, [(8, 1024), (16, RING_OBJECT), (8 * VALE_SLOTS + 2, 2048)]));
+        self.mems.push(Mem::own(
+            id,
+            [(8, 1024), (self.host.private_rings, RING_OBJECT), (8 * VALE_SLOTS + 2, 2048)],
+        ));
         id
     }
 
@@ -434,6 +473,9 @@ impl World {
             info.mem_id = 1;
             return Ok(());
         }
+        if name.starts_with("pst") && self.find(name).is_none() {
+            return self.pst_joined(name);
+        }
         let known = self.find(name).is_some();
         let index = self.adapter(name, None)?;
         let adapter = &self.adapters[index];
@@ -475,6 +517,9 @@ impl World {
         }
         let index = self.adapter(name, mem)?;
         let bound = self.bind(index, asked)?;
+        if matches!(self.adapters[index].nature, Nature::Pst(_)) {
+            self.pst_opened(&bound)?;
+        }
         if let Some(offsets) = offsets {
             let (max, initial) = (offsets.max, offsets.initial);
             let size = self.mem(bound.mem).buffers.size as u64;

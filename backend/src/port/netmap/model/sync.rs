@@ -36,6 +36,7 @@ impl World {
                 _ if place >= self.adapters[index].tx_nic => self.host_tx(index, place),
                 Nature::Nic(_) => self.nic_tx(index, place),
                 Nature::Vale => self.vale_tx(index, place),
+                Nature::Pst(_) => self.pst_tx(index),
                 Nature::Pipe { peer } => self.pipe_tx(index, peer, place),
             }
             let mem = self.mems.iter().find(|mem| mem.id == mem_id).unwrap();
@@ -59,6 +60,7 @@ impl World {
             let mem = self.mems.iter().find(|mem| mem.id == mem_id).unwrap();
             if self.adapters[index].rx[place].prologue(mem) {
                 match self.adapters[index].nature {
+                    Nature::Pst(_) => self.pst_rx(index),
                     Nature::Pipe { peer } => self.pipe_rx(index, peer, place),
                     _ if place >= rx_nic => self.host_rx(index, place),
                     _ => refill(&mut self.adapters[index].rx[place], mem),

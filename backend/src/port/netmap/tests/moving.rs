@@ -224,7 +224,7 @@ fn frames_longer_than_netmaps_buffers_take_several() {
 #[test]
 fn the_host_keeps_its_network() {
     let model = nics(NicKind::default());
-    let link = Link { mtu: 1500, up: true, promiscuous: true, mac: HOST };
+    let link = Link { mtu: 1500, up: true, promiscuous: true, mac: HOST, index: 7 };
     let mut guest = End::open(&model, &Opening { link: Some(link), ..Opening::netmap("ix0*") });
     let mut far = End::open(&model, &Opening { macs: vec![OTHER], ..Opening::netmap("ix1") });
     let all = [0xff; 6];

@@ -13,7 +13,7 @@ fn refused(host: Host, opening: &Opening) -> String {
 #[test]
 fn what_is_in_the_way_is_said_and_what_to_do() {
     let (host, ix0) = (Host::default(), Opening::netmap("ix0"));
-    let link = Link { mtu: 1400, up: true, promiscuous: true, mac: HOST };
+    let link = Link { mtu: 1400, up: true, promiscuous: true, mac: HOST, index: 7 };
     for (host, opening, message) in [
         (
             Host { module: false, ..host },
