@@ -156,6 +156,32 @@ fn a_device_that_cannot_be_had_is_named() {
 }
 
 #[test]
+fn a_nic_whose_module_is_absent_is_left_alone() {
+    require!(Need::Namespaces, Need::Built("pasted"));
+    if Path::new("/dev/netmap").exists() {
+        return eprintln!("skipped: this host has netmap");
+    }
+    let net = Namespace::new();
+    net.tap("tap1");
+    let dir = directory();
+    for (kind, extra, part) in [
+        ("netmap", "", "netmap module not loaded"),
+        ("paste", "", "netmap module not loaded"),
+        ("paste", "vlan = 7\n", "PASTE knows no VLANs"),
+    ] {
+        let guest = Guest { more: extra.to_owned(), ..Guest::number(1) };
+        let path = write_config(dir.path(), &[guest]);
+        let text = fs::read_to_string(&path).expect("it was just written");
+        let port = format!("{kind}:tap1");
+        fs::write(&path, text.replace("tap:tap1", &port)).expect("a file can be written");
+        let lines = fails(run_command(&net, &path).args(["--log", "error"]), 1);
+        assert_eq!(lines.len(), 1, "{lines:#?}");
+        assert!(lines[0].contains(&port) && lines[0].contains(part), "{lines:#?}");
+        assert!(sockets_in(dir.path()).is_empty(), "a socket was left behind");
+    }
+}
+
+#[test]
 fn without_permission_no_device_is_made() {
     require!(Need::Namespaces, Need::Built("pasted"), Need::Program("setpriv"));
     let net = Namespace::new();

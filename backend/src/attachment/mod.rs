@@ -11,6 +11,8 @@
 //! table.
 
 mod netmap;
+#[cfg(target_os = "linux")]
+mod paste;
 mod pipe;
 #[cfg(target_os = "linux")]
 mod sockets;
@@ -36,6 +38,8 @@ pub const KINDS: &[Kind] = &[
     xdp::KIND,
     netmap::KIND,
     vale::KIND,
+    #[cfg(target_os = "linux")]
+    paste::KIND,
     pipe::KIND,
     #[cfg(target_os = "linux")]
     sockets::KIND,
@@ -158,6 +162,10 @@ pub enum OpenError {
     /// A wire between two guests.
     #[error(transparent)]
     Pipe(#[from] PipeError),
+    /// The host's TCP through PASTE.
+    #[cfg(target_os = "linux")]
+    #[error(transparent)]
+    Paste(#[from] crate::engine::paste::PasteError),
     /// The host's TCP.
     #[cfg(target_os = "linux")]
     #[error(transparent)]

@@ -99,24 +99,28 @@ impl Device for NetmapDevice {
 
 /// Asks netmap which API it speaks.
 pub(super) fn probe() -> Result<Cow<'static, str>, Unavailable> {
-    let (why, help): (Cow<'static, str>, Cow<'static, str>) = match netmap::probe() {
-        Ok(()) => return Ok("netmap answers, API 14".into()),
-        Err(NetmapError::NoModule { .. }) => (
+    netmap::probe().map(|()| "netmap answers, API 14".into()).map_err(|error| unavailable(&error))
+}
+
+/// What it means that netmap cannot be had.
+pub(super) fn unavailable(error: &NetmapError) -> Unavailable {
+    let (why, help): (Cow<'static, str>, Cow<'static, str>) = match error {
+        NetmapError::NoModule { .. } => (
             "netmap module not loaded".into(),
             "build netmap for this kernel and `modprobe netmap`; FreeBSD's GENERIC kernel has it"
                 .into(),
         ),
-        Err(NetmapError::Permission { .. }) => (
+        NetmapError::Permission { .. } => (
             "this user may not open /dev/netmap".into(),
             "run as root, or `chgrp GROUP /dev/netmap && chmod 660 /dev/netmap`".into(),
         ),
-        Err(NetmapError::Version { .. }) => (
+        NetmapError::Version { .. } => (
             "the netmap module does not speak API 14".into(),
             "update netmap to one of 2019 or later".into(),
         ),
-        Err(error) => (error.to_string().into(), "see the kernel's log".into()),
+        error => (error.to_string().into(), "see the kernel's log".into()),
     };
-    Err(Unavailable { why, help })
+    Unavailable { why, help }
 }
 
 #[cfg(test)]

@@ -695,9 +695,15 @@ fn guests_on_sockets_have_addresses_of_the_host_and_may_share_them() {
 #[test]
 fn the_examples_are_right() {
     let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
-    for name in
-        ["quickstart.toml", "durable.toml", "sockets.toml", "vm.toml", "xdp.toml", "shared.toml"]
-    {
+    for name in [
+        "quickstart.toml",
+        "durable.toml",
+        "paste.toml",
+        "sockets.toml",
+        "vm.toml",
+        "xdp.toml",
+        "shared.toml",
+    ] {
         let config = Config::load(&configs.join(name)).unwrap();
         let guests = if name == "shared.toml" { 2 } else { 1 };
         assert_eq!(config.guests.len(), guests, "{name}");

@@ -13,6 +13,8 @@ mod event;
 mod lists;
 mod memory;
 #[cfg(target_os = "linux")]
+pub mod paste;
+#[cfg(target_os = "linux")]
 mod socket;
 #[cfg(target_os = "linux")]
 pub mod sockets;

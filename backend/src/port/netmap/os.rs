@@ -228,6 +228,12 @@ pub(super) struct Link {
     pub(super) index: u32,
 }
 
+/// A number that the module was loaded with; `None` where there is no telling.
+pub(super) fn parameter(name: &str) -> Option<u32> {
+    let text = std::fs::read_to_string(format!("/sys/module/netmap/parameters/{name}")).ok()?;
+    text.trim().parse().ok()
+}
+
 /// Looks an interface up; `None` where there is none, or no telling.
 #[cfg(target_os = "linux")]
 pub(super) fn link(name: &str) -> Option<Link> {

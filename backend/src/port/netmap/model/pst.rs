@@ -71,6 +71,11 @@ pub(super) struct Pst {
     extra: VecDeque<u32>,
     /// Slots sent after which there is no place to keep the next.
     keep_max: Option<u32>,
+    /// The NIC's ring is full: what sockets are given is not reported.
+    nic_full: bool,
+    /// How far sockets were given what is in the ring, beyond what is reported
+    /// (`nkr_hwlease`).
+    lease: Option<u32>,
     /// The NIC's place among the adapters, and its name on the path.
     nic: Option<(usize, String)>,
     /// Where the kernel's own rings and buffers for the NIC lie.
@@ -123,6 +128,11 @@ impl PstView<'_> {
     /// Has each sync stop behind so many slots.
     pub(crate) fn keep_at_most(&mut self, slots: Option<u32>) {
         self.pst().keep_max = slots;
+    }
+
+    /// Has nothing leave, or everything again.
+    pub(crate) fn fill_nic(&mut self, full: bool) {
+        self.pst().nic_full = full;
     }
 
     /// Puts a slot into the ring for receiving, whatever it says.
@@ -362,12 +372,13 @@ impl World {
             return;
         }
         let mut kept = 0;
-        while adapter.tx[0].hwcur != adapter.tx[0].rhead {
+        let mut cursor = adapter.pst().lease.unwrap_or(adapter.tx[0].hwcur);
+        while cursor != adapter.tx[0].rhead {
             let ring = &adapter.tx[0];
-            let (at, slot) = (ring.hwcur, ring.slot(mem, ring.hwcur));
+            let (at, slot) = (cursor, ring.slot(mem, cursor));
             let after = ring.next(at);
             if slot.len == 0 {
-                adapter.tx[0].hwcur = after;
+                cursor = after;
                 continue;
             }
             let PstPtr { offset, fd, data } = PstPtr::unpack(slot.ptr);
@@ -398,14 +409,20 @@ impl World {
             let flags = BUF_CHANGED;
             let empty = Slot { buf_idx, len: 2048, flags, ptr: NMCB_LEN as u64 };
             adapter.tx[0].set_slot(mem, at, empty);
-            adapter.tx[0].hwcur = after;
+            cursor = after;
             kept += 1;
             // pst_extra_enq: EBUSY, and the cursor goes on.
             if keep_max.is_some_and(|most| kept >= most) {
                 break;
             }
         }
+        // rollup: what has not left is not reported, whoever has it.
+        let full = adapter.pst().nic_full;
+        adapter.pst().lease = full.then_some(cursor);
         let ring = &mut adapter.tx[0];
+        if !full {
+            ring.hwcur = cursor;
+        }
         ring.hwtail = ring.prev(ring.hwcur);
     }
 

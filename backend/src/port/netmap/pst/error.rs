@@ -30,7 +30,7 @@ pub enum PstError {
     /// Somebody has the NIC, or its path.
     #[error(
         "port {port}: {nic} is in use with netmap by another process, or a process that was \
-         killed has left connections on it, which go within seconds: end that process, or wait"
+         killed has left connections on it, which go within a minute: end that process, or wait"
     )]
     Busy {
         /// The port, as configured.

@@ -45,11 +45,13 @@ use super::{broken, failed};
 use crate::port::PortError;
 
 pub use error::PstError;
-pub use slots::{Arrived, FD_MAX, Segment};
+pub use slots::{Arrived, FD_MAX, Segment, Verdict};
 
 /// Bytes of the longest name of a path, with `pst` before it (`NM_BDG_IFNAMSIZ`).
 const PATH_MAX: usize = 15;
 const PREFIX: &str = "pst";
+/// Segments that the kernel can keep (`paste_extra`), as the module is loaded by itself.
+const KEPT_MAX: u32 = 2048;
 /// Syncs for sending in one turn, at most. The kernel stops behind a slot when it has no
 /// more memory to keep what is sent until it is acknowledged (`paste_extra`).
 const TX_SYNCS_MAX: u32 = 4;
@@ -126,6 +128,8 @@ pub struct PstPort {
     memory: Memory,
     /// What the kernel says of the NIC.
     link: Option<Nic>,
+    /// See [`PstPort::kept_max`].
+    kept_max: u32,
 }
 
 impl PstPort {
@@ -186,6 +190,7 @@ impl PstPort {
             tx: PstTx::new(tx, headroom),
             memory: seen.memory(area, Sharing::Netmap),
             link: link.map(|link| Nic { mtu: link.mtu, up: link.up }),
+            kept_max: os::parameter("paste_extra").unwrap_or(KEPT_MAX),
         };
         port.attach()?;
         Ok(port)
@@ -316,6 +321,13 @@ impl PstPort {
         self.memory.area.copy_out(from, buffers, to, len)
     }
 
+    /// Segments that the kernel can keep for all sockets until they are acknowledged
+    /// (`paste_extra`). With more, it cannot exchange what is in the NIC's ring, which
+    /// stops for all.
+    pub fn kept_max(&self) -> u32 {
+        self.kept_max
+    }
+
     /// Slots that can be filled for sending.
     pub fn room(&self) -> u32 {
         self.tx.room()
@@ -373,9 +385,13 @@ impl PstPort {
         Ok(None)
     }
 
-    /// Takes slots back that the kernel has not taken.
-    pub fn withdraw(&mut self, meant: impl FnMut(u64) -> bool) {
-        self.tx.withdraw(meant);
+    /// Decides about slots that the kernel has not said to have taken, from the first on.
+    ///
+    /// It may have, and not have said so: where the NIC's ring is full, it reports only
+    /// what has left. Whoever makes such a slot void has the NIC send nothing in its place,
+    /// and whoever sends what it held once more has it sent twice.
+    pub fn withdraw(&mut self, judge: impl FnMut(u64) -> Verdict) {
+        self.tx.withdraw(judge);
     }
 
     /// Readable when the kernel has something to do or to show.

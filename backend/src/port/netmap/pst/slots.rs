@@ -86,6 +86,17 @@ pub struct Segment {
     pub len: u16,
 }
 
+/// What becomes of a slot that the kernel has not done with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It stays.
+    Keep,
+    /// It stays, and its word is never told: the kernel has given it to its socket.
+    Forget,
+    /// It is passed over: the kernel has not looked at it, or has refused it.
+    Void,
+}
+
 /// The ring for sending.
 #[derive(Debug)]
 pub(super) struct PstTx {
@@ -179,17 +190,24 @@ impl PstTx {
         (self.pending() > 0 && word != VOID).then_some(word)
     }
 
-    /// Makes all slots void that the kernel has not done with and whose word is meant.
-    /// Between syncs nobody but us looks at them.
-    pub(super) fn withdraw(&mut self, mut meant: impl FnMut(u64) -> bool) {
+    /// Decides about each slot that the kernel has not done with, from the first on.
+    /// Between syncs nobody but us looks at those that it has not taken.
+    pub(super) fn withdraw(&mut self, mut judge: impl FnMut(u64) -> Verdict) {
         let first = self.first();
         for ahead in 0..self.pending() {
             let index = after(first, ahead, self.ring.memory.slots());
             let word = &mut self.words[index as usize];
-            if *word != VOID && meant(*word) {
-                *word = VOID;
-                let slot = self.ring.memory.slot(index);
-                self.ring.memory.set_slot(index, Slot { len: 0, ..slot });
+            if *word == VOID {
+                continue;
+            }
+            match judge(*word) {
+                Verdict::Keep => {}
+                Verdict::Forget => *word = VOID,
+                Verdict::Void => {
+                    *word = VOID;
+                    let slot = self.ring.memory.slot(index);
+                    self.ring.memory.set_slot(index, Slot { len: 0, ..slot });
+                }
             }
         }
     }
