@@ -19,8 +19,6 @@ use crate::sys;
 
 /// The client's device.
 pub const CLIENT_DEVICE: &str = "tapc";
-/// The device of the guest's port.
-pub const GUEST_DEVICE: &str = "tapp";
 /// The bridge.
 pub const BRIDGE: &str = "br0";
 /// The client's Ethernet address, locally administered like the others.
@@ -28,14 +26,10 @@ pub const CLIENT_MAC: [u8; 6] = [0x02, 0x70, 0x62, 0, 0, 1];
 /// The bridge's. Without one of its own a bridge takes that of a port, and
 /// another when its ports change.
 const BRIDGE_MAC: [u8; 6] = [0x02, 0x70, 0x62, 0, 0, 2];
-/// The guest's.
-pub const GUEST_MAC: &str = "02:70:62:00:00:03";
 /// The client's address.
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 71, 0, 1);
 /// The epoll server.
 pub const EPOLL: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 71, 0, 2), 80);
-/// The guest's server.
-pub const GUEST: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 71, 0, 3), 80);
 /// Bits of the network part of these.
 pub const PREFIX: u8 = 24;
 /// Bytes of the largest packet.

@@ -33,7 +33,7 @@ use pasted::sys::clock::monotonic_ns;
 
 use self::answer::{RESPONSE_LEN_MAX, Verdict, progress, verdict};
 use crate::device::{self, Device, DeviceError};
-use crate::network::{CLIENT_DEVICE, CLIENT_MAC, MTU, PREFIX};
+use crate::network::{CLIENT_MAC, MTU, PREFIX};
 use crate::sys;
 
 /// The one channel of this stack.
@@ -265,13 +265,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// A generator on the client's TAP device, which polls for `poll` before it
-    /// sleeps; `None`: it never sleeps.
-    pub fn open(address: Ipv4Addr, poll: Option<Duration>) -> Result<Client, ClientError> {
-        Client::on(&Device::Tap(CLIENT_DEVICE.to_owned()), address, 0, poll)
-    }
-
-    /// A generator on this device for so many connections at once, or some thousands.
+    /// A generator on this device for so many connections at once, or some thousands,
+    /// which polls for `poll` before it sleeps; `None`: it never sleeps.
     pub fn on(
         device: &Device,
         address: Ipv4Addr,

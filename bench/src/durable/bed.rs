@@ -2,17 +2,21 @@
 //!
 //! ```text
 //!   redis-benchmark              kernel's bridge br0
-//!   kernel TCP 10.72.0.1 ──────┬── tapm ── backend 10.72.0.2 ── kv, with a mirror
-//!   own client                 ├── tapv ── backend 10.72.0.3 ── kv, in memory
-//!   own stack 10.72.0.9 ─ tapc ┴── veth ── kernel TCP 10.72.0.4.. ── Redis, each in
+//!   kernel TCP 10.72.0.1 ──────┬── kvm ── backend 10.72.0.2 ── kv, with a mirror
+//!   own client                 ├── kvv ── backend 10.72.0.3 ── kv, in memory
+//!   own stack 10.72.0.9 ── own ┴── veth ── kernel TCP 10.72.0.4.. ── Redis, each in
 //!                                          a network of its own
 //! ```
+//!
+//! What is ours has veth by AF_XDP, as Redis has veth, or TAP devices.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use pasted::sys::demo::{Network, Tap, netns};
 
-use crate::network::{CLIENT_DEVICE, NetworkError, QUEUE_LEN};
+use crate::device::Device;
+use crate::http::contender::PortKind;
+use crate::network::{CLIENT_MAC, NetworkError, QUEUE_LEN};
 use crate::sys;
 
 /// The bridge, whose own address is the client's.
@@ -25,6 +29,46 @@ pub const OWN_CLIENT: Ipv4Addr = Ipv4Addr::new(10, 72, 0, 9);
 pub const PREFIX: u8 = 24;
 /// Where every server listens.
 const PORT: u16 = 6379;
+
+/// The device of our own client.
+const CLIENT_DEVICE: &str = "own";
+
+/// What is between the bridge and what is ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Devices {
+    /// Veth, by AF_XDP.
+    Xdp,
+    /// TAP devices.
+    Tap,
+}
+
+impl Devices {
+    /// The same, as `paste-bench http` calls it.
+    pub fn kind(self) -> PortKind {
+        match self {
+            Devices::Xdp => PortKind::Xdp,
+            Devices::Tap => PortKind::Tap,
+        }
+    }
+
+    /// The device of this name.
+    pub fn device(self, name: &str) -> Device {
+        match self {
+            Devices::Xdp => Device::Xdp(name.to_owned()),
+            Devices::Tap => Device::Tap(name.to_owned()),
+        }
+    }
+
+    /// Our own client's.
+    pub fn client(self) -> Device {
+        self.device(CLIENT_DEVICE)
+    }
+
+    /// The bridge's end of a veth.
+    fn far(name: &str) -> String {
+        format!("br-{name}")
+    }
+}
 
 /// Who serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,25 +130,45 @@ impl Kind {
         format!("02:70:64:00:00:{:02x}", 2 + self as u8)
     }
 
-    /// Its port of the bridge.
+    /// Its device, and of Redis the bridge's end of it.
     pub fn device(self) -> &'static str {
-        ["tapm", "tapv", "vetha", "vethe", "vethn"][self as usize]
+        ["kvm", "kvv", "vetha", "vethe", "vethn"][self as usize]
     }
 }
 
 /// Moves the process into a network of its own and makes the devices in it.
 /// Must be called before the process has a second thread.
-pub fn enter() -> Result<(), NetworkError> {
+pub fn enter(devices: Devices) -> Result<(), NetworkError> {
     netns::enter()?;
     sys::settle_network();
-    let ports = [CLIENT_DEVICE, Kind::KvMirror.device(), Kind::KvMemory.device()];
-    for name in ports {
-        Tap::open(name).and_then(Tap::keep).map_err(NetworkError::Tap)?;
+    let names = [CLIENT_DEVICE, Kind::KvMirror.device(), Kind::KvMemory.device()];
+    let mut network = Network::open().map_err(NetworkError::Veth)?;
+    let mut ports = Vec::new();
+    for (number, name) in names.into_iter().enumerate() {
+        match devices {
+            Devices::Tap => {
+                Tap::open(name).and_then(Tap::keep).map_err(NetworkError::Tap)?;
+                ports.push(name.to_owned());
+            }
+            Devices::Xdp => {
+                let far = Devices::far(name);
+                let mac = if name == CLIENT_DEVICE { CLIENT_MAC } else { near_mac(number) };
+                network
+                    .add_pair(name, &far)
+                    .and_then(|()| network.bring_up(name, mac))
+                    .map_err(NetworkError::Veth)?;
+                ports.push(far);
+            }
+        }
     }
+    let ports: Vec<&str> = ports.iter().map(String::as_str).collect();
     sys::bridge(BRIDGE, &ports, QUEUE_LEN).map_err(NetworkError::Bridge)?;
-    Network::open()
-        .and_then(|mut network| network.set_up(BRIDGE, Some(BRIDGE_MAC), CLIENT, PREFIX))
-        .map_err(NetworkError::Address)
+    network.set_up(BRIDGE, Some(BRIDGE_MAC), CLIENT, PREFIX).map_err(NetworkError::Address)
+}
+
+/// The kernel's own address on the device of a guest, which nobody asks for.
+fn near_mac(number: usize) -> [u8; 6] {
+    [0x02, 0x70, 0x64, 0, 1, number as u8]
 }
 
 /// Connects a device that a server has made.

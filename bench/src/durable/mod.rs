@@ -34,7 +34,7 @@ use pasted::demo::sample::per;
 use pasted::demo::{Directory, SceneError};
 use pasted::sys::demo::children;
 
-use self::bed::Kind;
+use self::bed::{Devices, Kind};
 use self::load::{Cell, Client, Driver, Figures, LoadError, Op};
 use self::report::{Conditions, Report};
 use self::row::{Round, Row};
@@ -87,6 +87,10 @@ pub struct Args {
     /// Sizes of values, in bytes
     #[arg(long, value_delimiter = ',', default_values_t = VALUE_BYTES, value_parser = clap::value_parser!(u32).range(1..=65536))]
     value_bytes: Vec<u32>,
+    /// What is between the bridge and what is ours: veth by AF_XDP, as Redis and epoll have
+    /// veth, or TAP devices
+    #[arg(long, default_value = "xdp")]
+    port: Devices,
     /// Only keys and values, or only logged requests
     #[arg(long)]
     only: Option<Part>,
@@ -157,6 +161,7 @@ pub fn run(args: &Args) -> ExitCode {
 
 /// Where and how is measured.
 struct Setting {
+    port: Devices,
     directory: Directory,
     /// The same, to be synced.
     disk: File,
@@ -197,7 +202,8 @@ fn measure(args: &Args) -> Result<Report, Error> {
     }
     let awake = sys::keep_awake();
     let (rounds, seconds) = if args.quick { ROUNDS_QUICK } else { ROUNDS };
-    let setting = Setting { directory, disk, client_core, server_core, seconds, rounds };
+    let port = args.port;
+    let setting = Setting { port, directory, disk, client_core, server_core, seconds, rounds };
     let counts = match &args.connections[..] {
         [] if args.quick => &CONNECTIONS_QUICK[..],
         [] => &CONNECTIONS[..],
@@ -205,9 +211,10 @@ fn measure(args: &Args) -> Result<Report, Error> {
     };
     let mut rows = Vec::new();
     if has(Part::Kv) {
-        bed::enter()?;
+        bed::enter(port)?;
         let poll = Duration::from_micros(server::POLL_US);
-        let mut own = client::Client::open(bed::OWN_CLIENT, Some(poll))?;
+        let most = counts.iter().copied().max().unwrap_or(0) * Kind::ALL.len() as u32;
+        let mut own = client::Client::on(&port.client(), bed::OWN_CLIENT, most, Some(poll))?;
         for value_bytes in args.value_bytes.iter().map(|&bytes| bytes as usize) {
             for &connections in counts {
                 for pipeline in PIPELINES {
@@ -230,6 +237,7 @@ fn measure(args: &Args) -> Result<Report, Error> {
             server_core,
             seconds,
             rounds,
+            port,
             load,
             awake: awake.is_ok(),
             arguments: if args.quick { "--quick".to_owned() } else { String::new() },
@@ -266,7 +274,8 @@ fn compare(setting: &Setting, own: &mut client::Client, cell: Cell) -> Result<Ve
     let value = load::value(cell.value_bytes);
     let mut sides = Vec::with_capacity(Kind::ALL.len());
     for kind in Kind::ALL {
-        let server = Server::start(kind, setting.server_core, &setting.directory)?;
+        let Setting { port, server_core, directory, .. } = setting;
+        let server = Server::start(kind, *port, *server_core, directory)?;
         Client::connect(kind.address())?.fill(&value)?;
         server.hold(true).map_err(refused("a server cannot be held still"))?;
         let writes = u64::from(load::KEYS);

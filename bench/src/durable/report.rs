@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-use super::bed::Kind;
+use super::bed::{Devices, Kind};
 use super::http::report as http;
 use super::load::{KEYS, Op};
 use super::row::Row;
@@ -37,6 +37,8 @@ pub struct Conditions {
     pub seconds: f64,
     /// Rounds of each row.
     pub rounds: u32,
+    /// What is between the bridge and what is ours.
+    pub port: Devices,
     /// Processes that wanted a core before we began.
     pub load: f64,
     /// Idle cores do not sleep.
@@ -56,17 +58,12 @@ pub struct Report {
     pub logged: http::Rows,
 }
 
-/// What the figures do not say by themselves.
-const NOTES: [&str; 5] = [
+/// What the figures do not say by themselves, whatever the devices.
+const NOTES: [&str; 4] = [
     "SET and GET: the client is redis-benchmark over the kernel's TCP, or our own over our stack, on a \
      core of its own, which is the limit where `client core` is near 100 %. All servers share the \
      other core with all their threads; the one that is not measured is held still. Our server \
      polls before it sleeps, Redis cannot.",
-    "All are reached over one bridge; our own client is behind a TAP device of it. A Redis is behind it by a veth pair, whose other end is the \
-     kernel's TCP in a network of its own: no system call per frame, segments of up to 64 KiB in \
-     one piece, and its receiving is done on the client's core. Our server is behind a TAP device: \
-     a system call and a copy for each frame of 1500 bytes, on the servers' core. Both leave \
-     checksums to the devices.",
     "`kv:mirror` and `redis:always` answer a write when fdatasync has returned; `redis:everysec` \
      may lose a second, `redis:no` more, and `kv:memory` everything that the machine loses. Mirror \
      and logs are on one file system, which is synced between rounds, so that nobody pays for what \
@@ -79,6 +76,28 @@ const NOTES: [&str; 5] = [
      our own client asks for keys of its own again and again, and judges every answer. Every key's \
      value is judged byte by byte after the last round. Rows with LOST are slower than the Redis that promises as much.",
 ];
+
+/// The way of keys and values.
+fn way(devices: Devices) -> &'static str {
+    match devices {
+        Devices::Xdp => {
+            "All are reached over one bridge, each behind a veth pair of it, and so is our own \
+             client. Of a Redis the pair's other end is the kernel's TCP in a network of its own, \
+             with segments of up to 64 KiB in one piece; our server and our client have theirs by \
+             AF_XDP: frames of 1500 bytes, each copied by the kernel. What a server receives goes \
+             through the bridge on the client's core. The kernel's TCP leaves checksums to the \
+             devices; ours computes them."
+        }
+        Devices::Tap => {
+            "All are reached over one bridge; our own client is behind a TAP device of it. A Redis \
+             is behind it by a veth pair, whose other end is the kernel's TCP in a network of its \
+             own: no system call per frame, segments of up to 64 KiB in one piece, and its receiving \
+             is done on the client's core. Our server is behind a TAP device: a system call and a \
+             copy for each frame of 1500 bytes, on the servers' core. Both leave checksums to the \
+             devices."
+        }
+    }
+}
 
 impl Report {
     /// Whether every value was right.
@@ -186,10 +205,11 @@ impl Report {
     fn notes(&self) -> Vec<&'static str> {
         let mut notes = Vec::new();
         if !self.rows.is_empty() {
+            notes.push(way(self.conditions.port));
             notes.extend(NOTES);
         }
         if !self.logged.0.is_empty() {
-            notes.extend(http::NOTES);
+            notes.extend(http::notes(self.conditions.port));
         }
         notes
     }
@@ -249,7 +269,7 @@ impl Report {
                 "keys": KEYS,
                 "region": REGION_SIZE,
                 "poll_us": POLL_US,
-                "way": { "kv": "bridge, tap", "redis": "bridge, veth", "http": "tap, bridge" },
+                "port": self.conditions.port.kind().name(),
                 "kernel_congestion_control": self.conditions.congestion_control,
             },
             "rows": self
@@ -319,6 +339,7 @@ mod tests {
                 server_core: 1,
                 seconds: 0.5,
                 rounds: 3,
+                port: Devices::Xdp,
                 load: 2.5,
                 awake: true,
                 arguments: "--quick".into(),

@@ -10,7 +10,7 @@ use pasted::demo::{Directory, Process, SceneError};
 use pasted::metrics::Snapshot;
 use pasted::sys::demo::children::DeathSignal;
 
-use super::bed::{self, Kind, PREFIX};
+use super::bed::{self, Devices, Kind, PREFIX};
 use super::load::{Client, LoadError};
 use crate::network::NetworkError;
 use crate::processes::{Files, Processes, no_directory, start_backend, text};
@@ -59,12 +59,17 @@ pub struct Server {
 
 impl Server {
     /// Starts a server with nothing stored, and waits until it serves.
-    pub fn start(kind: Kind, core: usize, directory: &Directory) -> Result<Server, ServerError> {
+    pub fn start(
+        kind: Kind,
+        devices: Devices,
+        core: usize,
+        directory: &Directory,
+    ) -> Result<Server, ServerError> {
         let base = directory.path().join(kind.file());
         let stats = base.with_extension("json");
         let (processes, files) = match kind.appendfsync() {
             Some(appendfsync) => start_redis(kind, appendfsync, core, directory, &base)?,
-            None => start_kv(kind, core, directory, &base)?,
+            None => start_kv(kind, devices, core, directory, &base)?,
         };
         let processes = Processes::new(processes);
         let mut server = Server { kind, processes, _files: Files(files), stats };
@@ -143,6 +148,7 @@ fn start_redis(
 
 fn start_kv(
     kind: Kind,
+    devices: Devices,
     core: usize,
     directory: &Directory,
     base: &Path,
@@ -151,7 +157,8 @@ fn start_kv(
     let mirror = base.with_extension("mirror");
     let _ = fs::remove_file(&stats);
     let mirror = (kind == Kind::KvMirror).then_some(mirror.as_path());
-    let place = Place { mac: kind.mac(), address: *kind.address().ip(), device: kind.device() };
+    let port = devices.device(kind.device()).spec();
+    let place = Place { mac: kind.mac(), address: *kind.address().ip(), port };
     let settings =
         configuration(&place, text(&socket)?, text(&stats)?, mirror.map(text).transpose()?);
     let backend = start_backend(base, &settings, &[], core, directory)?;
@@ -168,8 +175,8 @@ pub struct Place {
     pub mac: String,
     /// Its address.
     pub address: Ipv4Addr,
-    /// The TAP device of its port.
-    pub device: &'static str,
+    /// Its port, as a configuration has it.
+    pub port: String,
 }
 
 /// The configuration of a backend whose guest has a region, with a mirror or in
@@ -177,10 +184,10 @@ pub struct Place {
 pub fn configuration(place: &Place, socket: &str, stats: &str, mirror: Option<&str>) -> String {
     let quoted = |text: &str| toml::Value::from(text).to_string();
     let mirror = mirror.map_or_else(String::new, |file| format!(", mirror = {}", quoted(file)));
-    let Place { mac, address, device } = place;
+    let Place { mac, address, port } = place;
     format!(
         "stats = {}\n\n[[guest]]\nname = \"durable\"\nsocket = {}\nmac = \"{mac}\"\n\
-         addresses = [\"{address}/{PREFIX}\"]\nport = \"tap:{device}\"\npoll = \"{POLL_US}us\"\n\
+         addresses = [\"{address}/{PREFIX}\"]\nport = \"{port}\"\npoll = \"{POLL_US}us\"\n\
          region = {{ size = \"{REGION_SIZE}\"{mirror} }}\n",
         quoted(stats),
         quoted(socket),
@@ -196,7 +203,7 @@ mod tests {
     #[test]
     fn the_backend_takes_its_configuration() {
         let address = Ipv4Addr::new(10, 72, 0, 9);
-        let place = Place { mac: Kind::KvMirror.mac(), address, device: "tapm" };
+        let place = Place { mac: Kind::KvMirror.mac(), address, port: "tap:tapm".to_owned() };
         for mirror in [Some("/srv/\"m\""), None] {
             let text = configuration(&place, "/run/a.sock", "/run/s.json", mirror);
             let config = Config::parse("kv.toml", &text).unwrap_or_else(|e| panic!("{e}"));

@@ -13,8 +13,8 @@
 //! | `report` | table, Markdown and JSON |
 //! | `html` | the report with plots |
 
-mod bed;
-mod contender;
+pub mod bed;
+pub mod contender;
 mod html;
 mod measure;
 mod report;

@@ -2,8 +2,8 @@
 //! are answered with 64 bytes; kept where they arrived, copied within the region, or
 //! copied by an epoll server.
 //!
-//! The network is that of `paste-bench quick`: one client on our own stack, one TAP
-//! device and one bridge before all servers.
+//! The network is that of `paste-bench http`: a client on our own stack, and all servers
+//! on veth, or behind one bridge of TAP devices.
 //!
 //! | module | knows |
 //! | --- | --- |
@@ -17,6 +17,8 @@ pub mod report;
 mod row;
 mod server;
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::time::Duration;
 
@@ -24,11 +26,12 @@ use pasted::demo::http::request;
 use pasted::sys::demo::usage;
 
 use self::row::{Round, Row};
-use self::server::{Backing, GUEST_DEVICES, Kind, Server};
+use self::server::{Backing, Kind, Server};
 use super::server::POLL_US;
 use super::{Error, Setting, refused, written_since};
 use crate::client::{Client, Group, Script};
-use crate::{network, sys};
+use crate::http::bed::Bed;
+use crate::sys;
 
 /// Bytes of a request, head and body, all of which is logged.
 const REQUEST_LEN: usize = 1024;
@@ -40,19 +43,32 @@ const WARM_UP: Duration = Duration::from_millis(300);
 /// Moves the process into another network: must be called before it has a second
 /// thread.
 pub(super) fn measure(setting: &Setting, counts: &[u32]) -> Result<Vec<Row>, Error> {
-    network::enter(&GUEST_DEVICES)?;
-    let mut client = Client::open(network::CLIENT, Some(Duration::from_micros(POLL_US)))?;
+    let bed = Bed::enter(setting.port.kind(), Kind::ALL.len(), false)?;
+    let most = counts.iter().copied().max().unwrap_or(0);
+    let mut clients = HashMap::new();
+    for kind in Kind::ALL {
+        let (number, device, address) = bed.client_of(kind.place());
+        if let Entry::Vacant(entry) = clients.entry(number) {
+            let connections = most * Kind::ALL.len() as u32;
+            let poll = Some(Duration::from_micros(POLL_US));
+            entry.insert(Client::on(&device, address, connections, poll)?);
+        }
+    }
     let mut rows = Vec::new();
     for backing in Backing::ALL {
         for &connections in counts {
-            rows.extend(compare(setting, &mut client, backing, connections as usize)?);
+            rows.extend(compare(setting, &bed, &mut clients, backing, connections as usize)?);
         }
     }
     Ok(rows)
 }
 
-/// One of the compared: a server, the connections to it, and its rounds.
+/// The clients, by the numbers that the network gives them.
+type Clients = HashMap<usize, Client>;
+
+/// One of the compared: a server, the client and its connections to it, and its rounds.
 struct Side {
+    client: usize,
     server: Server,
     group: Group,
     rounds: Vec<Round>,
@@ -62,28 +78,34 @@ struct Side {
 
 fn compare(
     setting: &Setting,
-    client: &mut Client,
+    bed: &Bed,
+    clients: &mut Clients,
     backing: Backing,
     connections: usize,
 ) -> Result<Vec<Row>, Error> {
     let mut sides = Vec::with_capacity(Kind::ALL.len());
     for kind in Kind::ALL {
-        let mut server = Server::start(kind, backing, setting.server_core, &setting.directory)?;
-        let script = Script::http(request(REQUEST_LEN, kind.address()));
-        let group = match client.connect(kind.address(), &vec![script; connections]) {
+        let core = setting.server_core;
+        let mut server = Server::start(kind, backing, bed, core, &setting.directory)?;
+        let address = kind.address(bed);
+        let script = Script::http(request(REQUEST_LEN, address));
+        let (number, ..) = bed.client_of(kind.place());
+        let client = clients.get_mut(&number).expect("every place has one");
+        let group = match client.connect(address, &vec![script; connections]) {
             Ok(group) => group,
             Err(error) => {
                 server.processes.check()?;
                 return Err(error.into());
             }
         };
-        let mut side = Side { server, group, rounds: Vec::new(), requests: 0 };
+        let mut side = Side { client: number, server, group, rounds: Vec::new(), requests: 0 };
         side.round(setting, client, WARM_UP)?;
         side.rounds.clear();
         sides.push(side);
     }
     for number in 1..=setting.rounds {
         for side in &mut sides {
+            let client = clients.get_mut(&side.client).expect("it has connections");
             side.round(setting, client, Duration::from_secs_f64(setting.seconds))?;
             eprintln!(
                 "POST of {REQUEST_LEN} bytes, {}, {connections} connections, round {number} of {}: \
@@ -96,10 +118,10 @@ fn compare(
         }
     }
     let mut rows = Vec::with_capacity(sides.len());
-    for Side { server, group, rounds, requests } in sides {
+    for Side { client, server, group, rounds, requests } in sides {
         let kind = server.kind;
         server.processes.hold(false).map_err(refused("a server cannot be let go on"))?;
-        client.disconnect(group)?;
+        clients.get_mut(&client).expect("it has connections").disconnect(group)?;
         let counted = server.stop()?;
         rows.push(Row::new(kind, backing, connections, &rounds, requests, &counted));
     }
@@ -146,9 +168,8 @@ mod tests {
 
     #[test]
     fn a_request_is_one_segment_of_exactly_1_kib() {
-        for kind in Kind::ALL {
-            assert_eq!(request(REQUEST_LEN, kind.address()).len(), 1024);
-        }
+        let address = std::net::SocketAddrV4::new(std::net::Ipv4Addr::new(10, 71, 0, 26), 80);
+        assert_eq!(request(REQUEST_LEN, address).len(), 1024);
         const { assert!(REQUEST_LEN <= SEGMENT_LEN) };
     }
 }

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::REQUEST_LEN;
 use super::row::Row;
 use super::server::Kind;
+use crate::durable::bed::Devices;
 use crate::durable::report::{optional, shared_remarks};
 use crate::report::{rounded, spread};
 
@@ -12,27 +13,44 @@ use crate::report::{rounded, spread};
 const AIM: f64 = 1.86;
 const AIM_CONNECTIONS: usize = 64;
 
-/// What the figures do not say by themselves.
-pub const NOTES: [&str; 5] = [
-    "POST: the client is our own stack on a TAP device of a bridge, which all servers are behind. \
-     The epoll server has its kernel's TCP there at once; every frame for or from a guest crosses \
-     one TAP device more, with a system call and a copy each, which epoll does not pay. All poll \
-     as long before they sleep. Requests are one segment of 1024 bytes, head and body, all of it \
-     logged; responses have a body of 64 bytes, and every byte is judged.",
+/// What the figures do not say by themselves, whatever the devices.
+const NOTES: [&str; 4] = [
     "`http:zero-copy` keeps a request in the buffer that it arrived in; `http:copy` is the same \
      server, which copies requests into other buffers, two in each; `http:epoll` copies them from \
-     where the kernel has copied them into a ring in memory. All compute a checksum of each, as \
-     TAP devices leave TCP's to nobody. An answer goes when its batch is durable: with `mirror`, \
-     when what the batch has changed is written to a file on a disk and synced, once per batch, \
-     the epoll server's in one piece; with `memory`, nothing is to be done.",
+     where the kernel has copied them into a ring in memory. An answer goes when its batch is \
+     durable: with `mirror`, when what the batch has changed is written to a file on a disk and \
+     synced, once per batch, the epoll server's in one piece; with `memory`, nothing is to be done.",
     "`written` is what was written to the disk per byte of a request, by the disk's own count, with \
      the file system's journal; of other programs as well.",
     "`sync/batch` is below 1 where one sync has made several batches durable. `copied` is what \
-     the server itself has copied per byte of a request: beside that, the TAP device is read \
-     with a copy, and of `http:epoll` it is the kernel's copy to the server as well as its own.",
+     the server itself has copied per byte of a request: beside that, the device is read with a \
+     copy, and of `http:epoll` it is the kernel's copy to the server as well as its own.",
     "Logs are rings: requests beyond what they hold take the place of the oldest, which a guest \
      gives up with a record in its log, and the epoll server without.",
 ];
+
+/// The way of a request, and what is said of every figure.
+pub fn notes(devices: Devices) -> impl Iterator<Item = &'static str> {
+    let way = match devices {
+        Devices::Xdp => {
+            "POST: the client is our own stack on veth by AF_XDP, with a pair for each server: of \
+             the epoll server the other end is its kernel's TCP, of a guest AF_XDP. The client \
+             computes checksums; our guests log the one that came with TCP, and the epoll server \
+             computes one of its own. All poll as long before they sleep. Requests are one segment \
+             of 1024 bytes, head and body, all of it logged; responses have a body of 64 bytes, and \
+             every byte is judged."
+        }
+        Devices::Tap => {
+            "POST: the client is our own stack on a TAP device of a bridge, which all servers are \
+             behind. The epoll server has its kernel's TCP there at once; every frame for or from a \
+             guest crosses one TAP device more, with a system call and a copy each, which epoll does \
+             not pay. All servers compute a checksum of each request, as TAP devices leave TCP's to \
+             nobody. All poll as long before they sleep. Requests are one segment of 1024 bytes, head \
+             and body, all of it logged; responses have a body of 64 bytes, and every byte is judged."
+        }
+    };
+    std::iter::once(way).chain(NOTES)
+}
 
 /// The rows of a comparison.
 #[derive(Clone, Debug, Default)]

@@ -1,7 +1,7 @@
 //! The servers that log requests, from outside.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddrV4;
 use std::path::PathBuf;
 
 use pasted::demo::epoll_server::Served;
@@ -10,16 +10,10 @@ use pasted::sys::demo::children::DeathSignal;
 
 use super::super::serve::GuestSaid;
 use super::super::server::{POLL_US, Place, configuration, count};
-use crate::network::{EPOLL, GUEST, GUEST_DEVICE, GUEST_MAC};
+use crate::http::bed::{Bed, Station};
 use crate::processes::{Files, Processes, start_backend, text};
 use crate::serve::READY;
 
-/// The second guest's device, Ethernet address and server.
-const COPY_DEVICE: &str = "tapq";
-const COPY_MAC: &str = "02:70:62:00:00:04";
-const COPY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 71, 0, 4), 80);
-/// The devices of both.
-pub const GUEST_DEVICES: [&str; 2] = [GUEST_DEVICE, COPY_DEVICE];
 /// Bytes of the epoll server's log: half of what our guest has.
 const EPOLL_LOG_LEN: u64 = 128 << 20;
 
@@ -47,13 +41,23 @@ impl Kind {
         }
     }
 
-    /// Where it serves.
-    pub fn address(self) -> SocketAddrV4 {
+    /// Its place in the network.
+    pub fn place(self) -> usize {
         match self {
-            Kind::ZeroCopy => GUEST,
-            Kind::Copy => COPY,
-            Kind::Epoll => EPOLL,
+            Kind::Epoll => 0,
+            Kind::ZeroCopy => 1,
+            Kind::Copy => 2,
         }
+    }
+
+    /// Its station, if its TCP is not the kernel's.
+    fn station(self, bed: &Bed) -> Option<Station> {
+        (self != Kind::Epoll).then(|| bed.station(self.place(), 0))
+    }
+
+    /// Where it serves.
+    pub fn address(self, bed: &Bed) -> SocketAddrV4 {
+        self.station(bed).map_or_else(|| bed.kernel(0), |station| station.address)
     }
 }
 
@@ -108,6 +112,7 @@ impl Server {
     pub fn start(
         kind: Kind,
         backing: Backing,
+        bed: &Bed,
         core: usize,
         directory: &Directory,
     ) -> Result<Server, SceneError> {
@@ -115,14 +120,13 @@ impl Server {
         let stats = base.with_extension("json");
         let file = (backing == Backing::Mirror).then(|| base.with_extension("mirror"));
         let file_text = file.as_deref().map(text).transpose()?;
-        let processes = match kind {
-            Kind::ZeroCopy | Kind::Copy => {
-                let place = match kind {
-                    Kind::Copy => (COPY_MAC, COPY, COPY_DEVICE),
-                    _ => (GUEST_MAC, GUEST, GUEST_DEVICE),
+        let processes = match kind.station(bed) {
+            Some(station) => {
+                let place = Place {
+                    mac: station.mac_text(),
+                    address: *station.address.ip(),
+                    port: station.device.spec(),
                 };
-                let place =
-                    Place { mac: place.0.to_owned(), address: *place.1.ip(), device: place.2 };
                 let socket = base.with_extension("sock");
                 let socket = text(&socket)?;
                 let _ = fs::remove_file(&stats);
@@ -135,7 +139,7 @@ impl Server {
                     Process::start("http", &args, Some(core), DeathSignal::Kill, directory)?;
                 vec![backend, guest]
             }
-            Kind::Epoll => vec![start_epoll(file_text, core, directory)?],
+            None => vec![start_epoll(bed.kernel(0), file_text, core, directory)?],
         };
         let processes = Processes::new(processes);
         Ok(Server { kind, processes, backing, _files: Files(file.into_iter().collect()), stats })
@@ -161,11 +165,12 @@ impl Server {
 }
 
 fn start_epoll(
+    address: SocketAddrV4,
     file: Option<&str>,
     core: usize,
     directory: &Directory,
 ) -> Result<Process, SceneError> {
-    let (address, parent) = (EPOLL.to_string(), std::process::id().to_string());
+    let (address, parent) = (address.to_string(), std::process::id().to_string());
     let (poll, len) = (POLL_US.to_string(), EPOLL_LOG_LEN.to_string());
     let mut args = vec!["serve-epoll", "--address", &address, "--poll-us", &poll];
     args.extend(["--parent", &parent, "--directory", text(directory.path())?]);
@@ -179,20 +184,4 @@ fn start_epoll(
         return Err(process.failed("is not ready"));
     }
     Ok(process)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn everybody_has_a_place_of_his_own() {
-        for (i, a) in Kind::ALL.iter().enumerate() {
-            for b in &Kind::ALL[..i] {
-                assert!(a.address() != b.address() && a.name() != b.name());
-            }
-        }
-        assert_ne!(GUEST_DEVICES[0], GUEST_DEVICES[1]);
-        assert_ne!(COPY_MAC, GUEST_MAC);
-    }
 }
