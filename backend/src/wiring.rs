@@ -200,7 +200,7 @@ pub fn run_fitted(
     let mut regions: Vec<_> = regions.into_iter().map(keep).collect();
     tracing::info!(guests = regions.len(), workers = threads.count(), "serving");
 
-    demand.serve(&signals).map_err(system("the control socket cannot be watched"))?;
+    demand.serve(&signals);
     tracing::info!("stopping");
     let mut all = vec![threads];
     for (name, region, threads) in demand.into_guests() {

@@ -3,7 +3,7 @@
 //! addresses, until the process ends.
 
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -21,6 +21,8 @@ use crate::sys::{EventLoop, Token};
 
 const TOKEN_SIGNAL: Token = 0;
 const TOKEN_CONTROL: Token = 1;
+/// When nothing can be watched, that is tried again after this long.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// Why a VMM does not get its guest.
 #[derive(Debug, thiserror::Error)]
@@ -73,26 +75,35 @@ impl Demand {
         self.known.insert(name.to_owned(), Known { post, interface: None });
     }
 
-    /// Serves the control socket until `signals` can be read.
-    ///
-    /// # Errors
-    /// Those of waiting.
-    pub(super) fn serve(&mut self, signals: &UnixStream) -> io::Result<()> {
+    /// Serves the control socket until `signals` can be read. When descriptors cannot be
+    /// watched, because the process has no more of them, it is tried again a little later.
+    pub(super) fn serve(&mut self, signals: &UnixStream) {
         loop {
-            let control = self.control.iter().flat_map(Control::watch);
-            let watched = control.map(|fd| (fd, TOKEN_CONTROL));
-            let mut events = EventLoop::new(watched.chain([(signals.as_fd(), TOKEN_SIGNAL)]))?;
-            let deadline = self.control.as_ref().and_then(Control::deadline);
-            let timeout =
-                deadline.map(|at| Duration::from_nanos(at.saturating_sub(monotonic_ns())));
-            if events.wait(timeout)?.contains(&TOKEN_SIGNAL) {
-                return Ok(());
+            match self.wait(signals) {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::error!(%error, "the control socket cannot be watched");
+                    if is_readable(signals, RETRY) {
+                        return;
+                    }
+                }
             }
             let requests = self.control.as_mut().map(|control| control.poll(monotonic_ns()));
             for request in requests.into_iter().flatten() {
                 self.answer(request);
             }
         }
+    }
+
+    /// Waits for somebody who asks; true if `signals` can be read.
+    fn wait(&self, signals: &UnixStream) -> io::Result<bool> {
+        let control = self.control.iter().flat_map(Control::watch);
+        let watched = control.map(|fd| (fd, TOKEN_CONTROL));
+        let mut events = EventLoop::new(watched.chain([(signals.as_fd(), TOKEN_SIGNAL)]))?;
+        let deadline = self.control.as_ref().and_then(Control::deadline);
+        let timeout = deadline.map(|at| Duration::from_nanos(at.saturating_sub(monotonic_ns())));
+        Ok(events.wait(timeout)?.contains(&TOKEN_SIGNAL))
     }
 
     /// The guests that were made, with their threads.
@@ -150,4 +161,11 @@ impl Demand {
         self.config = config;
         Ok(post)
     }
+}
+
+/// Whether a socket can be read within a time, without a descriptor to wait by.
+fn is_readable(socket: &UnixStream, limit: Duration) -> bool {
+    // A timeout that is refused is no error of the socket's: the next attempt will show.
+    let _ = socket.set_read_timeout(Some(limit));
+    matches!((&*socket).read(&mut [0]), Ok(n) if n > 0)
 }
