@@ -16,7 +16,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::args_cli;
 use crate::config::{Config, ConfigErrors, FLOWS_MAX, Poll};
-#[cfg(feature = "demo")]
+#[cfg(all(feature = "demo", target_os = "linux"))]
 use crate::demo;
 use crate::logging::{self, LoggingError};
 use crate::ports_cli;
@@ -62,21 +62,9 @@ enum Command {
     Ports(ports_cli::PortsArgs),
     /// Make, show, verify and repair the files of regions
     Region(region_cli::RegionArgs),
-    /// Serve requests end to end, with a guest and a client from this binary
-    #[cfg(feature = "demo")]
-    Demo(demo::Args),
-    /// What `demo` starts to find out where it can take place
-    #[cfg(feature = "demo")]
-    #[command(hide = true)]
-    DemoTry,
-    /// What `demo` starts as its guest
-    #[cfg(feature = "demo")]
-    #[command(hide = true)]
-    DemoGuest(demo::GuestArgs),
-    /// What `demo` starts as its peer
-    #[cfg(feature = "demo")]
-    #[command(hide = true)]
-    DemoPeer(demo::PeerArgs),
+    #[cfg(all(feature = "demo", target_os = "linux"))]
+    #[command(flatten)]
+    Demo(demo::Command),
 }
 
 #[derive(Debug, Args)]
@@ -196,14 +184,8 @@ pub fn main() -> ExitCode {
         Command::Args(args) => args_cli::run(&args).map_err(Failure::from),
         Command::Ports(args) => ports_cli::run(args).map_err(Failure::from),
         Command::Region(args) => region_cli::run(args).map_err(Failure::from),
-        #[cfg(feature = "demo")]
-        Command::Demo(args) => return demo::run(&args),
-        #[cfg(feature = "demo")]
-        Command::DemoTry => return demo::try_ground(),
-        #[cfg(feature = "demo")]
-        Command::DemoGuest(args) => return demo::run_guest(&args),
-        #[cfg(feature = "demo")]
-        Command::DemoPeer(args) => return demo::run_peer(&args),
+        #[cfg(all(feature = "demo", target_os = "linux"))]
+        Command::Demo(command) => return demo::run(command),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -29,7 +29,7 @@ pub mod attachment;
 pub mod channel;
 pub mod cli;
 pub mod config;
-#[cfg(feature = "demo")]
+#[cfg(all(feature = "demo", target_os = "linux"))]
 pub mod demo;
 pub mod durability;
 pub mod engine;

@@ -480,8 +480,8 @@ fn user_engine(
     stack.tx_csum_offload = caps.tx_csum;
     stack.header_in_buffer = !guest.spoof_check || !caps.gather;
     let mut secret = [0; 16];
-    fill_random(&mut secret)
-        .map_err(|source| Error::System { what: "no random numbers are to be had", source })?;
+    getrandom::fill(&mut secret)
+        .map_err(|e| Error::System { what: "no random numbers are to be had", source: e.into() })?;
     let stack = Stack::new(stack, geometry.buffer_count(), secret);
     stack.tables().into_iter().for_each(prefer_huge_pages);
     let buffer_size = geometry.buffer_size() as usize;
@@ -573,12 +573,4 @@ pub enum OpenRegionError {
     /// It could not be given an identity.
     #[error("region: no random numbers are to be had: {0}")]
     Random(io::Error),
-}
-
-fn fill_random(mut out: &mut [u8]) -> io::Result<()> {
-    while !out.is_empty() {
-        let n = rustix::rand::getrandom(&mut *out, rustix::rand::GetRandomFlags::empty())?;
-        out = &mut out[n..];
-    }
-    Ok(())
 }

@@ -1,7 +1,6 @@
 //! `pasted ports` as its user meets it.
 
 use std::process::{Command, Output};
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -60,6 +59,8 @@ fn the_table_has_what_the_object_has() {
 #[test]
 #[cfg(target_os = "linux")]
 fn nothing_is_left_behind() {
+    use std::time::{Duration, Instant};
+
     let is_trial = |name: &String| {
         name.strip_prefix("pasted").is_some_and(|number| number.parse::<u32>().is_ok())
     };

@@ -4,6 +4,9 @@
 //! that the guest sends. The driver's side of the rings is written with
 //! `pwrite` into the file that is the guest's memory.
 
+// The crate knows no other system.
+#![cfg(target_os = "linux")]
+
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};

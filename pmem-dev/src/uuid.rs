@@ -23,11 +23,10 @@ impl Uuid {
     /// A new identity from the system's random source.
     ///
     /// # Errors
-    /// Those of getrandom(2).
+    /// Those of the system.
     pub fn random() -> std::io::Result<Uuid> {
         let mut bytes = [0; 16];
-        // Up to 256 bytes come whole (getrandom(2)).
-        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+        getrandom::fill(&mut bytes)?;
         Ok(Uuid::from_random(bytes))
     }
 }

@@ -1,5 +1,7 @@
 //! `pasted args`: QEMU takes what is printed for the example's guest, and attaches.
 
+#![cfg(target_os = "linux")]
+
 use std::process::{Command, Stdio};
 
 use paste_tests::process::Process;

@@ -1,6 +1,8 @@
 //! A slice of `paste-bench frames`: frames go through both backends' devices each way, and
 //! what is printed is whole. How many does not matter here.
 
+#![cfg(target_os = "linux")]
+
 use std::process::Command;
 
 use paste_tests::require;

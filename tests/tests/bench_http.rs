@@ -1,6 +1,8 @@
 //! A slice of `paste-bench http`: every server answers on every port, every byte is right,
 //! and what is printed is whole. How fast it is does not matter here.
 
+#![cfg(target_os = "linux")]
+
 use std::collections::BTreeSet;
 use std::process::{Command, Output};
 

@@ -2,6 +2,8 @@
 //! stands in for bhyve (`tests/bhyve`), and the real program. The machine's kernel is a
 //! network namespace, behind a TAP device that the stand-in passes frames to.
 
+#![cfg(target_os = "linux")]
+
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};

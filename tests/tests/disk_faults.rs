@@ -2,6 +2,8 @@
 //! acknowledged, everybody is told, reads go on, and whatever ends the processes
 //! then, what was acknowledged before is there.
 
+#![cfg(target_os = "linux")]
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;

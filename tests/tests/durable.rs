@@ -2,6 +2,8 @@
 //! a guest claimed is its own again after any crash, and a guest that lies about
 //! either gets nothing.
 
+#![cfg(target_os = "linux")]
+
 use std::io::{Read, Write};
 use std::time::Duration;
 

@@ -1,6 +1,8 @@
 //! A guest that breaks every rule: it is refused, counted and told, it hurts
 //! only itself, and its socket takes the next front end.
 
+#![cfg(target_os = "linux")]
+
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};

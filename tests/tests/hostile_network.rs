@@ -1,6 +1,8 @@
 //! A hostile neighbour on the link: whatever it sends is counted and dropped,
 //! and service goes on.
 
+#![cfg(target_os = "linux")]
+
 use std::time::Duration;
 
 use paste_tests::backend::{FIXED_BODY, Server};

@@ -1,6 +1,8 @@
 //! The `http` example logs requests before it answers them: what was answered
 //! outlives the guest, the backend and all memory, and the log goes round.
 
+#![cfg(target_os = "linux")]
+
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;

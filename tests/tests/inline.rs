@@ -1,5 +1,7 @@
 //! A guest that maps no region: the same application, with payload in the frames.
 
+#![cfg(target_os = "linux")]
+
 use paste_tests::backend::{FIXED_BODY, Server};
 use paste_tests::client;
 use paste_tests::require;

@@ -1,6 +1,8 @@
 //! A slice of the matrix of faults and features that the program `interop` runs
 //! in full: Linux's TCP and ours over a wire that loses, every byte judged.
 
+#![cfg(target_os = "linux")]
+
 use std::time::Duration;
 
 use paste_tests::interop::content::Content;

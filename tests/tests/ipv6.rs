@@ -1,6 +1,8 @@
 //! A guest with an address of each family serves ordinary clients over both,
 //! on a plain link and on a VLAN.
 
+#![cfg(target_os = "linux")]
+
 use std::net::Ipv6Addr;
 use std::process::{Command, Output};
 

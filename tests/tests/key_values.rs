@@ -1,6 +1,8 @@
 //! The `kv` example serves redis-cli and redis-benchmark, fills up, and is killed
 //! under load: by itself, with its backend, and with all memory.
 
+#![cfg(target_os = "linux")]
+
 use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};

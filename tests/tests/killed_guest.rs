@@ -1,6 +1,8 @@
 //! A guest is killed under load, again and again: the backend resets its flows,
 //! takes its buffers back, and lets the next one attach.
 
+#![cfg(target_os = "linux")]
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use paste_tests::backend::{Backend, FIXED_BODY, Server};

@@ -1,6 +1,8 @@
 //! An ordinary virtio-net driver on the same device: DPDK's testpmd with its
 //! `net_virtio_user` port, a front end that was not written by us.
 
+#![cfg(target_os = "linux")]
+
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;

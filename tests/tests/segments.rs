@@ -2,6 +2,8 @@
 //! takes as one: what the port counts as frames is more than the device counts as
 //! packets, and not a byte is wrong.
 
+#![cfg(target_os = "linux")]
+
 use std::io::Write;
 
 use paste_tests::backend::{Server, Stats};

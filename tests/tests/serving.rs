@@ -1,6 +1,8 @@
 //! One guest serves ordinary clients: curl, wrk, ping, and a client that
 //! compares every byte.
 
+#![cfg(target_os = "linux")]
+
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Output};

@@ -2,6 +2,8 @@
 //! with a queue of its own. The device is one end of a veth, whose other end is the
 //! clients'.
 
+#![cfg(target_os = "linux")]
+
 use std::process::{Command, Output, Stdio};
 
 use paste_tests::backend::{self, Backend, FIXED_BODY, Guest, Stats};

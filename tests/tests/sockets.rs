@@ -1,6 +1,8 @@
 //! Guests on the host's own TCP (`sockets:`): the real program and the real example, over
 //! loopback addresses of the test's own, without namespaces and without privilege.
 
+#![cfg(target_os = "linux")]
+
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::path::Path;

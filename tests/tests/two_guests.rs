@@ -2,6 +2,8 @@
 //! they share: every client reaches both, and neither notices what becomes of the
 //! other.
 
+#![cfg(target_os = "linux")]
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use paste_tests::backend::{Backend, FIXED_BODY, Guest, wait_serving};

@@ -1,6 +1,8 @@
 //! The virtio-pmem device of a guest through a real backend: what was answered is in
 //! the mirror, and a driver that breaks its ring hurts only itself.
 
+#![cfg(target_os = "linux")]
+
 use std::os::unix::fs::FileExt;
 
 use paste_abi::superblock::HOST_HEAD_LEN;

@@ -3,6 +3,8 @@
 //! client, a TAP device, the backend, the machine's own virtio-net driver, and an
 //! application in the machine, whose payload lies in the region.
 
+#![cfg(target_os = "linux")]
+
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;

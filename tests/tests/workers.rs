@@ -1,6 +1,8 @@
 //! Many guests on few workers: all are served, whatever one of them does, and each
 //! worker runs where it is to run.
 
+#![cfg(target_os = "linux")]
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 

@@ -1,6 +1,8 @@
 //! A guest on a device that the host keeps using, by AF_XDP: one end of a veth, whose
 //! other end is the clients'.
 
+#![cfg(target_os = "linux")]
+
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;

@@ -133,6 +133,7 @@ pub struct OpenContext<'a> {
 
 impl OpenContext<'_> {
     /// The guest, where a device is for one.
+    #[cfg(target_os = "linux")]
     fn station(&self) -> &Station {
         &self.stations[0]
     }

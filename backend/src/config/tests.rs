@@ -699,10 +699,12 @@ fn the_examples_are_right() {
         "quickstart.toml",
         "durable.toml",
         "paste.toml",
+        #[cfg(target_os = "linux")]
         "sockets.toml",
         "vm.toml",
         "xdp.toml",
         "shared.toml",
+        "paste.conf",
     ] {
         let config = Config::load(&configs.join(name)).unwrap();
         let guests = if name == "shared.toml" { 2 } else { 1 };

@@ -1,5 +1,5 @@
 //! `pasted demo`: the main job, end to end, on a machine that has nothing but
-//! the Rust toolchain.
+//! the Rust toolchain. On Linux alone, whose namespaces and event loops it uses.
 //!
 //! In a network of its own it starts the backend and the `http` guest, drives
 //! requests through them over real TCP, judges every byte of the responses,
@@ -62,9 +62,35 @@ pub struct Args {
     pub json: bool,
 }
 
+/// What the command line can ask for.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Serve requests end to end, with a guest and a client from this binary
+    Demo(Args),
+    /// What `demo` starts to find out where it can take place
+    #[command(hide = true)]
+    DemoTry,
+    /// What `demo` starts as its guest
+    #[command(hide = true)]
+    DemoGuest(GuestArgs),
+    /// What `demo` starts as its peer
+    #[command(hide = true)]
+    DemoPeer(PeerArgs),
+}
+
+/// Does what was asked for. Must be called before the process has a second thread.
+pub fn run(command: Command) -> ExitCode {
+    match command {
+        Command::Demo(args) => run_demo(&args),
+        Command::DemoTry => try_ground(),
+        Command::DemoGuest(args) => run_guest(&args),
+        Command::DemoPeer(args) => run_peer(&args),
+    }
+}
+
 /// Runs the demo. Must be called before the process has a second thread. The
 /// exit code is 0 only if every response was right and the guest came back.
-pub fn run(args: &Args) -> ExitCode {
+fn run_demo(args: &Args) -> ExitCode {
     match play::play(args) {
         Ok(report) => {
             print!("{}", report.table());
@@ -79,7 +105,7 @@ pub fn run(args: &Args) -> ExitCode {
 
 /// Tries whether the demo can have a network of its own; what is in the way goes to
 /// stderr.
-pub fn try_ground() -> ExitCode {
+fn try_ground() -> ExitCode {
     match scene::enter() {
         Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
@@ -95,7 +121,7 @@ pub fn run_guest(args: &GuestArgs) -> ExitCode {
 }
 
 /// Is the peer of the demo, in a process that the demo started.
-pub fn run_peer(args: &PeerArgs) -> ExitCode {
+fn run_peer(args: &PeerArgs) -> ExitCode {
     peer::run(args).map_or_else(|e| failed("demo peer", &e), |()| ExitCode::SUCCESS)
 }
 

@@ -3,11 +3,9 @@
 //! count of what is allocated.
 
 mod allocator;
-#[cfg(target_os = "linux")]
 mod linux;
 
 pub use allocator::allocated;
-#[cfg(target_os = "linux")]
 pub use linux::{
     CoreTime, Machine, Stolen, allow_descriptors, bridge, congestion_control, is_in_memory, join,
     keep_awake, load, settle_network, stolen, sync, user_and_system_ns, wait_readable,

@@ -100,12 +100,12 @@ impl Channel {
     ///
     /// The region is mapped, and the buffers for sending are on their way.
     pub fn open(endpoint: &Endpoint, mut options: Options) -> Result<Channel, OpenError> {
+        options.inline |= endpoint.is_inline();
         let frame_size = options.frame_size;
         let transport: Box<dyn Transport> = match endpoint {
             Endpoint::VhostUser(path) => Box::new(VhostUser::connect(path, frame_size)?),
             #[cfg(target_os = "linux")]
             Endpoint::Packet { interface, region } => {
-                options.inline |= region.is_none();
                 Box::new(PacketSocket::open(interface, region.as_deref(), frame_size)?)
             }
         };

@@ -37,6 +37,15 @@ impl Endpoint {
         Endpoint::Packet { interface: interface.into(), region: Some(region.into()) }
     }
 
+    /// Whether there is no region to be seen from there.
+    pub(super) fn is_inline(&self) -> bool {
+        match self {
+            Endpoint::VhostUser(_) => false,
+            #[cfg(target_os = "linux")]
+            Endpoint::Packet { region, .. } => region.is_none(),
+        }
+    }
+
     /// The backend behind the network device `interface`, on a machine that does not show
     /// the region.
     #[cfg(target_os = "linux")]

@@ -78,8 +78,8 @@ pub(crate) fn monotonic() -> Duration {
 /// A number that differs at every call, also across processes.
 pub(crate) fn random_u64() -> u64 {
     let mut bytes = [0; 8];
-    match rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) {
-        Ok(8) => u64::from_ne_bytes(bytes),
+    match getrandom::fill(&mut bytes) {
+        Ok(()) => u64::from_ne_bytes(bytes),
         // Distinct enough: it only tells openings apart.
         _ => monotonic().as_nanos() as u64,
     }

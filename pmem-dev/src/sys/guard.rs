@@ -171,8 +171,8 @@ extern "C" fn on_sigbus(
 ) {
     // SAFETY: the kernel passes a valid siginfo to an SA_SIGINFO handler.
     let (code, addr) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
-    // Only a fault has an address; a signal that was sent has si_code <= 0.
-    if code > 0 && patch(addr) {
+    // Only a fault has an address; a signal that was sent has none.
+    if os::is_fault(code) && patch(addr) {
         return;
     }
     chain(signal, code, info, context);
@@ -229,7 +229,7 @@ fn chain(
         return;
     };
     match previous.sa_sigaction {
-        libc::SIG_IGN if code <= 0 => {}
+        libc::SIG_IGN if !os::is_fault(code) => {}
         // An ignored fault is fatal all the same (POSIX sigaction): the default
         // action ends the process when the access is tried again, or when the
         // signal that was sent comes back.
@@ -239,7 +239,7 @@ fn chain(
             unsafe {
                 let default: libc::sigaction = std::mem::zeroed();
                 libc::sigaction(signal, &default, ptr::null_mut());
-                if code <= 0 {
+                if !os::is_fault(code) {
                     libc::raise(signal);
                 }
             }

@@ -2,25 +2,17 @@
 
 mod dax;
 
+use std::ffi::c_void;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::ptr;
 
 use rustix::fs::{FallocateFlags, FileType, MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
-use super::shape::{Shape, ShapeError};
+use super::shape::{HugePages, Shape, ShapeError};
 use crate::uuid::Uuid;
-
-/// Which pages back a region that has no file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum HugePages {
-    /// Pages of the usual size.
-    #[default]
-    No,
-    /// Pages of 2 MiB from the kernel's reserve (`vm.nr_hugepages`).
-    TwoMiB,
-}
 
 /// `f_type` of hugetlbfs (`linux/magic.h`).
 const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
@@ -69,7 +61,7 @@ pub(super) fn is_dax(fd: BorrowedFd<'_>, page: usize) -> bool {
     // SAFETY: the kernel chooses the place, so nothing that exists is replaced;
     // nobody knows the mapping but the lines below, which remove it.
     unsafe {
-        match rustix::mm::mmap(std::ptr::null_mut(), page, prot, flags, fd, 0) {
+        match rustix::mm::mmap(ptr::null_mut(), page, prot, flags, fd, 0) {
             Ok(at) => {
                 let _ = rustix::mm::munmap(at, page);
                 true
@@ -77,6 +69,22 @@ pub(super) fn is_dax(fd: BorrowedFd<'_>, page: usize) -> bool {
             Err(_) => false,
         }
     }
+}
+
+/// Maps `len` bytes of a file, shared, where the kernel chooses.
+pub(super) fn map_shared(
+    len: usize,
+    prot: ProtFlags,
+    fd: BorrowedFd<'_>,
+    offset: u64,
+) -> Result<*mut c_void, Errno> {
+    let map = |flags| {
+        // SAFETY: the kernel chooses the place, so nothing that exists is replaced.
+        unsafe { rustix::mm::mmap(ptr::null_mut(), len, prot, flags, fd, offset) }
+    };
+    // On a DAX file, a page is then there for stores only when its place in the file is
+    // durable. Others refuse it.
+    map(MapFlags::SHARED_VALIDATE | MapFlags::SYNC).or_else(|_| map(MapFlags::SHARED))
 }
 
 /// Has the kernel begin to write out these bytes of a file.
@@ -108,6 +116,11 @@ pub(super) fn shape(fd: BorrowedFd<'_>) -> Result<Shape, ShapeError> {
         page = page.max(usize::try_from(fs.f_bsize).unwrap_or(0));
     }
     Ok(Shape { len: u64::try_from(stat.st_size).unwrap_or(0), page, is_device: false })
+}
+
+/// Whether a signal with this `si_code` is a fault, and no one's message.
+pub(super) fn is_fault(code: libc::c_int) -> bool {
+    code > 0
 }
 
 /// Where the calling thread's `errno` is, for a signal handler to put back.

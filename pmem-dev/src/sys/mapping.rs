@@ -6,10 +6,11 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, compiler_fence};
 
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, MsyncFlags, ProtFlags};
+use rustix::mm::{MsyncFlags, ProtFlags};
 
 use super::cache::{self, Instruction};
 use super::guard::{Guard, GuardError, MAPPINGS_MAX};
+use super::os;
 use super::shape::{Os, Shape, ShapeError, System};
 
 /// Bytes that are stored whole.
@@ -134,16 +135,7 @@ impl Mapping {
         };
         let mut prot = ProtFlags::READ;
         prot.set(ProtFlags::WRITE, writable);
-        let map = |flags| {
-            // SAFETY: the kernel chooses the place, so nothing that exists is
-            // replaced.
-            unsafe { rustix::mm::mmap(ptr::null_mut(), base_len, prot, flags, fd, base_offset) }
-        };
-        // On a DAX file, a page is then there for stores only when its place in
-        // the file is durable. Others refuse it.
-        let base = map(MapFlags::SHARED_VALIDATE | MapFlags::SYNC)
-            .or_else(|_| map(MapFlags::SHARED))
-            .map_err(system("mmap"))?;
+        let base = os::map_shared(base_len, prot, fd, base_offset).map_err(system("mmap"))?;
         let base = NonNull::new(base.cast::<u8>()).ok_or(MapError::Empty)?;
         // SAFETY: `lead < base_len`, so the result lies in the mapping.
         let start = unsafe { base.add(lead) };

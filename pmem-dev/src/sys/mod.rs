@@ -12,6 +12,10 @@ mod guard;
 mod mapping;
 mod shape;
 
+#[cfg(target_os = "freebsd")]
+mod freebsd;
+#[cfg(target_os = "freebsd")]
+use freebsd as os;
 #[cfg(target_os = "linux")]
 mod linux;
 #[cfg(target_os = "linux")]
@@ -21,7 +25,6 @@ pub use cache::Instruction;
 pub(crate) use cache::fence;
 pub use guard::MAPPINGS_MAX;
 pub use mapping::{MapError, Mapping};
-pub use os::HugePages;
 pub(crate) use os::{begin_sync, boot_id, is_volatile, memory_file, reserve};
-pub use shape::ShapeError;
+pub use shape::{HugePages, ShapeError};
 pub(crate) use shape::{Os, Shape, System};

@@ -7,6 +7,16 @@ use std::path::PathBuf;
 
 use super::os;
 
+/// Which pages back a region that has no file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum HugePages {
+    /// Pages of the usual size.
+    #[default]
+    No,
+    /// Pages of 2 MiB from the kernel's reserve (`vm.nr_hugepages`); on Linux alone.
+    TwoMiB,
+}
+
 /// A file, as who maps it has to know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {

@@ -1,5 +1,7 @@
 //! The table of functions, driven through its C ABI as packetdrill drives it.
 
+#![cfg(target_os = "linux")]
+
 use core::ffi::{CStr, c_int, c_void};
 use core::net::SocketAddr;
 use std::sync::Arc;

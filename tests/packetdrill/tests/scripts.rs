@@ -1,6 +1,8 @@
 //! Our own conformance scripts, by our own runner, and by packetdrill where it
 //! is installed.
 
+#![cfg(target_os = "linux")]
+
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};

@@ -22,6 +22,7 @@
 //! | [`transfer`] | a transfer by curl, every byte judged |
 //! | [`load`] | wrk and iperf3 |
 //! | [`matrix`] | which combinations there are, and how one is run |
+//! | [`program`] | arguments, and what is printed |
 
 pub mod bridge;
 pub mod content;
@@ -29,6 +30,7 @@ pub mod load;
 pub mod matrix;
 pub mod path;
 pub mod peer;
+pub mod program;
 pub mod server;
 pub mod tap;
 pub mod transfer;

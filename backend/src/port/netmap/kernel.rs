@@ -46,6 +46,7 @@ pub(super) trait Kernel: Debug {
 
 /// The buffers of a region, as a range of its file.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "no other system shares them"))]
 pub(super) struct Shared<'a> {
     /// The region's file.
     pub(super) fd: std::os::fd::BorrowedFd<'a>,

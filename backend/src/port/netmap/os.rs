@@ -254,8 +254,59 @@ pub(super) fn link(name: &str) -> Option<Link> {
     })
 }
 
-/// There is no telling yet.
-#[cfg(not(target_os = "linux"))]
-pub(super) fn link(_name: &str) -> Option<Link> {
-    None
+/// Looks an interface up; `None` where there is none, or no telling.
+#[cfg(target_os = "freebsd")]
+pub(super) fn link(name: &str) -> Option<Link> {
+    let mut list = ptr::null_mut();
+    // SAFETY: writes where the list begins, and nothing on a failure.
+    if unsafe { libc::getifaddrs(&raw mut list) } != 0 {
+        return None;
+    }
+    let mut next = list;
+    let mut found = None;
+    // SAFETY: an entry of the list, which lives until it is freed below, or null.
+    while let Some(entry) = unsafe { next.as_ref() } {
+        next = entry.ifa_next;
+        // SAFETY: the name of an entry ends with a zero.
+        let named = unsafe { std::ffi::CStr::from_ptr(entry.ifa_name) }.to_bytes();
+        if named == name.as_bytes() && found.is_none() {
+            found = link_address(entry);
+        }
+    }
+    // SAFETY: made above, and used no more.
+    unsafe { libc::freeifaddrs(list) };
+    found
+}
+
+/// What an entry says that holds an interface's Ethernet address (getifaddrs(3)).
+#[cfg(target_os = "freebsd")]
+fn link_address(entry: &libc::ifaddrs) -> Option<Link> {
+    if entry.ifa_addr.is_null() || entry.ifa_data.is_null() {
+        return None;
+    }
+    // SAFETY: not null, and so an address, whose family all have at one place.
+    if i32::from(unsafe { (*entry.ifa_addr).sa_family }) != libc::AF_LINK {
+        return None;
+    }
+    // SAFETY: the family says that these are what they are.
+    let (address, data) = unsafe {
+        let address = entry.ifa_addr.cast::<libc::sockaddr_dl>().read_unaligned();
+        (address, entry.ifa_data.cast::<libc::if_data>().read_unaligned())
+    };
+    let start = usize::from(address.sdl_nlen);
+    let bytes = address.sdl_data.get(start..start + usize::from(address.sdl_alen))?;
+    let mut mac = [0; 6];
+    if bytes.len() != mac.len() {
+        return None;
+    }
+    for (to, from) in mac.iter_mut().zip(bytes) {
+        *to = *from as u8;
+    }
+    Some(Link {
+        mtu: data.ifi_mtu,
+        up: entry.ifa_flags & libc::IFF_UP as u32 != 0,
+        promiscuous: entry.ifa_flags & libc::IFF_PROMISC as u32 != 0,
+        mac,
+        index: address.sdl_index.into(),
+    })
 }

@@ -115,6 +115,7 @@ struct Link {
 
 /// What became of reading or writing one frame.
 #[derive(Debug)]
+#[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "nothing can be opened"))]
 enum IoFailure {
     /// No frame waits, or the device is full.
     Later,

@@ -1,10 +1,8 @@
 //! What `pasted demo` and the benchmarks need of the operating system beyond
 //! what the backend itself needs: readiness in both directions, a network of
-//! their own, children that die with them, and the CPU time of others.
+//! their own, children that die with them, and the CPU time of others. On Linux alone.
 
-#[cfg(target_os = "linux")]
 mod linux;
-#[cfg(target_os = "linux")]
 pub use linux::{
     children::{self, pin},
     netdev::{Network, Tap},

@@ -506,7 +506,14 @@ impl Pst {
     }
 }
 
+/// Whether the socket receives from one interface alone: never, where none can be made to.
+#[cfg(not(target_os = "linux"))]
+fn is_bound(_socket: BorrowedFd<'_>) -> bool {
+    false
+}
+
 /// Whether the socket receives from one interface alone.
+#[cfg(target_os = "linux")]
 fn is_bound(socket: BorrowedFd<'_>) -> bool {
     let mut name = [0_u8; 16];
     let mut len = name.len() as libc::socklen_t;

@@ -21,7 +21,7 @@
 
 mod error;
 mod slots;
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests;
 
 use std::fmt::Debug;

@@ -12,6 +12,11 @@
 //! | `processes`, `serve` | the processes of a server, from outside and from inside |
 //! | `row`, `report`, `plot` | figures, text and plots as all reports have them |
 //! | `sys` | the operating system |
+//!
+//! A library, so that where there is no Linux there is an empty one: servers and clients
+//! are in its namespaces, and are measured by what its kernel tells.
+
+#![cfg(target_os = "linux")]
 
 mod client;
 mod device;
@@ -57,7 +62,8 @@ enum Command {
     Serve(serve::Role),
 }
 
-fn main() -> ExitCode {
+/// Runs the program.
+pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Quick(args) => http::run_quick(&args),
         Command::Http(args) => http::run(&args),

@@ -1,26 +1,17 @@
-//! Transfers between Linux's TCP and ours over a wire that loses, every byte
-//! judged, beside Linux to Linux over the same wire.
-//!
-//! ```sh
-//! cargo build --release -p pasted -p paste-guest --bins --examples
-//! cargo run --release -p paste-tests --bin interop -- --full
-//! ```
-//!
-//! Needs root, for namespaces and TAP devices, and curl; wrk and iperf3 if they
-//! are asked for.
+//! What `--bin interop` does: arguments, and rows as they are found.
 
 use std::num::NonZeroU64;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use crate::interop::content::Content;
+use crate::interop::load;
+use crate::interop::matrix::{self, Axes, Row};
+use crate::interop::path::{Family, Settings};
+use crate::interop::peer::PeerKind;
+use crate::interop::transfer::Direction;
+use crate::require::{self, Need};
 use clap::{Parser, ValueEnum};
-use paste_tests::interop::content::Content;
-use paste_tests::interop::load;
-use paste_tests::interop::matrix::{self, Axes, Row};
-use paste_tests::interop::path::{Family, Settings};
-use paste_tests::interop::peer::PeerKind;
-use paste_tests::interop::transfer::Direction;
-use paste_tests::require::{self, Need};
 use pasted::port::wire::Faults;
 
 /// Bytes of each transfer, of the slice and of the full matrix.
@@ -211,7 +202,8 @@ fn replace<T>(values: &mut Vec<T>, asked: Vec<T>) {
     }
 }
 
-fn main() -> ExitCode {
+/// Runs the program.
+pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(&arguments) {
         Ok(0) => ExitCode::SUCCESS,
