@@ -60,6 +60,11 @@ impl Memory {
         })
     }
 
+    /// All that is mapped.
+    pub(crate) fn mapping(&self) -> &Arc<Mapping> {
+        &self.mapping
+    }
+
     /// Where a range of a buffer is in the mapping, if the name is good and the
     /// range lies in the buffer.
     fn locate(&self, buffer: &Buffer, range: &Range<usize>) -> Option<usize> {

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::sync::Arc;
 
 use paste_abi::slot::{KEEP, NOTIFY, Opt, Request};
 use paste_abi::{Flow, Slot};
@@ -11,7 +12,7 @@ use super::{Channel, KEPT_MAX, SendOptions, Stats};
 use crate::buffer::Buffer;
 use crate::error::{Busy, ListenError, SendCause, SendError};
 use crate::event::Event;
-use crate::sys;
+use crate::sys::{self, Mapping};
 use crate::transport::Timeout;
 
 impl Channel {
@@ -141,6 +142,13 @@ impl Channel {
     /// The bytes of the buffer's range; none if the buffer's name is stale.
     pub fn bytes<'a>(&'a self, buffer: &'a Buffer) -> &'a [u8] {
         self.memory.as_ref().map_or(&[], |memory| memory.bytes(buffer))
+    }
+
+    /// The mapping of the region, as of the opening that is; `None` while there is
+    /// none. For an interface to another language, which lends pointers: who holds it
+    /// keeps them from dangling.
+    pub fn mapping(&self) -> Option<Arc<Mapping>> {
+        self.memory.as_ref().map(|memory| Arc::clone(memory.mapping()))
     }
 
     /// The bytes of any range of the buffer, in bytes from its start; none if the
