@@ -10,6 +10,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use pasted::demo::http::request;
@@ -96,6 +97,14 @@ pub enum Error {
     /// Client and server on one core would only measure how these share it.
     #[error("this process may use one core only: the comparison needs two")]
     OneCore,
+    /// A program is not there.
+    #[error("{program} is not installed: install {package}, or leave it out")]
+    Missing {
+        /// The program.
+        program: &'static str,
+        /// The package that has it.
+        package: &'static str,
+    },
     /// No core for a guest.
     #[error(
         "client and server take both cores that this process may use: a guest's own needs a \
@@ -135,6 +144,7 @@ fn refused(what: &'static str) -> impl FnOnce(io::Error) -> Error {
 
 /// The rows, and who ran where.
 pub fn measure(plan: &Plan) -> Result<(Vec<Row>, Cores), Error> {
+    check_programs(plan)?;
     let cores = children::cores().map_err(refused("the cores cannot be counted"))?;
     let [client, server, ..] = cores[..] else { return Err(Error::OneCore) };
     let cores = Cores { client, server, guest: cores.get(2).copied(), count: cores.len() };
@@ -147,6 +157,23 @@ pub fn measure(plan: &Plan) -> Result<(Vec<Row>, Cores), Error> {
         rows.extend(on_port(plan, port, cores, &contenders)?);
     }
     Ok((rows, cores))
+}
+
+/// An error unless the programs of others that the plan needs are there.
+fn check_programs(plan: &Plan) -> Result<(), Error> {
+    let is_wanted =
+        |kind: Kind| plan.kinds.contains(&kind) && plan.ports.iter().any(|&port| kind.fits(port));
+    let nginx = is_wanted(Kind::Nginx).then_some(("nginx", "nginx-light"));
+    let wrk = plan.wrk.then_some(("wrk", "wrk"));
+    for (program, package) in [nginx, wrk].into_iter().flatten() {
+        let mut command = Command::new(program);
+        // Both say what they are, and end.
+        command.arg("-v").stdout(Stdio::null()).stderr(Stdio::null());
+        if command.status().is_err() {
+            return Err(Error::Missing { program, package });
+        }
+    }
+    Ok(())
 }
 
 /// Who is compared on a port, whatever the waiting.
