@@ -106,7 +106,8 @@ impl Channel {
             Endpoint::VhostUser(path) => Box::new(VhostUser::connect(path, frame_size)?),
             #[cfg(target_os = "linux")]
             Endpoint::Packet { interface, region } => {
-                Box::new(PacketSocket::open(interface, region.as_deref(), frame_size)?)
+                let (region, channel) = (region.as_deref(), options.channel);
+                Box::new(PacketSocket::open(interface, region, channel, frame_size)?)
             }
         };
         Channel::open_on(transport, options)
