@@ -361,6 +361,7 @@ fn open(
         mac,
         mtu: guest.mtu,
         csum: caps.tx_csum && caps.rx_partial,
+        segments: caps.tx_csum && caps.rx_partial,
         region: Some(shared()?),
         queue_size_max: QUEUE_SIZE_MAX,
     });

@@ -48,6 +48,7 @@ fn serve(stream: UnixStream) -> JoinHandle<DeviceCounters> {
         mac: [2, 0, 0, 0, 0, 9],
         mtu: 1500,
         csum: true,
+        segments: true,
         region: Some(RegionFd { fd: memory(0x8000), offset: 0x1000, len: 0x4000 }),
         queue_size_max: 256,
     });

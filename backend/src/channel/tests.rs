@@ -12,7 +12,7 @@ use paste_stack::{Tx, TxCsum};
 
 use super::*;
 use crate::durability::Durability;
-use crate::engine::PlainSink;
+use crate::engine::{Packet, PlainSink};
 use crate::port::{Caps, PortError};
 
 /// A stack port that remembers what it was asked and delivers what it is told to.
@@ -44,6 +44,10 @@ impl StackPort for Fake {
     }
     fn send_plain(&mut self, _: &mut RegionMemory, _: &[u8], _: Option<TxCsum>) -> bool {
         false
+    }
+
+    fn send_segments(&mut self, _: &mut RegionMemory, _: &mut Packet, _: &[u8]) -> usize {
+        0
     }
     fn listen(&mut self, channel: u16, port: u16, backlog: u16) -> Result<Flow, Reason> {
         self.asked.push(format!("listen {channel} {port} {backlog}"));

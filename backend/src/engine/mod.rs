@@ -5,6 +5,7 @@
 //! an engine sees only buffers that are the stack's and ranges that lie in them.
 //! Engines know nothing of rings, channels' frames or configuration.
 
+mod bridge;
 #[cfg(target_os = "linux")]
 mod bufs;
 #[cfg(target_os = "linux")]
@@ -29,6 +30,7 @@ use paste_abi::{Flow, Reason, Slot};
 use paste_stack::{Tx, TxCsum};
 
 pub use crate::port::Now;
+pub use crate::port::segments::Packet;
 use crate::port::{Caps, PortError};
 
 pub use memory::RegionMemory;
@@ -36,6 +38,10 @@ pub use user::UserEngine;
 
 /// Takes frames that are the guest kernel's and not the stack's.
 pub trait PlainSink {
+    /// Whether the guest takes several segments of TCP, over IPv6 or else over IPv4, as
+    /// one packet.
+    fn takes_segments(&self, v6: bool) -> bool;
+
     /// A whole Ethernet frame, in memory that is the sink's to change, and the
     /// header that goes before it on a virtio-net device (`num_buffers` is not
     /// filled in).
@@ -60,6 +66,11 @@ pub trait StackPort: Send {
     /// Queues a frame of the guest's own kernel for the NIC. False: there is no
     /// room, and the frame was not taken.
     fn send_plain(&mut self, mem: &mut RegionMemory, frame: &[u8], csum: Option<TxCsum>) -> bool;
+
+    /// Queues segments of a packet of the guest's own kernel, whose payload is the end
+    /// of `bytes`: as many as there is room for. Returns how many.
+    fn send_segments(&mut self, mem: &mut RegionMemory, packet: &mut Packet, bytes: &[u8])
+    -> usize;
 
     /// Accepts flows on a local port.
     fn listen(&mut self, channel: u16, port: u16, backlog: u16) -> Result<Flow, Reason>;

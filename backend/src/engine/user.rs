@@ -4,15 +4,15 @@
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
-use paste_abi::net_hdr::{DATA_VALID, NEEDS_CSUM, NetHdr};
 use paste_abi::slot::Opt;
 use paste_abi::{Flow, Reason, Slot};
 use paste_pmem::Owner;
-use paste_stack::frame::HEAD_MAX;
-use paste_stack::{Memory, Origin, Outcome, Payload, RxCsum, Stack, Tx, TxBatch, TxCsum};
+use paste_stack::{Memory, Origin, Outcome, Stack, Tx, TxBatch, TxCsum};
 
+use super::bridge::{self, Bridge};
 use super::{Now, PlainSink, RegionMemory, StackPort};
-use crate::port::{Caps, Port, PortError, RX_OFFSET, Received, RxBatch};
+use crate::port::segments::Packet;
+use crate::port::{Caps, Port, PortError, RxBatch};
 
 /// Frames taken from the port in one turn.
 const RX_BUDGET: usize = 256;
@@ -22,21 +22,16 @@ const TX_BUDGET: usize = 512;
 const TX_TURN_MAX: usize = 4 * TX_BUDGET;
 /// Buffers that the port may be done with at once without more memory for their names.
 const DONE_ROOM: usize = 4096;
-/// Places in a batch that plain frames leave to the stack.
-const TX_RESERVE: usize = 256;
 
 /// A [`Stack`] and the [`Port`] that it sends and receives by.
 pub struct UserEngine {
     stack: Stack,
     port: Box<dyn Port>,
-    mac: [u8; 6],
     rx: RxBatch,
     tx: TxBatch,
     /// Buffers that the port is done with.
     done: Vec<(Origin, u32)>,
-    /// A plain frame on its way to the guest's ring; bytes are judged here and
-    /// not in the region, where the guest could change them.
-    scratch: Box<[u8]>,
+    bridge: Bridge,
 }
 
 impl UserEngine {
@@ -45,11 +40,10 @@ impl UserEngine {
         UserEngine {
             stack,
             port,
-            mac,
             rx: RxBatch::new(RX_BUDGET),
             tx: TxBatch::new(TX_BUDGET),
             done: Vec::with_capacity(DONE_ROOM),
-            scratch: vec![0; buffer_size].into_boxed_slice(),
+            bridge: Bridge::new(mac, buffer_size),
         }
     }
 
@@ -61,35 +55,6 @@ impl UserEngine {
                 Origin::Bridge => mem.give(buf),
             }
         }
-    }
-
-    /// Copies a frame that is not the stack's out of its buffer, and passes it
-    /// on if its destination concerns the guest.
-    fn bridge(
-        received: &Received,
-        mac: [u8; 6],
-        mem: &RegionMemory,
-        scratch: &mut [u8],
-        plain: &mut dyn PlainSink,
-    ) {
-        let frame = &received.frame;
-        let bytes = &mut scratch[..usize::from(frame.len)];
-        mem.read(frame.buf, usize::from(frame.offset), bytes);
-        let is_group = bytes.first().is_some_and(|b| b & 1 != 0);
-        if !is_group && !bytes.starts_with(&mac) {
-            return;
-        }
-        let mut header = NetHdr::default();
-        match (received.partial, frame.csum) {
-            (Some(TxCsum { start, offset }), _) => {
-                header.flags = NEEDS_CSUM;
-                header.csum_start.set(start);
-                header.csum_offset.set(offset);
-            }
-            (None, RxCsum::Valid) => header.flags = DATA_VALID,
-            (None, RxCsum::Unknown | RxCsum::Partial) => {}
-        }
-        plain.frame(header, bytes);
     }
 }
 
@@ -110,35 +75,27 @@ impl StackPort for UserEngine {
                 Outcome::Readable | Outcome::Held => {}
                 Outcome::Consumed => mem.give(buf),
                 Outcome::Foreign => {
-                    UserEngine::bridge(received, self.mac, mem, &mut self.scratch, plain);
+                    self.bridge.take(received, mem, plain);
                     mem.give(buf);
                 }
             }
         }
+        self.bridge.flush(plain);
         self.rx.clear();
         received
     }
 
     fn send_plain(&mut self, mem: &mut RegionMemory, frame: &[u8], csum: Option<TxCsum>) -> bool {
-        if self.tx.room() <= TX_RESERVE {
-            return false;
-        }
-        // The head stays in private memory, as that of a stack frame does: what
-        // was judged is what the NIC reads.
-        let (head, rest) = frame.split_at(frame.len().min(HEAD_MAX));
-        let payload = if rest.is_empty() {
-            None
-        } else {
-            let Some(buf) = mem.take() else { return false };
-            mem.write(buf, usize::from(RX_OFFSET), rest);
-            Some(Payload { buf, offset: RX_OFFSET, len: rest.len() as u16 })
-        };
-        if let Some(out) = self.tx.push(Origin::Bridge) {
-            out.head_mut(head.len()).copy_from_slice(head);
-            out.payload = payload;
-            out.csum = csum;
-        }
-        true
+        bridge::queue(&mut self.tx, mem, frame, csum)
+    }
+
+    fn send_segments(
+        &mut self,
+        mem: &mut RegionMemory,
+        packet: &mut Packet,
+        bytes: &[u8],
+    ) -> usize {
+        bridge::queue_segments(&mut self.tx, mem, packet, bytes)
     }
 
     fn listen(&mut self, channel: u16, port: u16, backlog: u16) -> Result<Flow, Reason> {

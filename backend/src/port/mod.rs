@@ -11,9 +11,10 @@ mod limit;
 pub mod netmap;
 mod pipe;
 pub mod prng;
+pub(crate) mod segments;
 mod tap;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod wire;
 mod xdp;
 

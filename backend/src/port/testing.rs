@@ -12,7 +12,7 @@ use super::{Now, Port, Received, RxBatch};
 pub(super) const BUFFER_SIZE: usize = 2048;
 
 /// A pool of `count` buffers.
-pub(super) fn pool(count: u32) -> Pool {
+pub(crate) fn pool(count: u32) -> Pool {
     let len = BUFFER_SIZE * count as usize;
     let file = tempfile::tempfile().unwrap();
     file.set_len(len as u64).unwrap();

@@ -164,6 +164,8 @@ pub struct Control {
     pub rings: Box<[Ring]>,
     /// The back end's own channel to the front end.
     pub backend: Option<BackendChannel>,
+    /// This front end's memory was complained of.
+    pub warned_of_memory: bool,
     /// Totals.
     pub counters: DeviceCounters,
     /// Changes with the set of descriptors to be watched.
@@ -182,6 +184,7 @@ impl Control {
             mem: GuestRam::default(),
             rings: model.fresh_rings(),
             backend: None,
+            warned_of_memory: false,
             counters: DeviceCounters::default(),
             generation: 0,
             model,
@@ -197,6 +200,7 @@ impl Control {
         self.protocol = 0;
         self.status = 0;
         self.fault = None;
+        self.warned_of_memory = false;
         self.config = self.model.config;
         self.generation += 1;
     }

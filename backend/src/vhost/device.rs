@@ -32,6 +32,7 @@ use zerocopy::IntoBytes;
 use super::control::{CONFIG_MTU, Control, Model, RINGS_MAX, RX, RegionFd, TX, feature};
 use super::counters::DeviceCounters;
 use super::memory::GuestRam;
+use super::net::Offloads;
 use super::queue::{Fault, Ring, RingError};
 use super::session::{Session, SessionError};
 use super::signal;
@@ -109,6 +110,8 @@ pub struct DeviceOptions {
     pub mtu: u16,
     /// Frames may carry checksums that are to be completed, both ways.
     pub csum: bool,
+    /// Packets of several TCP segments may pass, both ways; they need `csum`.
+    pub segments: bool,
     /// The region, where front ends without a virtio-pmem device map it.
     pub region: Option<RegionFd>,
     /// Descriptors of a ring at most; cut to a power of two from 1 to 32768.
@@ -118,6 +121,15 @@ pub struct DeviceOptions {
 impl DeviceOptions {
     fn model(self) -> Model {
         let csum = feature(VIRTIO_NET_F_CSUM) | feature(VIRTIO_NET_F_GUEST_CSUM);
+        // To the guest no packet comes whose first segment has CWR.
+        let segments = [
+            VIRTIO_NET_F_HOST_TSO4,
+            VIRTIO_NET_F_HOST_TSO6,
+            VIRTIO_NET_F_HOST_ECN,
+            VIRTIO_NET_F_GUEST_TSO4,
+            VIRTIO_NET_F_GUEST_TSO6,
+        ];
+        let segments = segments.into_iter().fold(0, |all, bit| all | feature(bit));
         // `struct virtio_net_config` (virtio 1.2 section 5.1.4): MAC address,
         // status, queue pairs, MTU; zeros for what comes with features that are
         // not offered.
@@ -133,7 +145,8 @@ impl DeviceOptions {
                 | feature(VIRTIO_NET_F_STATUS)
                 | feature(VIRTIO_NET_F_MTU)
                 | feature(VIRTIO_NET_F_MRG_RXBUF)
-                | if self.csum { csum } else { 0 },
+                | if self.csum { csum } else { 0 }
+                | if self.csum && self.segments { segments } else { 0 },
             protocol: protocol::MTU,
             config,
             mtu_max: self.mtu,
@@ -241,6 +254,17 @@ impl<T> Device<T> {
             return;
         };
         self.control.counters.kicks += 1;
+        // Whoever kicks has made something available. In a VMM that shares a copy of the
+        // guest's memory, that never shows.
+        if ring.is_untouched(&self.control.mem) && !self.control.warned_of_memory {
+            self.control.warned_of_memory = true;
+            let guest = &self.control.model.name;
+            tracing::warn!(
+                guest,
+                "a ring was kicked and nothing was ever put into it: the memory that the VMM \
+                 shares is not the guest's; give its memory backend share=on"
+            );
+        }
         if let Err(error) = signal::clear(kick) {
             tracing::debug!(%error, "a kick descriptor is given up");
             ring.signals.kick = None;
@@ -501,10 +525,22 @@ impl Device {
         self.control.has(VIRTIO_NET_F_GUEST_CSUM)
     }
 
-    /// Whether frames of the guest may have a checksum that is not completed
-    /// (VIRTIO_NET_F_CSUM).
-    pub fn sends_partial_csum(&self) -> bool {
-        self.control.has(VIRTIO_NET_F_CSUM)
+    /// Whether frames to the guest may be of several TCP segments, over IPv6 or else
+    /// over IPv4 (VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_TSO4).
+    pub fn takes_segments(&self, v6: bool) -> bool {
+        let kind = if v6 { VIRTIO_NET_F_GUEST_TSO6 } else { VIRTIO_NET_F_GUEST_TSO4 };
+        self.takes_partial_csum() && self.control.has(kind)
+    }
+
+    /// What frames of the guest may leave to the device.
+    pub fn offloads(&self) -> Offloads {
+        let has = |bit| self.control.has(bit);
+        Offloads {
+            csum: has(VIRTIO_NET_F_CSUM),
+            tso4: has(VIRTIO_NET_F_HOST_TSO4),
+            tso6: has(VIRTIO_NET_F_HOST_TSO6),
+            ecn: has(VIRTIO_NET_F_HOST_ECN),
+        }
     }
 
     /// Bytes of the virtio-net header in the rings.

@@ -46,7 +46,7 @@ pub use counters::DeviceCounters;
 pub use device::{Device, DeviceOptions, Net, Watch};
 pub use endpoint::{Endpoint, EndpointError};
 pub use memory::MEM_SLOTS_MAX;
-pub use net::{HeaderError, judge_tx_header};
+pub use net::{HeaderError, Left, Offloads, judge_tx_header};
 pub use pmem::{Answered, Pmem};
 pub use queue::{Fault, RingError, SetupError};
 pub use session::{Name, SessionError};

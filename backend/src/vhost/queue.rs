@@ -376,6 +376,13 @@ impl Ring {
                 .is_ok_and(|index| index.0 != self.queue.next_avail())
     }
 
+    /// Whether the ring could be used, and its driver has never made anything available.
+    pub fn is_untouched(&self, mem: &GuestRam) -> bool {
+        self.queue.ready()
+            && self.queue.next_avail() == 0
+            && self.queue.avail_idx(mem, Ordering::Acquire).is_ok_and(|index| index.0 == 0)
+    }
+
     /// How many chains wait to be taken. [`Ring::arm`] then asks for kicks when
     /// there are more than these, until [`Ring::feed`].
     pub fn survey(&mut self, mem: &GuestRam) -> Result<u16, Fault> {

@@ -55,6 +55,8 @@ counters! {
     plain_in_dropped,
     /// Plain frames from the guest's own kernel.
     plain_out,
+    /// Segments that packets of the guest's own kernel were cut into.
+    plain_out_segments,
     /// Plain frames that the port had no room for.
     plain_out_dropped,
     /// Plain frames with a bad header or length.

@@ -26,17 +26,18 @@ use crate::engine::{Now, RegionMemory, StackPort};
 use crate::link::wire::{STATUS_BUSY, STATUS_REFUSED};
 use crate::link::{Link, LinkError, Mailbox, Offer};
 use crate::port::PortError;
+use crate::port::segments::PACKET_MAX;
 use crate::sys::Token;
 use crate::sys::wake::Wakeups;
-use crate::vhost::{self, Device, Endpoint, RingError, SessionError, judge_tx_header};
+use crate::vhost::{self, Device, Endpoint, RingError, SessionError};
 
 /// Chains taken from the guest's TX ring in one turn.
 const TX_BUDGET: usize = 256;
 /// PASTE frames built for the guest in one turn.
 const PUBLISH_BUDGET: usize = 64;
-/// The largest chain that is taken from a guest: a PASTE frame, or an Ethernet
-/// frame of the largest MTU, and its header.
-const SCRATCH_LEN: usize = NET_HDR_LEN + 65_536;
+/// The largest chain that is taken from a guest: a PASTE frame, or a packet of several
+/// segments, and its header.
+const SCRATCH_LEN: usize = NET_HDR_LEN + PACKET_MAX;
 /// A link that had no room is tried again after this long, ns.
 const LINK_RETRY: u64 = 200_000;
 /// A port that failed is tried again after this long, ns.
@@ -84,6 +85,8 @@ pub struct GuestTask {
     /// A PASTE frame that was built and did not fit into the guest's ring yet.
     staged: Box<[u8]>,
     staged_len: usize,
+    /// A front end has attached whose driver may have begun with another host.
+    is_driver_unknown: bool,
     port_retry_at: Option<u64>,
     /// How often the port went out of service or came back.
     port_changes: u64,
@@ -102,6 +105,7 @@ impl GuestTask {
             scratch: vec![0; SCRATCH_LEN].into_boxed_slice(),
             staged: vec![0; FRAME_SIZE].into_boxed_slice(),
             staged_len: 0,
+            is_driver_unknown: false,
             port_retry_at: None,
             port_changes: 0,
             port_is_out: false,
@@ -140,9 +144,10 @@ impl GuestTask {
     /// all others for the port.
     fn take_from_guest(&mut self, now: Now) -> Result<usize, RingError> {
         let Parts { engine, memory, device, channels, sources, .. } = &mut self.parts;
-        let csum_allowed = engine.caps().tx_csum && device.sends_partial_csum();
+        let mut allowed = device.offloads();
+        allowed.csum &= engine.caps().tx_csum;
         let mut taken = 0;
-        let mut spoof = None;
+        let (mut spoof, mut refused) = (None, None);
         // What is thrown away takes time as well.
         let thrown_away = device.counters().tx_thrown_away();
         let budget = |taken, device: &Device| {
@@ -166,21 +171,19 @@ impl GuestTask {
                 self.counters.plain_out_spoofed += 1;
                 continue;
             }
-            match judge_tx_header(&header, bytes.len(), csum_allowed) {
-                Ok(csum) if bytes.len() <= plain::frame_max(&engine.caps()) => {
-                    if engine.send_plain(memory, bytes, csum) {
-                        self.counters.plain_out += 1;
-                        self.counters.bytes_copied += bytes.len() as u64;
-                    } else {
-                        self.counters.plain_out_dropped += 1;
-                    }
-                }
-                _ => self.counters.plain_out_refused += 1,
+            let (engine, counters) = (engine.as_mut(), &mut self.counters);
+            match plain::send_out(now, engine, memory, counters, allowed, &header, bytes) {
+                Ok(more) => taken += more,
+                Err(why) if counters.plain_out_refused == 1 => refused = Some(why),
+                Err(_) => {}
             }
         }
         // Once in the life of a worker: what the guest sends is not to fill the log.
         if let Some(spoof) = spoof {
             tracing::warn!(%spoof, "a frame of the guest's kernel was refused; others are counted");
+        }
+        if let Some(why) = refused {
+            tracing::warn!(%why, "a frame of the guest's kernel was refused; others are counted");
         }
         Ok(taken)
     }
@@ -216,7 +219,13 @@ impl GuestTask {
         match self.parts.device.handle_messages() {
             Ok(()) => {
                 if resets != self.parts.device.resets() {
+                    self.is_driver_unknown = false;
                     self.forget_guest(now);
+                } else if self.is_driver_unknown && self.parts.device.is_running() {
+                    // Through a network device nobody notices that its host has gone.
+                    self.is_driver_unknown = false;
+                    self.parts.channels.disown();
+                    tracing::info!("the driver was here before; channels begin anew");
                 }
             }
             Err(SessionError::Closed) => self.lose_guest(now, "the front end has gone"),
@@ -474,7 +483,10 @@ impl Task for GuestTask {
         let attached = self.parts.device.is_attached();
         match self.parts.endpoint.poll(now.monotonic_ns, attached) {
             Ok(Some(stream)) => match self.parts.device.attach(stream) {
-                Ok(()) => tracing::info!("front end attached"),
+                Ok(()) => {
+                    self.is_driver_unknown = true;
+                    tracing::info!("front end attached");
+                }
                 Err(error) => tracing::warn!(%error, "front end could not be attached"),
             },
             Ok(None) => {}

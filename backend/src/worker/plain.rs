@@ -1,16 +1,102 @@
-//! Frames for the guest's own kernel, into its RX ring; but none of those in which host
-//! and guest talk to each other, which nobody else may send it.
+//! Frames of the guest's own kernel, to the port; and those for it, into its RX ring, but
+//! none of those in which host and guest talk to each other, which nobody else may send
+//! it.
 
 use paste_abi::net_hdr::{NEEDS_CSUM, NetHdr};
 
 use super::GuestCounters;
-use crate::engine::PlainSink;
+use crate::engine::{Now, Packet, PlainSink, RegionMemory, StackPort};
 use crate::port::{Caps, FRAME_OVERHEAD};
-use crate::vhost::{Device, RingError};
+use crate::vhost::{Device, HeaderError, Left, Offloads, RingError, judge_tx_header};
 
 /// The longest Ethernet frame that the port takes, in bytes.
 pub fn frame_max(caps: &Caps) -> usize {
     usize::from(caps.mtu) + usize::from(FRAME_OVERHEAD)
+}
+
+/// Why a frame of the guest's is not for the port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// By its virtio-net header.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    /// Longer than the port carries.
+    #[error("a frame of {len} bytes, where the link carries {max}: give its device this mtu")]
+    Long {
+        /// Bytes of the frame, or of its first segment.
+        len: usize,
+        /// Bytes of the longest frame.
+        max: usize,
+    },
+    /// Segments are to be made of what is not TCP, or not laid out as such.
+    #[error("a packet that cannot be cut into segments")]
+    Uncut,
+}
+
+/// Queues a frame for the port, or the segments that are to be made of it, or drops and
+/// counts it. `allowed` is what the driver may leave to the device. Returns how many
+/// frames beside the first were queued.
+///
+/// # Errors
+/// Why the port does not get it; it is counted.
+pub fn send_out(
+    now: Now,
+    engine: &mut dyn StackPort,
+    memory: &mut RegionMemory,
+    counters: &mut GuestCounters,
+    allowed: Offloads,
+    header: &NetHdr,
+    bytes: &[u8],
+) -> Result<usize, Refused> {
+    let max = frame_max(&engine.caps());
+    let fits = |len| if len <= max { Ok(()) } else { Err(Refused::Long { len, max }) };
+    let judged = judge_tx_header(header, bytes.len(), allowed).map_err(Refused::from);
+    let csum = match judged.inspect_err(|_| counters.plain_out_refused += 1)? {
+        Left::Segments => {
+            let packet = Packet::new(header, bytes, bytes.len(), 0).ok_or(Refused::Uncut);
+            let packet = packet.and_then(|packet| fits(packet.first_len()).map(|()| packet));
+            let mut packet = packet.inspect_err(|_| counters.plain_out_refused += 1)?;
+            let queued = send_segments(now, engine, memory, &mut packet, bytes);
+            counters.plain_out_segments += queued as u64;
+            counters.bytes_copied += bytes.len() as u64;
+            match packet.is_done() {
+                true => counters.plain_out += 1,
+                false => counters.plain_out_dropped += 1,
+            }
+            return Ok(queued.saturating_sub(1));
+        }
+        Left::Csum(csum) => Some(csum),
+        Left::Nothing => None,
+    };
+    fits(bytes.len()).inspect_err(|_| counters.plain_out_refused += 1)?;
+    // That the port has failed is found by the turn.
+    let transmit =
+        |engine: &mut dyn StackPort, memory: &mut _| engine.transmit(now, memory).unwrap_or(0);
+    if engine.send_plain(memory, bytes, csum)
+        || (transmit(engine, memory) > 0 && engine.send_plain(memory, bytes, csum))
+    {
+        counters.plain_out += 1;
+        counters.bytes_copied += bytes.len() as u64;
+    } else {
+        counters.plain_out_dropped += 1;
+    }
+    Ok(0)
+}
+
+/// Queues the segments of a packet, as far as the port takes them. Returns how many.
+fn send_segments(
+    now: Now,
+    engine: &mut dyn StackPort,
+    memory: &mut RegionMemory,
+    packet: &mut Packet,
+    bytes: &[u8],
+) -> usize {
+    let mut all = engine.send_segments(memory, packet, bytes);
+    // There may be less room than the packet has segments.
+    while !packet.is_done() && engine.transmit(now, memory).unwrap_or(0) > 0 {
+        all += engine.send_segments(memory, packet, bytes);
+    }
+    all
 }
 
 /// Puts plain frames into the guest's RX ring, or drops and counts them: a
@@ -25,6 +111,10 @@ pub struct RingSink<'a> {
 }
 
 impl PlainSink for RingSink<'_> {
+    fn takes_segments(&self, v6: bool) -> bool {
+        self.device.takes_segments(v6)
+    }
+
     fn frame(&mut self, mut header: NetHdr, bytes: &mut [u8]) {
         if self.error.is_some() || !self.device.is_running() {
             self.counters.plain_in_dropped += 1;

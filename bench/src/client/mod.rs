@@ -238,6 +238,10 @@ impl Schedule {
 struct NoKernel;
 
 impl PlainSink for NoKernel {
+    fn takes_segments(&self, _: bool) -> bool {
+        false
+    }
+
     fn frame(&mut self, _header: NetHdr, _bytes: &mut [u8]) {}
 }
 

@@ -17,7 +17,7 @@ use paste_abi::slot::Opt;
 use paste_abi::{Flow, Reason, Slot};
 use paste_pmem::Pool;
 use paste_stack::{Origin, Tx, TxBatch, TxCsum};
-use pasted::engine::{Now, PlainSink, RegionMemory, StackPort};
+use pasted::engine::{Now, Packet, PlainSink, RegionMemory, StackPort};
 use pasted::port::{Caps, Port, PortCounters, PortError, RxBatch};
 use pasted::wiring::Fittings;
 use rustix::time::{ClockId, clock_gettime};
@@ -208,6 +208,15 @@ impl StackPort for TimedEngine {
 
     fn send_plain(&mut self, mem: &mut RegionMemory, frame: &[u8], csum: Option<TxCsum>) -> bool {
         self.single(|engine| engine.send_plain(mem, frame, csum))
+    }
+
+    fn send_segments(
+        &mut self,
+        mem: &mut RegionMemory,
+        packet: &mut Packet,
+        bytes: &[u8],
+    ) -> usize {
+        self.single(|engine| engine.send_segments(mem, packet, bytes))
     }
 
     fn listen(&mut self, channel: u16, port: u16, backlog: u16) -> Result<Flow, Reason> {

@@ -14,6 +14,8 @@ pub const GSO_NONE: u8 = 0;
 pub const GSO_TCPV4: u8 = 1;
 /// `gso_type`: TCP over IPv6, to be cut into segments.
 pub const GSO_TCPV6: u8 = 4;
+/// A bit of `gso_type`: of the segments, the first alone has CWR.
+pub const GSO_ECN: u8 = 0x80;
 
 /// The header, 12 bytes.
 #[derive(

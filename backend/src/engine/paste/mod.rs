@@ -61,7 +61,7 @@ use paste_pmem::Buffers;
 use paste_stack::{Tx, TxCsum};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
-use super::{Now, PlainSink, RegionMemory, StackPort, bufs, event, lists, socket};
+use super::{Now, Packet, PlainSink, RegionMemory, StackPort, bufs, event, lists, socket};
 use crate::port::netmap::pst::{PstError, PstPort};
 use crate::port::{Caps, PortError};
 
@@ -392,6 +392,10 @@ impl StackPort for PasteEngine {
     fn send_plain(&mut self, _: &mut RegionMemory, _: &[u8], _: Option<TxCsum>) -> bool {
         self.counters.plain_dropped += 1;
         false
+    }
+
+    fn send_segments(&mut self, _: &mut RegionMemory, _: &mut Packet, _: &[u8]) -> usize {
+        0
     }
 
     fn listen(&mut self, channel: u16, port: u16, backlog: u16) -> Result<Flow, Reason> {

@@ -64,7 +64,7 @@ use paste_pmem::{Buffers, Mapping, Owner};
 use paste_stack::{Tx, TxCsum};
 use rustix::fs::MemfdFlags;
 
-use super::{Now, PlainSink, RegionMemory, StackPort, bufs, event, lists, socket};
+use super::{Now, Packet, PlainSink, RegionMemory, StackPort, bufs, event, lists, socket};
 use crate::port::{Caps, PortError};
 
 use bufs::Bufs;
@@ -338,6 +338,10 @@ impl StackPort for SocketsEngine {
     fn send_plain(&mut self, _: &mut RegionMemory, _: &[u8], _: Option<TxCsum>) -> bool {
         self.counters.plain_dropped += 1;
         false
+    }
+
+    fn send_segments(&mut self, _: &mut RegionMemory, _: &mut Packet, _: &[u8]) -> usize {
+        0
     }
 
     fn listen(&mut self, channel: u16, port: u16, backlog: u16) -> Result<Flow, Reason> {

@@ -14,8 +14,8 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use zerocopy::IntoBytes;
 
-use super::segments::JOINED_MAX;
 use super::{IoFailure, Link, TapError};
+use crate::port::segments::JOINED_MAX;
 
 /// The device that makes TAP devices.
 const TUN_PATH: &str = "/dev/net/tun";

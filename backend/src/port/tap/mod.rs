@@ -2,7 +2,7 @@
 //!
 //! The kernel copies each frame between its own memory and a buffer of the
 //! region, one system call per frame; that is what a TAP device is. Segments of one
-//! flow that follow each other go, and come, in one piece: see [`segments`]. The
+//! flow that follow each other go, and come, in one piece: see [`super::segments`]. The
 //! device is the operator's: a device that exists is taken as it is, one that does
 //! not is created for as long as the port lives, and nothing is brought up here.
 
@@ -16,8 +16,6 @@ mod unsupported;
 #[cfg(not(target_os = "linux"))]
 use unsupported::Tap;
 
-mod segments;
-
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -26,7 +24,7 @@ use paste_pmem::{Owner, Pool};
 use paste_stack::frame::HEAD_MAX;
 use paste_stack::{Origin, RxCsum, RxFrame, TxBatch, TxCsum, TxFrame};
 
-use self::segments::{PACKET_MAX, Packet};
+use super::segments::{self, PACKET_MAX, Packet};
 use super::{
     Caps, ETHERNET_LEN, FRAME_OVERHEAD, Now, Port, PortCounters, PortError, RX_OFFSET, Received,
     RxBatch, give_back, is_malformed,

@@ -71,17 +71,22 @@ fn the_table_has_one_row_for_each_message() {
 fn offers_what_it_has() {
     let mut rig = Rig::new(MODERN);
     let features = rig.ask(message(id::GET_FEATURES, &[]));
-    let all = MODERN | EVENT_IDX | 0b1011 | 1 << 5 | 1 << 16;
+    // GUEST_TSO4 and 6, HOST_TSO4, 6 and ECN.
+    let segments = 0b11 << 7 | 0b111 << 11;
+    let all = MODERN | EVENT_IDX | 0b1011 | 1 << 5 | 1 << 16 | segments;
     assert_eq!(u64::from_le_bytes(features.try_into().unwrap()), all);
     assert_eq!(rig.ask(message(id::GET_QUEUE_NUM, &[])), 2u64.to_le_bytes());
     let protocol = rig.ask(message(id::GET_PROTOCOL_FEATURES, &[]));
     assert_eq!(u64::from_le_bytes(protocol.try_into().unwrap()), PROTOCOL);
-    // A path that completes no checksums does not offer them.
-    let (mut device, front) = attached(DeviceOptions { csum: false, ..options() });
-    send(&front, &message(id::GET_FEATURES, &[]), 0);
-    device.handle_messages().unwrap();
-    let (_, features) = reply(&front).unwrap();
-    assert_eq!(u64::from_le_bytes(features.try_into().unwrap()), all & !0b11);
+    // A path that completes no checksums does not offer them, nor what needs them.
+    for (csum, rest) in [(false, all & !0b11 & !segments), (true, all & !segments)] {
+        let options = DeviceOptions { csum, segments: !csum, ..options() };
+        let (mut device, front) = attached(options);
+        send(&front, &message(id::GET_FEATURES, &[]), 0);
+        device.handle_messages().unwrap();
+        let (_, features) = reply(&front).unwrap();
+        assert_eq!(u64::from_le_bytes(features.try_into().unwrap()), rest);
+    }
 }
 
 #[test]

@@ -77,6 +77,7 @@ pub fn options() -> DeviceOptions {
         mac: [2, 0, 0, 0, 0, 1],
         mtu: 1500,
         csum: true,
+        segments: true,
         region: None,
         queue_size_max: 256,
     }

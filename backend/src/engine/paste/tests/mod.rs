@@ -30,6 +30,10 @@ const STEP: u64 = 100_000;
 struct NoPlain;
 
 impl PlainSink for NoPlain {
+    fn takes_segments(&self, _: bool) -> bool {
+        false
+    }
+
     fn frame(&mut self, _: paste_abi::net_hdr::NetHdr, _: &mut [u8]) {
         panic!("the NIC is the host's");
     }

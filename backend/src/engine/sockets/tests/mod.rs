@@ -24,6 +24,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct NoPlain;
 
 impl PlainSink for NoPlain {
+    fn takes_segments(&self, _: bool) -> bool {
+        false
+    }
+
     fn frame(&mut self, _: paste_abi::net_hdr::NetHdr, _: &mut [u8]) {
         panic!("there is no NIC");
     }

@@ -22,6 +22,10 @@ const HEADROOM: u16 = 128;
 struct Nobody;
 
 impl PlainSink for Nobody {
+    fn takes_segments(&self, _: bool) -> bool {
+        false
+    }
+
     fn frame(&mut self, _header: NetHdr, _bytes: &mut [u8]) {}
 }
 

@@ -16,31 +16,30 @@
 //! and half of another, and both were sent again. But short ones, as a head and a body
 //! in a buffer each, become one, as long as it is not longer than the flow allows.
 
-use paste_abi::net_hdr::{GSO_NONE, GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM, NetHdr};
+use std::ops::Range;
+
+use paste_abi::net_hdr::{GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM, NetHdr};
 use paste_pmem::{Buffers, RangeError};
 use paste_stack::frame::HEAD_MAX;
-use paste_stack::{Origin, TxCsum, TxFrame, checksum};
+use paste_stack::{TxCsum, TxFrame, checksum};
 
 /// Frames that one packet is made of, at most.
-pub(super) const JOINED_MAX: usize = 44;
+pub(crate) const JOINED_MAX: usize = 44;
 /// Of how many frames the first segment of a packet is made, at most.
 const FIRST_MAX: usize = 8;
 /// Bytes of the largest packet: what an IPv4 header can tell, and an Ethernet header
 /// with a tag.
-pub(super) const PACKET_MAX: usize = 0xffff + 18;
-
-/// Bits of the ECN flags of `gso_type`: the first segment alone has CWR.
-const GSO_ECN: u8 = 0x80;
+pub(crate) const PACKET_MAX: usize = 0xffff + 18;
 
 // Of a TCP header (RFC 9293 section 3.1), in bytes from its start.
 const SEQ: usize = 4;
 const DATA_OFFSET: usize = 12;
-const FLAGS: usize = 13;
-const CSUM: usize = 16;
+pub(crate) const FLAGS: usize = 13;
+pub(crate) const CSUM: usize = 16;
 const TCP_LEN: usize = 20;
 
 const FIN: u8 = 0x01;
-const PSH: u8 = 0x08;
+pub(crate) const PSH: u8 = 0x08;
 const ACK: u8 = 0x10;
 const CWR: u8 = 0x80;
 
@@ -48,20 +47,21 @@ const PROTOCOL_TCP: u8 = 6;
 
 /// Where the headers of a TCP segment lie in its frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Shape {
-    v6: bool,
+pub(crate) struct Shape {
+    /// IPv6, not IPv4.
+    pub v6: bool,
     /// Where the IP header starts, in bytes.
-    ip: usize,
+    pub ip: usize,
     /// Where the TCP header starts.
-    tcp: usize,
+    pub tcp: usize,
     /// Where the payload starts.
-    len: usize,
+    pub len: usize,
 }
 
 impl Shape {
     /// Of a frame that begins with `head`, whose TCP header starts at `tcp`; `None`
     /// if it is anything but TCP right behind an IP header without options.
-    fn of(head: &[u8], tcp: usize) -> Option<Shape> {
+    pub fn of(head: &[u8], tcp: usize) -> Option<Shape> {
         let mut ip = 14;
         let mut ethertype = head.get(12..14)?;
         if ethertype == [0x81, 0] {
@@ -83,7 +83,7 @@ impl Shape {
 
     /// Writes the length of a frame with `payload` bytes into its headers, where
     /// another length stands, and what follows from it.
-    fn set_payload_len(&self, head: &mut [u8], payload: usize) {
+    pub fn set_payload_len(&self, head: &mut [u8], payload: usize) {
         let segment = (self.len - self.tcp + payload) as u16;
         let (at, old, new) = if self.v6 {
             (self.ip + 4, be16(head, self.ip + 4), segment)
@@ -122,7 +122,7 @@ fn add(a: u16, b: u16) -> u16 {
 
 /// Frames that go as one packet.
 #[derive(Debug)]
-pub(super) struct Joined {
+pub(crate) struct Joined {
     /// How many.
     pub count: usize,
     /// What goes before the packet.
@@ -133,14 +133,14 @@ pub(super) struct Joined {
 
 impl Joined {
     /// The packet's head; the frames' payloads follow.
-    pub(super) fn head(&self) -> &[u8] {
+    pub(crate) fn head(&self) -> &[u8] {
         &self.head[..self.head_len]
     }
 }
 
 /// How many of these frames, from the first on, are segments of one flow that may go
 /// as one packet; that packet, if there are two or more.
-pub(super) fn join(frames: &[TxFrame]) -> Option<Joined> {
+pub(crate) fn join(frames: &[TxFrame]) -> Option<Joined> {
     let [first, second, ..] = frames else { return None };
     let (csum, len) = joinable(first)?;
     let shape = Shape::of(first.head(), usize::from(csum.start))?;
@@ -156,7 +156,8 @@ pub(super) fn join(frames: &[TxFrame]) -> Option<Joined> {
         let Some((other, len)) = joinable(frame) else { break };
         let is_alike = (other, frame.mss) == (csum, first.mss);
         let fits = shape.len - shape.ip + payload + len <= 0xffff;
-        if !is_alike || !fits || !follows(frame.head(), first.head(), &shape, payload) {
+        let at = (count, payload);
+        if !is_alike || !fits || !follows(frame.head(), first.head(), &shape, at) {
             break;
         }
         lens[count] = len;
@@ -225,19 +226,25 @@ fn best_size(lens: &[usize], mss: usize) -> (usize, usize) {
 /// The checksum and the payload's length of a frame that may be joined.
 fn joinable(frame: &TxFrame) -> Option<(TxCsum, usize)> {
     let csum = frame.csum.filter(|csum| usize::from(csum.offset) == CSUM)?;
-    let payload = frame.payload.filter(|_| frame.origin == Origin::Stack)?;
+    let payload = frame.payload?;
     // One that is longer tries whether the path carries it.
     (1..=frame.mss).contains(&payload.len).then_some((csum, payload.len.into()))
 }
 
 /// Whether the flags are those of payload and nothing else.
-fn is_plain(head: &[u8], shape: &Shape) -> bool {
+pub(crate) fn is_plain(head: &[u8], shape: &Shape) -> bool {
     head[shape.tcp + FLAGS] & !PSH == ACK
 }
 
-/// Whether a head is that of the segment `ahead` bytes after the first one, and the
-/// same in all that every segment of a packet repeats.
-fn follows(head: &[u8], first: &[u8], shape: &Shape, ahead: usize) -> bool {
+/// Whether a head is that of the segment after `number` others with `ahead` bytes, of
+/// which `first` is the first one's head, and the same in all that every segment of a
+/// packet repeats.
+pub(crate) fn follows(
+    head: &[u8],
+    first: &[u8],
+    shape: &Shape,
+    (number, ahead): (usize, usize),
+) -> bool {
     if head.len() != first.len() || !is_plain(head, shape) {
         return false;
     }
@@ -246,8 +253,11 @@ fn follows(head: &[u8], first: &[u8], shape: &Shape, ahead: usize) -> bool {
     let ip_same = if v6 {
         same(0, ip + 4) && same(ip + 6, tcp)
     } else {
-        // Neither the length nor the checksum; the identification is always zero.
-        same(0, ip + 2) && same(ip + 4, ip + 10) && same(ip + 12, tcp)
+        // Neither the length nor the checksum. The identification is always zero from
+        // our stack, and counts up from a kernel.
+        let count = be16(head, ip + 4).wrapping_sub(be16(first, ip + 4));
+        let id_follows = count == 0 || usize::from(count) == number;
+        id_follows && same(0, ip + 2) && same(ip + 6, ip + 10) && same(ip + 12, tcp)
     };
     ip_same
         && same(tcp, tcp + SEQ)
@@ -261,7 +271,7 @@ fn follows(head: &[u8], first: &[u8], shape: &Shape, ahead: usize) -> bool {
 
 /// A packet that was read, of which frames are still to be made.
 #[derive(Debug)]
-pub(super) struct Packet {
+pub struct Packet {
     shape: Shape,
     head: [u8; HEAD_MAX],
     /// What the kernel says of the checksum.
@@ -282,7 +292,7 @@ impl Packet {
     /// Judges a packet of `len` bytes with its header, which begins with `head`:
     /// as many bytes of it as were copied from where it lies. `None` if it is not TCP
     /// that can be cut.
-    pub(super) fn new(header: &NetHdr, head: &[u8], len: usize, time: u64) -> Option<Packet> {
+    pub(crate) fn new(header: &NetHdr, head: &[u8], len: usize, time: u64) -> Option<Packet> {
         let wanted = match header.gso_type & !GSO_ECN {
             GSO_TCPV4 => false,
             GSO_TCPV6 => true,
@@ -319,64 +329,86 @@ impl Packet {
     }
 
     /// Bytes of the first frame.
-    pub(super) fn first_len(&self) -> usize {
+    pub(crate) fn first_len(&self) -> usize {
         self.shape.len + self.size.min(self.payload)
     }
 
     /// Whether all of it has been made into frames.
-    pub(super) fn is_done(&self) -> bool {
+    pub(crate) fn is_done(&self) -> bool {
         self.done == self.payload
+    }
+
+    /// The headers of the frame that [`Packet::advance`] went on to.
+    pub(crate) fn head(&self) -> &[u8] {
+        &self.head[..self.shape.len]
+    }
+
+    /// Bytes of the headers of each frame.
+    pub(crate) fn head_len(&self) -> usize {
+        self.shape.len
+    }
+
+    /// Bytes of payload of each frame but the last, which may have less.
+    pub(crate) fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Goes on to the next frame, and returns where in the packet's payload its own
+    /// lies, in bytes.
+    pub(crate) fn advance(&mut self) -> Range<usize> {
+        let Shape { v6, ip, tcp, len: head_len } = self.shape;
+        let (start, number) = (self.done, self.done / self.size);
+        let end = self.payload.min(start + self.size);
+        let head = &mut self.head[..head_len];
+        // Of a packet's flags, the first segment alone has CWR, and the last what
+        // ends something.
+        let mut flags = self.flags;
+        flags &= if start == 0 { 0xff } else { !CWR };
+        flags &= if end == self.payload { 0xff } else { !(FIN | PSH) };
+        head[tcp + FLAGS] = flags;
+        let seq = self.seq.wrapping_add(start as u32);
+        head[tcp + SEQ..tcp + SEQ + 4].copy_from_slice(&seq.to_be_bytes());
+        if !v6 {
+            let id = self.id.wrapping_add(number as u16);
+            head[ip + 4..ip + 6].copy_from_slice(&id.to_be_bytes());
+        }
+        self.shape.set_payload_len(head, end - start);
+        self.done = end;
+        start..end
     }
 
     /// Makes the next frame in a buffer: its head, and its payload out of `rest`,
     /// which is that of all frames but the first; that of the first lies behind its
     /// head already. Returns the frame's length.
-    pub(super) fn cut(
+    pub(crate) fn cut(
         &mut self,
         buffers: &Buffers,
         buf: u32,
         offset: usize,
         rest: &[u8],
     ) -> Result<usize, RangeError> {
-        let Shape { v6, ip, tcp, len: head_len } = self.shape;
-        let (first, number) = (self.done == 0, self.done / self.size);
-        let len = self.size.min(self.payload - self.done);
-        let last = self.done + len == self.payload;
-        let head = &mut self.head[..head_len];
-        // Of a packet's flags, the first segment alone has CWR, and the last what
-        // ends something.
-        let mut flags = self.flags;
-        flags &= if first { 0xff } else { !CWR };
-        flags &= if last { 0xff } else { !(FIN | PSH) };
-        head[tcp + FLAGS] = flags;
-        let seq = self.seq.wrapping_add(self.done as u32);
-        head[tcp + SEQ..tcp + SEQ + 4].copy_from_slice(&seq.to_be_bytes());
-        if !v6 {
-            let id = self.id.wrapping_add(number as u16);
-            head[ip + 4..ip + 6].copy_from_slice(&id.to_be_bytes());
+        let range = self.advance();
+        let head_len = self.shape.len;
+        buffers.write(buf, offset, self.head())?;
+        if let Some(start) = range.start.checked_sub(self.size) {
+            let len = range.len();
+            buffers.write(buf, offset + head_len, &rest[start..start + len])?;
         }
-        self.shape.set_payload_len(head, len);
-        buffers.write(buf, offset, head)?;
-        if !first {
-            let at = self.done - self.size;
-            buffers.write(buf, offset + head_len, &rest[at..at + len])?;
-        }
-        self.done += len;
-        Ok(head_len + len)
+        Ok(head_len + range.len())
     }
 }
 
 /// Whether what was read is a packet of several segments.
-pub(super) fn is_packet(header: &NetHdr) -> bool {
+pub(crate) fn is_packet(header: &NetHdr) -> bool {
     header.gso_type != GSO_NONE
 }
 
 #[cfg(test)]
 mod tests {
-    use paste_stack::{Payload, TxBatch};
+    use paste_stack::{Origin, Payload, TxBatch};
     use proptest::prelude::*;
 
-    use super::super::super::testing::pool;
+    use super::super::testing::pool;
     use super::*;
 
     /// What the segments of a flow have in common.
