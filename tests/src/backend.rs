@@ -30,6 +30,8 @@ pub struct Guest {
     pub address: String,
     /// Its IPv6 address with its prefix, if it has one.
     pub address_v6: Option<String>,
+    /// The backend connects to its socket, and the front end listens.
+    pub connects: bool,
     /// Further lines of its table, such as `flows_max = 16`.
     pub more: String,
 }
@@ -44,6 +46,7 @@ impl Guest {
             mac: format!("52:54:00:00:07:{:02x}", 10 + number),
             address: format!("10.7.0.{}/24", 10 + number),
             address_v6: None,
+            connects: false,
             more: "region = { size = \"16MiB\" }\n".to_owned(),
         }
     }
@@ -67,14 +70,15 @@ impl Guest {
 
     /// The table of this guest, with its socket in `dir`.
     pub fn table(&self, dir: &Path) -> String {
-        let Guest { name, tap, port, mac, address, address_v6, more } = self;
+        let Guest { name, tap, port, mac, address, address_v6, connects, more } = self;
         let port = port.map_or_else(|| format!("tap:{tap}"), str::to_owned);
         let second =
             address_v6.iter().map(|address| format!(", \"{address}\"")).collect::<String>();
         let socket = dir.join(format!("{name}.sock"));
+        let mode = if *connects { "client" } else { "server" };
         format!(
-            "[[guest]]\nname = \"{name}\"\nsocket = \"{}\"\nmac = \"{mac}\"\n\
-             addresses = [\"{address}\"{second}]\nport = \"{port}\"\n{more}\n",
+            "[[guest]]\nname = \"{name}\"\nsocket = {{ path = \"{}\", mode = \"{mode}\" }}\n\
+             mac = \"{mac}\"\naddresses = [\"{address}\"{second}]\nport = \"{port}\"\n{more}\n",
             socket.display()
         )
     }

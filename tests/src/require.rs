@@ -72,7 +72,8 @@ fn no_namespaces() -> Option<String> {
     missing(Need::Device("/dev/net/tun"))
 }
 
-fn program(name: &str) -> Option<PathBuf> {
+/// Where a program of the host is.
+pub fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file())
 }

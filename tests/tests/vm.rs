@@ -15,7 +15,7 @@ use paste_tests::backend::{Backend, FIXED_BODY, Guest};
 use paste_tests::netns::Namespace;
 use paste_tests::require::{Need, built};
 use paste_tests::resp::{Client, Reply};
-use paste_tests::vm::{Setup, Vm};
+use paste_tests::vm::{Nic, Setup, Vm};
 use paste_tests::{client, require, wait};
 
 const NEEDS: [Need; 4] = [
@@ -117,7 +117,8 @@ fn serve(dir: tempfile::TempDir, net: &Namespace, guest: &Guest) -> (Backend, Vm
     let mut vm = Vm::boot(&Setup {
         programs: vec!["examples/http", "examples/kv"],
         regions: vec![backend.dir().join("region")],
-        network: Some((backend.socket(guest), guest.mac.clone())),
+        nics: vec![Nic::of(&backend, guest)],
+        ..Setup::default()
     });
     wait_device(&mut vm, "/dev/dax0.0");
     vm.run("ip link set eth0 up");

@@ -19,6 +19,7 @@ mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 export PATH=/bin
+ip link set dev lo up
 while read -r driver; do insmod /drivers/$driver; done </drivers/order
 exec </dev/ttyS1 >/dev/ttyS1 2>&1
 stty -echo -onlcr
@@ -31,13 +32,20 @@ while read -r line; do
 done
 ";
 
+/// What udhcpc does with what it is told.
+const DHCP: &str = "\
+#!/bin/sh
+[ $1 = bound ] && ip address add $ip/$mask dev $interface
+exit 0
+";
+
 const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 
 /// Writes the archive to `path`.
-pub(super) fn build(path: &Path, modules: &Path, programs: &[PathBuf]) {
+pub(super) fn build(path: &Path, modules: &Path, programs: &[PathBuf], drivers: &[&str]) {
     let mut archive = Archive::default();
-    for dir in ["bin", "dev", "proc", "sys", "tmp", "drivers"] {
+    for dir in ["bin", "dev", "etc", "proc", "sys", "tmp", "drivers"] {
         archive.add(dir, DIRECTORY, &[]);
     }
     archive.add("init", PROGRAM, INIT.as_bytes());
@@ -50,7 +58,7 @@ pub(super) fn build(path: &Path, modules: &Path, programs: &[PathBuf]) {
         }
     }
     let mut order = Vec::new();
-    for driver in DRIVERS {
+    for driver in DRIVERS.iter().chain(drivers) {
         add_driver(driver, modules, &mut order);
     }
     let mut names = String::new();
@@ -60,6 +68,7 @@ pub(super) fn build(path: &Path, modules: &Path, programs: &[PathBuf]) {
         names.push_str(&format!("{name}\n"));
     }
     archive.add("drivers/order", PROGRAM, names.as_bytes());
+    archive.add("etc/dhcp", PROGRAM, DHCP.as_bytes());
     archive.add("TRAILER!!!", 0, &[]);
     fs::write(path, archive.bytes).expect("a file can be written");
 }

@@ -7,13 +7,18 @@
 //! first. The programs in it are this workspace's own.
 
 mod initramfs;
+mod monitor;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use serde_json::Value;
+
+use self::monitor::Monitor;
+use crate::backend::{Backend, Guest};
 use crate::process::Process;
-use crate::require::built;
+use crate::require::{built, program};
 use crate::wait;
 
 /// How long a machine may take to boot, or a command in it, on a busy host.
@@ -42,22 +47,83 @@ fn only_entry(dir: &Path, prefix: &str) -> Option<PathBuf> {
         .next()
 }
 
+/// How a machine's network device finds the backend that serves it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Attach {
+    /// The machine connects when it starts.
+    #[default]
+    Once,
+    /// The machine connects, and again when the backend was gone.
+    Again,
+    /// The machine listens.
+    Listen,
+}
+
+/// A network device of a machine: `eth0` is the first one.
+#[derive(Clone, Debug, Default)]
+pub struct Nic {
+    /// The socket.
+    pub socket: PathBuf,
+    /// Its Ethernet address.
+    pub mac: String,
+    /// Who listens at the socket.
+    pub attach: Attach,
+    /// The MTU that the machine is told of.
+    pub mtu: Option<u16>,
+}
+
+impl Nic {
+    fn describe(&self, index: usize, qemu: &mut Command) {
+        let options = match self.attach {
+            Attach::Once => "",
+            Attach::Again => ",reconnect=1",
+            Attach::Listen => ",server=on",
+        };
+        let path = self.socket.display();
+        qemu.arg("-chardev").arg(format!("socket,id=char{index},path={path}{options}"));
+        qemu.args(["-netdev", &format!("vhost-user,id=net{index},chardev=char{index}")]);
+        // Each in a slot of its own, which it can be taken out of.
+        let port = format!("pcie-root-port,id=port{index},chassis={},slot=1", index + 1);
+        qemu.args(["-device", &port]);
+        let mtu = self.mtu.map_or(String::new(), |mtu| format!(",host_mtu={mtu}"));
+        // Without MSI-X: QEMU 7.2, emulating, crashes when a device that is served by
+        // another process uses it.
+        qemu.arg("-device").arg(format!(
+            "virtio-net-pci,id=nic{index},netdev=net{index},mac={},vectors=0,bus=port{index}{mtu}",
+            self.mac
+        ));
+    }
+
+    /// The device of this guest of a backend.
+    pub fn of(backend: &Backend, guest: &Guest) -> Nic {
+        Nic { socket: backend.socket(guest), mac: guest.mac.clone(), ..Nic::default() }
+    }
+}
+
 /// What a machine is made of.
 #[derive(Clone, Debug, Default)]
 pub struct Setup {
     /// Programs of this workspace, as for [`built`]; each is found by its last name.
     pub programs: Vec<&'static str>,
+    /// Programs of the host.
+    pub tools: Vec<&'static str>,
+    /// Further drivers of the kernel.
+    pub drivers: Vec<&'static str>,
     /// Files of regions: the first is `/dev/dax0.0` in the machine.
     pub regions: Vec<PathBuf>,
-    /// The socket of the backend that serves its network device, and the device's
-    /// address.
-    pub network: Option<(PathBuf, String)>,
+    /// Its network devices.
+    pub nics: Vec<Nic>,
+    /// It boots again when it is reset; without, it ends.
+    pub reboots: bool,
+    /// Its memory is its own: what a backend maps of it is something else.
+    pub private_memory: bool,
 }
 
 /// A machine that runs. Dropping it kills it.
 #[derive(Debug)]
 pub struct Vm {
     process: Process,
+    monitor: Option<Monitor>,
     /// Bytes of its output that earlier commands have said.
     seen: usize,
     dir: tempfile::TempDir,
@@ -66,16 +132,32 @@ pub struct Vm {
 impl Vm {
     /// Boots a machine, and waits until it takes commands.
     pub fn boot(setup: &Setup) -> Vm {
+        let mut vm = Vm::start(setup);
+        vm.wait_ready();
+        vm
+    }
+
+    /// Starts a machine.
+    pub fn start(setup: &Setup) -> Vm {
         let (image, modules) = kernel().expect("the test has asked for it");
         let dir = tempfile::tempdir().expect("a directory can be made");
         let initramfs = dir.path().join("initramfs");
-        let programs: Vec<PathBuf> = setup.programs.iter().map(|name| built(name)).collect();
-        initramfs::build(&initramfs, &modules, &programs);
-        let mut qemu = Command::new("qemu-system-x86_64");
-        qemu.args(["-nodefaults", "-display", "none", "-no-reboot", "-M", "q35", "-cpu", "max"]);
-        qemu.args(["-accel", "tcg,thread=multi", "-m", &format!("{MEMORY},maxmem=4G")]);
+        let tools = setup.tools.iter().map(|name| program(name).expect("the test needs it"));
+        let programs: Vec<PathBuf> =
+            setup.programs.iter().map(|name| built(name)).chain(tools).collect();
+        initramfs::build(&initramfs, &modules, &programs, &setup.drivers);
+        // What QEMU says itself is kept apart from what the machine says.
+        let mut qemu = Command::new("sh");
+        qemu.args(["-c", "exec qemu-system-x86_64 \"$@\" 2>$0"]).arg(dir.path().join("qemu"));
+        qemu.args(["-nodefaults", "-display", "none", "-M", "q35", "-cpu", "max"]);
+        if !setup.reboots {
+            qemu.arg("-no-reboot");
+        }
+        qemu.args(["-accel", "tcg,thread=multi", "-m", &format!("{MEMORY},slots=2,maxmem=4G")]);
         // Memory that a backend can map.
-        qemu.args(["-object", &format!("memory-backend-memfd,id=ram,size={MEMORY},share=on")]);
+        let share = if setup.private_memory { "off" } else { "on" };
+        let memory = format!("memory-backend-memfd,id=ram,size={MEMORY},share={share}");
+        qemu.args(["-object", &memory]);
         qemu.args(["-numa", "node,memdev=ram"]);
         for (index, region) in setup.regions.iter().enumerate() {
             let len = region.metadata().expect("the region is there").len();
@@ -85,21 +167,39 @@ impl Vm {
             ));
             qemu.args(["-device", &format!("virtio-pmem-pci,memdev=pm{index}")]);
         }
-        if let Some((socket, mac)) = &setup.network {
-            qemu.arg("-chardev").arg(format!("socket,id=net,path={}", socket.display()));
-            qemu.args(["-netdev", "vhost-user,id=net,chardev=net"]);
-            // Without MSI-X: QEMU 7.2, emulating, crashes when a device that is served by
-            // another process uses it.
-            qemu.args(["-device", &format!("virtio-net-pci,netdev=net,mac={mac},vectors=0")]);
+        for (index, nic) in setup.nics.iter().enumerate() {
+            nic.describe(index, &mut qemu);
         }
         qemu.arg("-kernel").arg(image).arg("-initrd").arg(initramfs);
         qemu.args(["-append", "console=ttyS0 panic=-1"]);
         let console = dir.path().join("console");
         qemu.arg("-serial").arg(format!("file:{}", console.display()));
         qemu.args(["-serial", "stdio"]);
-        let mut vm = Vm { process: Process::spawn("the machine", &mut qemu), seen: 0, dir };
-        vm.wait_line("[vm] ready");
-        vm
+        let monitor = dir.path().join("monitor");
+        qemu.arg("-qmp").arg(format!("unix:{},server=on,wait=off", monitor.display()));
+        let process = Process::spawn("the machine", &mut qemu);
+        Vm { process, monitor: None, seen: 0, dir }
+    }
+
+    /// Waits until it takes commands, after it was started or has booted again.
+    pub fn wait_ready(&mut self) {
+        self.wait_line("[vm] ready");
+    }
+
+    /// Does something to the machine from outside: a command of QEMU's monitor.
+    #[track_caller]
+    pub fn control(&mut self, command: &str, arguments: &Value) -> Value {
+        self.monitor().execute(command, arguments)
+    }
+
+    /// Waits until QEMU says that something has happened.
+    pub fn wait_event(&mut self, name: &str) {
+        self.monitor().wait_event(name);
+    }
+
+    fn monitor(&mut self) -> &mut Monitor {
+        let path = self.dir.path().join("monitor");
+        self.monitor.get_or_insert_with(|| Monitor::connect(&path))
     }
 
     /// Runs a line of shell, which must succeed; what it said.
@@ -118,10 +218,29 @@ impl Vm {
         (end.trim().parse().expect("an exit code"), said)
     }
 
+    /// Runs a line of shell that does not end as one does.
+    pub fn tell(&mut self, line: &str) {
+        self.process.tell(&format!("{line}\n"));
+    }
+
     /// What the kernel and programs in the background have said.
     pub fn console(&self) -> String {
-        let bytes = std::fs::read(self.dir.path().join("console")).unwrap_or_default();
+        self.file("console")
+    }
+
+    /// What QEMU has said of the machine.
+    pub fn complaints(&self) -> String {
+        self.file("qemu")
+    }
+
+    fn file(&self, name: &str) -> String {
+        let bytes = std::fs::read(self.dir.path().join(name)).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Waits until the machine ends by itself.
+    pub fn wait_end(&mut self) {
+        self.process.wait_for(LIMIT);
     }
 
     /// Ends it as a loss of power of the machine alone would.
@@ -155,6 +274,7 @@ impl Drop for Vm {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("---- the machine's console:\n{}----", self.console());
+            eprintln!("---- QEMU said:\n{}----", self.complaints());
         }
     }
 }
