@@ -7,6 +7,7 @@
 
 #[path = "../../../bench/src/stack/paste.rs"]
 mod paste;
+#[allow(dead_code, reason = "other measurements have peers of this kind, and know more of them")]
 #[path = "../../../bench/src/stack/peer.rs"]
 mod peer;
 #[path = "../../../bench/src/stack/region.rs"]
