@@ -17,6 +17,7 @@
 //! | [`link`] | frames of a guest in batches, from VMMs that give no rings away |
 //! | [`vhost`] | the vhost-user session and its rings; not what they carry |
 //! | [`worker`] | the turn, and when to sleep; the parts only by their traits |
+//! | [`lanes`] | how one guest is served by several workers |
 //! | [`switch`] | frames of a NIC that several guests share |
 //! | [`wiring`] | who is connected to whom |
 //! | [`args_cli`] | what attaches a VMM to a guest |
@@ -33,6 +34,7 @@ pub mod config;
 pub mod demo;
 pub mod durability;
 pub mod engine;
+pub mod lanes;
 pub mod link;
 pub mod logging;
 pub mod metrics;

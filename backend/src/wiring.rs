@@ -14,6 +14,7 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use paste_abi::control::FlushDomain;
@@ -29,16 +30,17 @@ use crate::channel::{Channels, Terms};
 use crate::config::{Config, Guest, Poll, RegionSpec, Socket, SocketMode};
 use crate::durability::Durability;
 use crate::engine::{RegionMemory, StackPort, UserEngine};
+use crate::lanes::LaneEngine;
 use crate::link::{self, ControlError, Post};
 use crate::metrics::{GuestSnapshot, PortSnapshot, Snapshot};
 use crate::port::{LimitedPort, Port, Station};
 use crate::sys::clock::realtime_ns;
 use crate::sys::{prefer_huge_pages, wake};
 use crate::vhost::{Device, DeviceOptions, Endpoint, EndpointError, RegionFd};
-use crate::worker::{Ended, GuestTask, Network, Parts, PmemPort, Sources};
+use crate::worker::{Ended, GuestTask, Network, Others, Parts, PmemPort, Role, Sources, join};
 
 use demand::Demand;
-use shared::Shared;
+use shared::{Ends, Shared};
 use threads::{Placed, Threads};
 
 /// The smallest offset in a buffer that a guest may send from: room for the
@@ -182,20 +184,26 @@ pub fn run_fitted(
 
     let (opened, shared, common) = open_all(config, inherited, fittings)?;
     let mut demand = Demand::open(config, common)?;
-    let mut placed = Vec::with_capacity(opened.len());
+    let mut placed = Vec::new();
     let mut regions = Vec::with_capacity(opened.len());
     for (ready, guest) in opened.into_iter().zip(&config.guests) {
-        let Ready { task, name, region, made, post } = ready;
-        demand.knows(&name, post);
-        placed.push(Placed { name: name.clone(), task: Box::new(task), worker: guest.worker });
-        regions.push((name, region, made));
+        let Ready { lanes, region, made, post } = ready;
+        demand.knows(&guest.name, post);
+        let mut names = Vec::with_capacity(lanes.len());
+        for (index, lane) in lanes.into_iter().enumerate() {
+            let name = lane_name(&guest.name, index);
+            names.push(name.clone());
+            let worker = guest.workers.get(index).copied();
+            placed.push(Placed { name, task: Box::new(lane), worker });
+        }
+        regions.push((names, region, made));
     }
     let (switches, _nics) = shared.into_parts();
     placed.extend(switches);
     let threads = Threads::start(placed, config.workers.as_ref())?;
-    let keep = |(name, region, made): (String, Region, Made)| {
+    let keep = |(names, region, made): (Vec<String>, Region, Made)| {
         made.keep();
-        (name, region)
+        (names, region)
     };
     let mut regions: Vec<_> = regions.into_iter().map(keep).collect();
     tracing::info!(guests = regions.len(), workers = threads.count(), "serving");
@@ -203,8 +211,8 @@ pub fn run_fitted(
     demand.serve(&signals);
     tracing::info!("stopping");
     let mut all = vec![threads];
-    for (name, region, threads) in demand.into_guests() {
-        regions.push((name, region));
+    for (names, region, threads) in demand.into_guests() {
+        regions.push((names, region));
         all.push(threads);
     }
     stop_all(config, regions, all)
@@ -212,7 +220,7 @@ pub fn run_fitted(
 
 fn stop_all(
     config: &Config,
-    regions: Vec<(String, Region)>,
+    regions: Vec<(Vec<String>, Region)>,
     threads: Vec<Threads>,
 ) -> Result<(), Error> {
     let (mut ended, mut workers) = (Vec::new(), Vec::new());
@@ -224,16 +232,19 @@ fn stop_all(
     let mut snapshot = Snapshot { workers, ..Snapshot::default() };
     let mut outcome = Ok(());
     // In the order of the configuration, and then in that of asking.
-    for (name, region) in regions {
-        let found = ended.iter().position(|ended| !ended.last && ended.name == name);
-        match found.map(|index| ended.swap_remove(index)) {
-            Some(Ended { counted: Some(counted), .. }) => {
-                snapshot.guests.push(GuestSnapshot::of(&name, counted));
+    for (names, region) in regions {
+        for name in &names {
+            let found = ended.iter().position(|ended| !ended.last && ended.name == *name);
+            match found.map(|index| ended.swap_remove(index)) {
+                Some(Ended { counted: Some(counted), .. }) => {
+                    snapshot.guests.push(GuestSnapshot::of(name, counted));
+                }
+                _ => outcome = Err(Error::Lost(format!("guest {name}"))),
             }
-            _ => outcome = Err(Error::Lost(format!("guest {name}"))),
         }
         if let Err(source) = region.close() {
-            outcome = Err(Error::Region { guest: name, source: source.into() });
+            let guest = names.into_iter().next().unwrap_or_default();
+            outcome = Err(Error::Region { guest, source: source.into() });
         }
     }
     for Ended { name, counted, .. } in ended {
@@ -252,8 +263,8 @@ fn stop_all(
 
 /// A guest whose parts are all open.
 struct Ready {
-    task: GuestTask,
-    name: String,
+    /// One for each of its workers.
+    lanes: Vec<GuestTask>,
     region: Region,
     made: Made,
     post: Post,
@@ -302,17 +313,22 @@ fn open_all(
                 .iter()
                 .position(|(name, _)| *name == guest.name)
                 .map(|index| inherited.swap_remove(index).1);
-            let attachment = shared.take(&guest.name);
-            open(guest, attachment, &mut common, fd, fittings)
+            let ends = shared.take(&guest.name);
+            open(guest, ends, &mut common, fd, fittings)
         })
         .collect();
     Ok((ready?, shared, common))
 }
 
-/// Opens everything of one guest, but for a port that it shares.
+/// What a lane of a guest is called: the first one as the guest, others with a number.
+fn lane_name(guest: &str, index: usize) -> String {
+    if index == 0 { guest.to_owned() } else { format!("{guest}/{index}") }
+}
+
+/// Opens everything of one guest, but for the ends of a switch that it has.
 fn open(
     guest: &Guest,
-    attachment: Option<Attachment>,
+    ends: Option<Ends>,
     common: &mut Common,
     fd: Option<OwnedFd>,
     fittings: &dyn Fittings,
@@ -323,27 +339,40 @@ fn open(
 
     let (region, made) =
         open_region(guest).map_err(|source| Error::Region { guest: name(), source })?;
-    let opened = match attachment {
-        Some(attachment) => attachment,
-        None => attach(guest, guest.mtu, &region, common)?,
+    let (attachments, ports) = match ends {
+        Some(Ends { attachments, ports }) => (attachments, ports),
+        None => (vec![attach(guest, guest.mtu, &region, common)?], None),
     };
-    let engine = match opened {
-        Attachment::StackPort(_) if !guest.rate_limit.is_none() => {
-            return Err(Error::NothingToLimit { guest: name() });
-        }
-        Attachment::StackPort(engine) => engine,
-        Attachment::Port(port) if guest.rate_limit.is_none() => {
-            user_engine(guest, &region, fittings.port(port))?
-        }
-        Attachment::Port(port) => {
-            let port = LimitedPort::new(fittings.port(port), guest.rate_limit);
-            user_engine(guest, &region, Box::new(port))?
-        }
-    };
-    let engine = fittings.engine(engine);
-    let caps = engine.caps();
+    let lanes = attachments.len();
+    // All of them together have as many as the guest may have.
+    let flows_max = guest.flows_max.div_ceil(lanes as u32);
+    let mut engines = Vec::with_capacity(lanes);
+    for (opened, lane) in attachments.into_iter().zip(0..) {
+        let engine = match opened {
+            Attachment::StackPort(_) if !guest.rate_limit.is_none() => {
+                return Err(Error::NothingToLimit { guest: name() });
+            }
+            Attachment::StackPort(engine) => engine,
+            Attachment::Port(port) if guest.rate_limit.is_none() => {
+                user_engine(guest, flows_max, &region, fittings.port(port))?
+            }
+            Attachment::Port(port) => {
+                let port = Box::new(LimitedPort::new(fittings.port(port), guest.rate_limit));
+                user_engine(guest, flows_max, &region, port)?
+            }
+        };
+        let engine = fittings.engine(engine);
+        engines.push(match &ports {
+            None => engine,
+            Some(ports) => {
+                let mut random = [0; 4];
+                fill_random(&mut random).map_err(no_random)?;
+                let random = u32::from_ne_bytes(random);
+                Box::new(LaneEngine::new(engine, Arc::clone(ports), lane, random))
+            }
+        });
+    }
     let region_error = |source: RegionError| Error::Region { guest: name(), source: source.into() };
-    let pool = region.pool();
     let endpoint_error = |source| Error::Endpoint { guest: name(), source };
     let endpoint = match (fd, &guest.socket) {
         (Some(fd), _) => Endpoint::adopt(fd),
@@ -356,21 +385,12 @@ fn open(
         let fd = fd.map_err(system("the region's descriptor cannot be duplicated"))?;
         Ok::<_, Error>(RegionFd { fd, offset: region.guest_offset(), len: region.guest_len() })
     };
-    let device = Device::new(DeviceOptions {
-        name: name(),
-        mac,
-        mtu: guest.mtu,
-        csum: caps.tx_csum && caps.rx_partial,
-        segments: caps.tx_csum && caps.rx_partial,
-        region: Some(shared()?),
-        queue_size_max: QUEUE_SIZE_MAX,
-    });
     let terms = Terms {
         region_uuid: region.uuid().0,
         region_len: region.guest_len(),
         buffers_offset: region.geometry().buffers().offset,
         headroom: HEADROOM,
-        flows_max: guest.flows_max,
+        flows_max,
         address: match guest.address() {
             IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
             IpAddr::V6(address) => address.octets(),
@@ -379,15 +399,18 @@ fn open(
         mac,
     };
     let (waker, wakeups) = wake::pair().map_err(system("a pipe cannot be made"))?;
+    let without_host = || {
+        Durability::without_host(match region.domain() {
+            Domain::CpuCache(_) => FlushDomain::CpuCache,
+            Domain::None | Domain::Mirror => FlushDomain::None,
+        })
+    };
     let durability = match region.flusher().map_err(region_error)? {
         Some(flusher) => Durability::by_host(&guest.name, Box::new(flusher), waker.clone())
             .map_err(system("a thread cannot be started"))?,
-        None => Durability::without_host(match region.domain() {
-            Domain::CpuCache(_) => FlushDomain::CpuCache,
-            Domain::None | Domain::Mirror => FlushDomain::None,
-        }),
+        None => without_host(),
     };
-    let pmem = match &guest.region.pmem_socket {
+    let mut pmem = match &guest.region.pmem_socket {
         Some(_) if durability.domain() != FlushDomain::Host => {
             return Err(Error::NothingToFlush { guest: name() });
         }
@@ -397,24 +420,58 @@ fn open(
         }
         None => None,
     };
-    let (post, offers) = link::mailbox(waker);
-    let parts = Parts {
-        name: name(),
-        endpoint,
-        offers,
+
+    // The first lane last, which is told of the others.
+    let mut pools = region.pool().split(lanes as u32);
+    let mut others = Others::default();
+    let mut further = Vec::with_capacity(lanes);
+    let parts = |index: usize, role, device, engine, pool, durability| Parts {
+        name: lane_name(&guest.name, index),
+        role,
+        offers: None,
         device,
         engine,
         memory: RegionMemory::new(pool),
         channels: Channels::new(terms, durability),
-        pmem,
+        pmem: None,
         sources: guest.spoof_check.then(|| sources(guest)),
         poll_ns: poll_ns(guest),
     };
-    let task = GuestTask::new(parts, wakeups);
+    let device = |name, engine: &dyn StackPort, region, pairs| {
+        let caps = engine.caps();
+        Device::new(DeviceOptions {
+            name,
+            mac,
+            mtu: guest.mtu,
+            csum: caps.tx_csum && caps.rx_partial,
+            segments: caps.tx_csum && caps.rx_partial,
+            region,
+            queue_size_max: QUEUE_SIZE_MAX,
+            pairs,
+        })
+    };
+    let mut rest = engines.into_iter().zip(pools.drain(..));
+    let Some((engine, pool)) = rest.next() else {
+        unreachable!("a guest has a lane");
+    };
+    for (index, (engine, pool)) in (1..).zip(rest) {
+        let (lane, woken) = wake::pair().map_err(system("a pipe cannot be made"))?;
+        let role = Role::Further(join(&mut others, waker.clone(), lane));
+        let device = device(lane_name(&guest.name, index), &*engine, None, 1);
+        let parts = parts(index, role, device, engine, pool, without_host());
+        further.push(GuestTask::new(parts, woken));
+    }
+    let device = device(name(), &*engine, Some(shared()?), lanes);
+    let role = Role::First(endpoint, others);
+    let mut parts = parts(0, role, device, engine, pool, durability);
+    let (post, offers) = link::mailbox(waker);
+    (parts.pmem, parts.offers) = (pmem.take(), Some(offers));
+    let mut lanes = vec![GuestTask::new(parts, wakeups)];
+    lanes.append(&mut further);
     tracing::info!(guest = %guest.name, socket = ?guest.socket.as_ref().map(|socket| &socket.path),
         address = %guest.address(), port = %guest.port, domain = ?region.domain(),
-        "guest opened");
-    Ok(Ready { task, name: name(), region, made, post })
+        lanes = lanes.len(), "guest opened");
+    Ok(Ready { lanes, region, made, post })
 }
 
 /// How long the guest is polled before it sleeps, ns.
@@ -471,18 +528,19 @@ fn meet(socket: &Socket) -> Result<Endpoint, EndpointError> {
 /// Our own stack over a port, for one guest.
 fn user_engine(
     guest: &Guest,
+    flows_max: u32,
     region: &Region,
     port: Box<dyn Port>,
 ) -> Result<Box<dyn StackPort>, Error> {
     let (caps, geometry) = (port.caps(), region.geometry());
     let mut stack = stack_config(guest);
     stack.headroom = HEADROOM;
+    stack.flows_max = flows_max;
     stack.shared_sends_max = geometry.buffer_count().min(SHARED_SENDS_MAX);
     stack.tx_csum_offload = caps.tx_csum;
     stack.header_in_buffer = !guest.spoof_check || !caps.gather;
     let mut secret = [0; 16];
-    getrandom::fill(&mut secret)
-        .map_err(|e| Error::System { what: "no random numbers are to be had", source: e.into() })?;
+    fill_random(&mut secret).map_err(no_random)?;
     let stack = Stack::new(stack, geometry.buffer_count(), secret);
     stack.tables().into_iter().for_each(prefer_huge_pages);
     let buffer_size = geometry.buffer_size() as usize;
@@ -514,7 +572,6 @@ fn stack_config(guest: &Guest) -> paste_stack::Config {
     stack.accept_ra = guest.accept_ra;
     stack.vlan = guest.vlan;
     stack.mtu = guest.mtu;
-    stack.flows_max = guest.flows_max;
     stack
 }
 
@@ -574,4 +631,12 @@ pub enum OpenRegionError {
     /// It could not be given an identity.
     #[error("region: no random numbers are to be had: {0}")]
     Random(io::Error),
+}
+
+fn no_random(source: io::Error) -> Error {
+    Error::System { what: "no random numbers are to be had", source }
+}
+
+fn fill_random(out: &mut [u8]) -> io::Result<()> {
+    Ok(getrandom::fill(out)?)
 }

@@ -51,6 +51,7 @@ fn serve(stream: UnixStream) -> JoinHandle<DeviceCounters> {
         segments: true,
         region: Some(RegionFd { fd: memory(0x8000), offset: 0x1000, len: 0x4000 }),
         queue_size_max: 256,
+        pairs: 1,
     });
     device.attach(stream).unwrap();
     std::thread::spawn(move || {

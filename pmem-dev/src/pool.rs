@@ -36,6 +36,8 @@ pub enum Owner {
     /// The guest's durable data, on no channel: nobody gets it until a channel
     /// names it.
     Claimed,
+    /// Another pool of the same region: see [`Pool::split`].
+    Elsewhere,
     /// The guest, on this channel (below [`CHANNELS_MAX`]).
     Guest(u16),
 }
@@ -67,6 +69,9 @@ pub enum OwnerError {
         /// The buffer.
         buf: u32,
     },
+    /// [`Owner::Elsewhere`] was named: buffers do not go from one pool to another.
+    #[error("a buffer was to go from one pool to another")]
+    OtherPool,
     /// No such channel.
     #[error("channel {channel} does not exist, channels are below {CHANNELS_MAX}")]
     NoChannel {
@@ -75,13 +80,15 @@ pub enum OwnerError {
     },
 }
 
-/// Owners as small numbers: pool, port, stack, durable data, then the channels.
+/// Owners as small numbers: pool, port, stack, durable data, another pool, then the
+/// channels.
 const CODES: usize = GUEST as usize + CHANNELS_MAX as usize;
 const POOL: u8 = 0;
 const PORT: u8 = 1;
 const STACK: u8 = 2;
 const CLAIMED: u8 = 3;
-const GUEST: u8 = 4;
+const ELSEWHERE: u8 = 4;
+const GUEST: u8 = 5;
 /// Ends a list.
 const END: u32 = u32::MAX;
 
@@ -108,7 +115,7 @@ pub struct Reclaimed {
 }
 
 /// The claim table, as the guest may be writing it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct ClaimBits {
     mapping: Arc<Mapping>,
     offset: usize,
@@ -130,6 +137,7 @@ impl Owner {
             Owner::Port => Ok(PORT),
             Owner::Stack => Ok(STACK),
             Owner::Claimed => Ok(CLAIMED),
+            Owner::Elsewhere => Err(OwnerError::OtherPool),
             Owner::Guest(channel) if channel < CHANNELS_MAX => Ok(GUEST + channel as u8),
             Owner::Guest(channel) => Err(OwnerError::NoChannel { channel }),
         }
@@ -141,6 +149,7 @@ impl Owner {
             PORT => Owner::Port,
             STACK => Owner::Stack,
             CLAIMED => Owner::Claimed,
+            ELSEWHERE => Owner::Elsewhere,
             channel => Owner::Guest(u16::from(channel - GUEST)),
         }
     }
@@ -182,14 +191,45 @@ impl Pool {
         Some(pool)
     }
 
-    /// The buffers.
+    /// Divides a pool that nobody has taken anything from into `parts`, one for each of
+    /// several threads. Each has a run of buffers of its own, as many as the others or one
+    /// more; to all others' it says that they are [`Owner::Elsewhere`].
+    pub fn split(self, parts: u32) -> Vec<Pool> {
+        let count = self.buffers.count();
+        debug_assert_eq!(self.free() + self.count_of(Owner::Claimed), count, "all are there");
+        let parts = parts.clamp(1, count.max(1));
+        let start = |part: u32| (u64::from(count) * u64::from(part) / u64::from(parts)) as u32;
+        let pool = |part| {
+            let own = start(part)..start(part + 1);
+            let mut pool = Pool {
+                buffers: self.buffers.clone(),
+                claims: self.claims.clone(),
+                entries: self.entries.clone(),
+                heads: [END; CODES],
+                counts: [0; CODES],
+            };
+            for buf in (0..count).rev() {
+                let is = pool.entries[buf as usize].owner;
+                pool.link(buf, if own.contains(&buf) { is } else { ELSEWHERE });
+            }
+            pool
+        };
+        (0..parts).map(pool).collect()
+    }
+
+    /// Buffers that this pool has, whoever owns them: all of the region's, or its part.
+    pub fn count(&self) -> u32 {
+        self.buffers.count() - self.counts[usize::from(ELSEWHERE)]
+    }
+
+    /// The buffers of the region, those of other pools among them.
     #[inline]
     pub fn buffers(&self) -> &Buffers {
         &self.buffers
     }
 
     /// Takes a free buffer for `owner`, the one given back last. `None` if none
-    /// is free, or if `owner` is the pool, the durable data or no channel.
+    /// is free, or if `owner` is none that may have it.
     #[inline]
     #[must_use]
     pub fn take(&mut self, owner: Owner) -> Option<u32> {
@@ -316,7 +356,7 @@ impl Pool {
         match code {
             // Port and stack find their buffers by their own means, and what is
             // claimed is only ever asked for by name.
-            PORT | STACK => return,
+            PORT | STACK | ELSEWHERE => return,
             CLAIMED => {
                 entry.guests = true;
                 return;

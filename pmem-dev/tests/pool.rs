@@ -56,6 +56,7 @@ fn owner() -> impl Strategy<Value = Owner> {
         2 => Just(Owner::Port),
         2 => Just(Owner::Stack),
         2 => Just(Owner::Claimed),
+        1 => Just(Owner::Elsewhere),
         4 => (0u16..3).prop_map(Owner::Guest),
         1 => prop_oneof![
             Just(CHANNELS_MAX - 1), Just(CHANNELS_MAX), Just(u16::MAX)
@@ -78,7 +79,10 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn valid(owner: Owner) -> bool {
-    !matches!(owner, Owner::Guest(channel) if channel >= CHANNELS_MAX)
+    match owner {
+        Owner::Guest(channel) => channel < CHANNELS_MAX,
+        owner => owner != Owner::Elsewhere,
+    }
 }
 
 /// What the pool should know of one buffer, and what the guest says of it.
@@ -97,7 +101,7 @@ impl Model {
         self.guests = match self.owner {
             Owner::Pool => false,
             Owner::Guest(_) | Owner::Claimed => true,
-            Owner::Port | Owner::Stack => self.guests,
+            Owner::Port | Owner::Stack | Owner::Elsewhere => self.guests,
         };
     }
 }
@@ -313,6 +317,52 @@ fn each_refusal_names_its_reason() {
         pool.give(buf, Owner::Guest(2)),
         Err(OwnerError::Foreign { buf, is: Owner::Pool, named: Owner::Guest(2) })
     );
+}
+
+#[test]
+fn the_parts_of_a_pool_have_every_buffer_once() {
+    let geometry = Geometry::new(SIZE_MIN, 65_536).unwrap();
+    let identity = Identity { guest: "model", uuid: Uuid([1; 16]), created_ns: 0 };
+    let region = Region::create(&Backing::Memory(HugePages::No), geometry, &identity).unwrap();
+    for claimed in [3, 20] {
+        claim(&region, claimed, true);
+    }
+    let total = region.pool().buffers().count();
+    for parts in [1, 2, 3, 8, 1000] {
+        let mut pools = region.pool().split(parts);
+        assert_eq!(pools.len() as u32, parts.min(total));
+        assert_eq!(pools.iter().map(Pool::count).sum::<u32>(), total);
+        let [least, most] = [0, 1].map(|more| total / pools.len() as u32 + more);
+        assert!(pools.iter().all(|pool| (least..=most).contains(&pool.count())), "{parts}");
+        let mut seen = vec![false; total as usize];
+        for pool in &mut pools {
+            while let Some(buf) = pool.take(Owner::Guest(1)) {
+                assert!(!std::mem::replace(&mut seen[buf as usize], true), "{buf} in two parts");
+            }
+            assert_eq!(pool.take(Owner::Elsewhere), None);
+        }
+        let left: Vec<_> = (0..total).filter(|&buf| !seen[buf as usize]).collect();
+        assert_eq!(left, [3, 20], "claimed, and handed out by nobody");
+        for buf in 0..total {
+            let owners: Vec<_> = pools.iter().map(|pool| pool.owner(buf).unwrap()).collect();
+            let here = owners.iter().filter(|&&owner| owner != Owner::Elsewhere).count();
+            assert_eq!(here, 1, "buffer {buf} of {parts}: {owners:?}");
+            // Nobody moves what is another's, whatever it is said to be.
+            for (pool, owner) in pools.iter_mut().zip(owners) {
+                if owner == Owner::Elsewhere {
+                    for from in [Owner::Guest(1), Owner::Claimed, Owner::Elsewhere, Owner::Pool] {
+                        assert!(pool.transfer(buf, from, Owner::Stack).is_err());
+                    }
+                }
+            }
+        }
+        // All that was taken comes back to where it was.
+        for pool in &mut pools {
+            let before = pool.count_of(Owner::Guest(1));
+            assert_eq!(pool.reclaim(1), Reclaimed { freed: before, kept: 0 });
+            assert_eq!(pool.free() + pool.count_of(Owner::Claimed), pool.count());
+        }
+    }
 }
 
 #[test]

@@ -60,7 +60,7 @@ impl Served {
         let start = |guest| backend.example(&host, guest, "http", &["--root", root]);
         let applications = guests.iter().map(start).collect();
         let served = Served { applications, backend, guests, content, host, far };
-        served.wait_pings();
+        served.wait_serving();
         served
     }
 
@@ -76,9 +76,15 @@ impl Served {
         ping.args(["-c1", "-W2", "-q", address]).output().expect("ping runs").status.success()
     }
 
-    fn wait_pings(&self) {
+    fn wait_serving(&self) {
         for (index, guest) in self.guests.iter().enumerate() {
             wait::until("a guest is there", || self.pings(index, guest.ip()).then_some(()));
+            let url = format!("http://{}/", guest.ip());
+            wait::until("a guest listens", || {
+                let mut curl = self.command(index, "curl");
+                let output = curl.args(["--silent", "--max-time", "5", &url]).output();
+                output.expect("curl runs").status.success().then_some(())
+            });
         }
     }
 
@@ -177,17 +183,18 @@ fn each_of_two_guests_has_a_queue_of_its_own() {
     // One goes, and comes back; the other is served meanwhile.
     let mut served = served;
     served.applications[0].kill();
-    let mut stream = on_cpu(1, || {
-        served.far.run(|| client::connect(served.guests[1].ip(), 80)).expect("a connection")
+    on_cpu(1, || {
+        let connect = || client::connect(served.guests[1].ip(), 80);
+        let mut stream = served.far.run(connect).expect("a connection");
+        for _ in 0..100 {
+            let response = client::get(&mut stream, "/").expect("an answer");
+            assert_eq!(response.status, 404, "there is a directory, and nothing at its root");
+        }
     });
-    for _ in 0..100 {
-        let response = client::get(&mut stream, "/").expect("an answer");
-        assert_eq!(response.status, 404, "there is a directory, and nothing at its root");
-    }
     let root = served.content.dir().to_str().expect("UTF-8");
     let again = served.backend.example(&served.host, &served.guests[0], "http", &["--root", root]);
     served.applications[0] = again;
-    served.wait_pings();
+    served.wait_serving();
 
     // The device goes, and comes back for both.
     served.host.ip(&format!("link delete dev {DEVICE}"));
@@ -196,7 +203,7 @@ fn each_of_two_guests_has_a_queue_of_its_own() {
         (said.matches("there is no such device").count() >= 2).then_some(())
     });
     link(&served.host, &served.far);
-    served.wait_pings();
+    served.wait_serving();
     served.assert_downloads();
 
     let (stats, guests) = served.stop();

@@ -179,23 +179,43 @@ pub(super) fn between(guests: &[Draft], findings: &mut Findings) {
     shared_devices(guests, findings);
 }
 
-/// Reports guests on workers that are not there.
+/// Reports guests on workers that are not there, and guests on several that can have but
+/// one.
 pub(super) fn placed(guests: &[Draft], workers: Option<&Workers>, findings: &mut Findings) {
     for guest in guests {
-        let Some(Some(worker)) = &guest.worker else { continue };
-        let message = match workers {
-            None => "worker is of no use where every guest has one of its own: say how many \
-                     workers there are, or leave it out"
-                .to_owned(),
-            Some(workers) if worker.value >= workers.count => format!(
-                "worker {} is not there: use a number from 0 to {}",
-                worker.value,
-                workers.count - 1
-            ),
-            Some(_) => continue,
+        let Some(own) = guest.workers.as_ref().filter(|own| !own.value.is_empty()) else {
+            continue;
         };
-        findings.add(worker.at.clone(), format!("{}: {message}", guest.who));
+        let count = workers.map_or(0, |workers| workers.count);
+        let beyond = own.value.iter().find(|&&worker| worker >= count);
+        let several = own.value.len() > 1;
+        let message = match (workers, beyond) {
+            (None, _) => "worker is of no use where every guest has one of its own: say how many \
+                          workers there are, or leave it out"
+                .to_owned(),
+            (Some(_), Some(worker)) => {
+                format!("worker {worker} is not there: use a number from 0 to {}", count - 1)
+            }
+            (Some(_), None) => match one_worker_only(guest).filter(|_| several) {
+                Some(why) => format!("several workers are not possible {why}: give one"),
+                None => continue,
+            },
+        };
+        findings.add(own.at.clone(), format!("{}: {message}", guest.who));
     }
+}
+
+/// Why a guest can have but one worker.
+fn one_worker_only(guest: &Draft) -> Option<&'static str> {
+    let port = guest.port.as_ref().is_some_and(|port| !port.value.kind().shared);
+    let region = guest.region.as_ref().is_some_and(|region| region.value.mirror.is_some());
+    let limit = guest.rate_limit.as_ref().is_some_and(|limit| !limit.is_none());
+    let reasons = [
+        (port, "on a port of this kind"),
+        (region, "with a region that has a mirror"),
+        (limit, "with a rate_limit"),
+    ];
+    reasons.into_iter().find(|(holds, _)| *holds).map(|(_, why)| why)
 }
 
 /// Reports each virtio-pmem socket that a guest has as its socket, or an earlier

@@ -157,8 +157,9 @@ pub struct Guest {
     pub region: RegionSpec,
     /// How long it is polled before it sleeps.
     pub poll: Poll,
-    /// The worker that serves it, from 0; without one, it is the one with the fewest.
-    pub worker: Option<usize>,
+    /// The workers that serve it, from 0: one, or a lane on each of several. Without any, it
+    /// is the one with the fewest guests.
+    pub workers: Vec<usize>,
     /// Headers are kept where the guest cannot rewrite them, and frames of its own
     /// kernel come from its own addresses.
     pub spoof_check: bool,

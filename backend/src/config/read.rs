@@ -20,6 +20,7 @@ use super::{
     RegionSpec, SOCKET_PATH_LEN_MAX, Socket, SocketMode, VLAN_MAX, WORKERS_MAX, Workers,
 };
 use crate::attachment::Spec;
+use crate::lanes::LANES_MAX;
 use crate::port::{Limits, Rate};
 use crate::sys::CPUS_MAX;
 use crate::worker::Network;
@@ -42,7 +43,7 @@ pub(super) struct Draft {
     pub(super) port: Option<At<Spec>>,
     pub(super) region: Option<At<RegionSpec>>,
     pub(super) poll: Option<Poll>,
-    pub(super) worker: Option<Option<At<usize>>>,
+    pub(super) workers: Option<At<Vec<usize>>>,
     pub(super) spoof_check: Option<bool>,
     pub(super) sources: Option<At<Vec<Network>>>,
     pub(super) rate_limit: Option<Limits>,
@@ -323,7 +324,7 @@ fn read_guest(
     let port = read_port(&fields, findings);
     let region = read_region(&fields, findings);
     let poll = read_poll(&fields, findings);
-    let worker = read_worker(&fields, findings);
+    let workers = read_guest_workers(&fields, findings);
     let spoof_check = read_bool(&fields, "spoof_check", true, findings);
     let sources = read_sources(&fields, findings);
     let rate_limit = read_rate_limit(&fields, findings);
@@ -342,7 +343,7 @@ fn read_guest(
         port,
         region,
         poll,
-        worker,
+        workers,
         spoof_check: spoof_check.map(|check| check.value),
         sources,
         rate_limit,
@@ -670,13 +671,34 @@ fn read_poll(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<Poll> {
     poll
 }
 
-/// The worker that a guest is to be served by. `None` if it is wrong.
-fn read_worker(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<Option<At<usize>>> {
-    if fields.get("worker").is_none() {
-        return Some(None);
+/// The worker that a guest is to be served by, or several of them.
+fn read_guest_workers(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<Vec<usize>>> {
+    const EXAMPLE: &str = "worker = 0 or worker = [0, 1]";
+    let Some(value) = fields.get("worker") else {
+        return Some(At { at: fields.at.clone(), value: Vec::new() });
+    };
+    let values = match value.get_ref().as_array() {
+        Some(array) => array.iter().collect(),
+        None => vec![value],
+    };
+    let mut workers = Vec::with_capacity(values.len());
+    for value in &values {
+        let bounds = (0, WORKERS_MAX as u32 - 1);
+        let worker = fields.whole("worker", value, bounds, EXAMPLE, findings)? as usize;
+        if workers.contains(&worker) {
+            let message = format!("worker {worker} is given twice: one serves it no faster");
+            fields.wrong(&value.span(), message, findings);
+            return None;
+        }
+        workers.push(worker);
     }
-    let worker = fields.number("worker", (0, WORKERS_MAX as u32 - 1), 0, findings)?;
-    Some(Some(At { at: worker.at, value: worker.value as usize }))
+    if !(1..=LANES_MAX).contains(&workers.len()) {
+        let count = workers.len();
+        let message = format!("worker has {count} workers: give 1 to {LANES_MAX}, or leave it out");
+        fields.wrong(&value.span(), message, findings);
+        return None;
+    }
+    Some(At { at: value.span(), value: workers })
 }
 
 /// Yes or no, or the default.
@@ -708,7 +730,7 @@ fn finish(draft: Draft) -> Option<Guest> {
         port: draft.port?.value,
         region: draft.region?.value,
         poll: draft.poll?,
-        worker: draft.worker?.map(|worker| worker.value),
+        workers: draft.workers?.value,
         spoof_check: draft.spoof_check?,
         sources: draft.sources?.value,
         rate_limit: draft.rate_limit?,

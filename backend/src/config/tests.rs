@@ -455,7 +455,33 @@ fn workers_are_few_and_bound_or_not() {
     assert_eq!(workers("cpus = [3, 2]"), Some(Workers { count: 2, cpus: vec![3, 2] }));
     assert_eq!(workers("workers = 1\ncpus = [0]"), Some(Workers { count: 1, cpus: vec![0] }));
     let config = parse(&with("workers = 2", "worker = 1")).unwrap();
-    assert_eq!(config.guests[0].worker, Some(1));
+    assert_eq!(config.guests[0].workers, [1]);
+    let config = parse(&with("workers = 2", "worker = [1, 0]")).unwrap();
+    assert_eq!(config.guests[0].workers, [1, 0]);
+    assert!(parse(&guest(&[])).unwrap().guests[0].workers.is_empty());
+    for (change, message) in [
+        ("worker = []", "worker has 0 workers: give 1 to 8, or leave it out"),
+        ("worker = \"x\"", "worker is a string: write worker = 0 or worker = [0, 1]"),
+        (
+            "worker = [0, 1]\nrate_limit = { tx_packets = 1 }",
+            "several workers are not possible with a rate_limit: give one",
+        ),
+        (
+            "worker = [0, 1]\nregion = { size = \"4MiB\", mirror = \"/m\" }",
+            "several workers are not possible with a region that has a mirror: give one",
+        ),
+    ] {
+        let said = format!("web.toml:9:10: guest \"web1\": {message}");
+        refused(&with("workers = 2", change), &[&said]);
+    }
+    let piped = with("workers = 2", "worker = [0, 1]").replace("tap:tap0", "pipe:wire0");
+    let said = "web.toml:9:10: guest \"web1\": several workers are not possible on a port of this \
+                kind: give one";
+    refused(&piped, &[said]);
+    refused(
+        &with("workers = 2", "worker = [1, 1]"),
+        &["web.toml:9:14: guest \"web1\": worker 1 is given twice: one serves it no faster"],
+    );
     let none = "mtu = 1500";
     for (head, change, message) in [
         ("workers = 0", none, "1:11: workers 0 is not possible: use a number from 1 to 64"),

@@ -19,6 +19,7 @@ use crate::sys::wake::{Waker, Wakeups};
 #[derive(Debug)]
 pub(super) struct Member {
     name: String,
+    guest: usize,
     to: Producer<Passing>,
     back: Consumer<u32>,
     from: Consumer<Passing>,
@@ -38,6 +39,7 @@ pub(super) struct Member {
 /// Both ends of a guest's rings.
 pub(super) fn pair(
     name: &str,
+    guest: usize,
     caps: Caps,
     buffers: Buffers,
     switch: Arc<Bell>,
@@ -52,6 +54,7 @@ pub(super) fn pair(
     let ends = Ends { received, returned, sending, credit, switch, own: Arc::clone(&bell) };
     let member = Member {
         name: name.to_owned(),
+        guest,
         to,
         back,
         from,
@@ -81,6 +84,11 @@ impl Member {
     /// The guest's name.
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Whose it is, by the table of guests.
+    pub(super) fn guest(&self) -> usize {
+        self.guest
     }
 
     /// Frames for the guest that it had no room for.

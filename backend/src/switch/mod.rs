@@ -24,6 +24,9 @@
 //! the NIC by AF_XDP or netmap, its buffers are filled and sent in place, and the copy to
 //! the guest is the only one. A frame stays in one piece for a port that does not gather.
 //!
+//! A guest that several workers serve has an end for each, and whose of them a frame is
+//! [`Choice`] says.
+//!
 //! # Who can hurt whom
 //!
 //! A guest that reads nothing holds as many of the NIC's buffers as its ring to it
@@ -36,6 +39,7 @@ mod member;
 mod port;
 mod table;
 
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
@@ -43,6 +47,7 @@ use paste_pmem::{Buffers, Owner, Pool};
 use paste_stack::frame::HEAD_MAX;
 use paste_stack::{Origin, Payload, RxCsum, TxBatch, TxCsum};
 
+use crate::lanes::{Choice, Lanes};
 use crate::port::{Now, Port, PortError, RxBatch, Station};
 use crate::sys::Token;
 use crate::sys::wake::{Waker, Wakeups};
@@ -69,9 +74,9 @@ const PORT_RETRY: u64 = 1_000_000_000;
 const TOKEN_WAKE: Token = 0;
 const TOKEN_PORT: Token = 1;
 
-/// Buffers that a switch with so many guests needs.
-pub const fn buffers_needed(guests: usize) -> usize {
-    2 * RX_BUDGET + TX_BUDGET + guests * 2 * RING
+/// Buffers that a switch needs with so many guests, or lanes of guests.
+pub const fn buffers_needed(members: usize) -> usize {
+    2 * RX_BUDGET + TX_BUDGET + members * 2 * RING
 }
 
 /// A frame in a buffer of the NIC's region, on its way between switch and guest.
@@ -89,6 +94,18 @@ struct Passing {
     time: u64,
 }
 
+/// The start of a frame, as much as is looked at.
+struct Start {
+    bytes: [u8; HEADER_LEN],
+    len: usize,
+}
+
+impl Start {
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
 /// What a switch has done with frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Counters {
@@ -101,14 +118,26 @@ struct Counters {
     port_errors: u64,
 }
 
+/// A guest, whose frames are one member's, or are divided among lanes.
+#[derive(Debug)]
+struct Guest {
+    /// Its members.
+    members: Range<usize>,
+    /// Which of them gets a frame, if there are several.
+    choice: Option<Choice>,
+}
+
 /// One NIC, and the guests that share it: a task of some worker.
 pub struct Switch {
     name: String,
     span: tracing::Span,
     port: Box<dyn Port>,
     pool: Pool,
+    /// Where frames go to and come from: a guest's, or one of its lanes'.
     members: Vec<Member>,
     table: Table,
+    /// In the order of the table.
+    guests: Vec<Guest>,
     /// Who still has a buffer: the port, and guests.
     holders: Box<[u16]>,
     rx: RxBatch,
@@ -150,6 +179,7 @@ impl Switch {
             pool,
             members: Vec::new(),
             table: Table::default(),
+            guests: Vec::new(),
             holders: vec![0; count].into_boxed_slice(),
             rx: RxBatch::new(RX_BUDGET),
             tx: TxBatch::new(TX_BUDGET),
@@ -164,20 +194,43 @@ impl Switch {
         }
     }
 
-    /// Adds the guest of this name, whose packets have at most `mtu` bytes. Its worker gets what is
-    /// returned; `waker` is the other end of `wakeups`.
+    /// Adds the guest of this name, whose packets have at most `mtu` bytes. Its worker gets
+    /// what is returned; `waker` is the other end of `wakeups`.
     pub fn join(
         &mut self,
         name: &str,
         station: &Station,
         mtu: u16,
-        (waker, wakeups): (Waker, Wakeups),
+        pair: (Waker, Wakeups),
     ) -> SwitchPort {
-        self.table.add(self.members.len(), station);
+        let members = self.members.len()..self.members.len() + 1;
+        self.table.add(station);
+        self.guests.push(Guest { members, choice: None });
+        self.member(name, mtu, pair)
+    }
+
+    /// Likewise, a guest that is divided by this choice, with a name and a pair for each of
+    /// its lanes.
+    pub fn join_lanes(
+        &mut self,
+        lanes: Vec<(String, (Waker, Wakeups))>,
+        station: &Station,
+        mtu: u16,
+        choice: Choice,
+    ) -> Vec<SwitchPort> {
+        debug_assert_eq!(lanes.len(), usize::from(choice.lanes()));
+        let members = self.members.len()..self.members.len() + lanes.len();
+        self.table.add(station);
+        self.guests.push(Guest { members, choice: Some(choice) });
+        lanes.into_iter().map(|(name, pair)| self.member(&name, mtu, pair)).collect()
+    }
+
+    fn member(&mut self, name: &str, mtu: u16, (waker, wakeups): (Waker, Wakeups)) -> SwitchPort {
         let caps = crate::port::Caps { mtu, gather: true, ..self.port.caps() };
         let buffers: Buffers = self.pool.buffers().clone();
-        let (member, port) =
-            member::pair(name, caps, buffers, Arc::clone(&self.bell), (waker, wakeups));
+        let guest = self.guests.len() - 1;
+        let pair = (waker, wakeups);
+        let (member, port) = member::pair(name, guest, caps, buffers, Arc::clone(&self.bell), pair);
         self.members.push(member);
         port
     }
@@ -216,9 +269,10 @@ impl Switch {
                 time: frame.time,
             };
             self.holders[frame.buf as usize] = 1;
-            match self.route(&passing) {
-                Route::Member(member) => self.deliver(member, &passing),
-                Route::Group(vlan) => self.flood(None, vlan, &passing),
+            let header = self.header(&passing);
+            match self.table.route(header.bytes()) {
+                Route::Guest(guest) => self.give(guest, &header, &passing),
+                Route::Group(vlan) => self.flood(None, vlan, &header, &passing),
                 Route::Elsewhere => self.counters.unknown += 1,
             }
             self.let_go(frame.buf);
@@ -243,14 +297,16 @@ impl Switch {
                 moved += 1;
                 passing.time = now.real_ns;
                 self.holders[passing.buf as usize] = 1;
-                match self.route(&passing) {
-                    Route::Member(member) if member == index => {}
-                    Route::Member(member) => {
+                let header = self.header(&passing);
+                let from = self.members[index].guest();
+                match self.table.route(header.bytes()) {
+                    Route::Guest(guest) if guest == from => {}
+                    Route::Guest(guest) => {
                         self.counters.switched += 1;
-                        self.deliver(member, &passing);
+                        self.give(guest, &header, &passing);
                     }
                     Route::Group(vlan) => {
-                        self.flood(Some(index), vlan, &passing);
+                        self.flood(Some(from), vlan, &header, &passing);
                         self.queue(&passing);
                     }
                     Route::Elsewhere => self.queue(&passing),
@@ -275,23 +331,33 @@ impl Switch {
         sent
     }
 
-    /// Whose the frame is, by its header.
-    fn route(&self, passing: &Passing) -> Route {
-        let mut header = [0; HEADER_LEN];
+    /// The start of a frame, in memory of ours.
+    fn header(&self, passing: &Passing) -> Start {
+        let mut start = Start { bytes: [0; HEADER_LEN], len: 0 };
         let len = HEADER_LEN.min(usize::from(passing.len));
         let offset = usize::from(passing.offset);
-        match self.pool.buffers().read(passing.buf, offset, &mut header[..len]) {
-            Ok(()) => self.table.route(&header[..len]),
-            Err(_) => Route::Elsewhere,
+        if self.pool.buffers().read(passing.buf, offset, &mut start.bytes[..len]).is_ok() {
+            start.len = len;
+        }
+        start
+    }
+
+    /// Passes a frame on to everybody on its VLAN but the guest that it came from.
+    fn flood(&mut self, from: Option<usize>, vlan: Option<u16>, header: &Start, passing: &Passing) {
+        for guest in 0..self.guests.len() {
+            if Some(guest) != from && self.table.is_on(guest, vlan) {
+                self.give(guest, header, passing);
+            }
         }
     }
 
-    /// Passes a frame on to everybody on its VLAN but the one it came from.
-    fn flood(&mut self, from: Option<usize>, vlan: Option<u16>, passing: &Passing) {
-        for member in 0..self.members.len() {
-            if Some(member) != from && self.table.is_on(member, vlan) {
-                self.deliver(member, passing);
-            }
+    /// Passes a frame on to a guest, or to those of its lanes that it is for.
+    fn give(&mut self, guest: usize, header: &Start, passing: &Passing) {
+        let Guest { members, choice } = &self.guests[guest];
+        let (first, all) = (members.start, members.clone());
+        match choice.as_ref().map_or(Lanes::One(0), |choice| choice.of(header.bytes())) {
+            Lanes::One(lane) => self.deliver(first + usize::from(lane), passing),
+            Lanes::All => all.for_each(|member| self.deliver(member, passing)),
         }
     }
 

@@ -26,7 +26,7 @@ const NEIGHBOR_SOLICITATION: u8 = 135;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Route {
     /// To one guest.
-    Member(usize),
+    Guest(usize),
     /// To everybody on a VLAN, or on none.
     Group(Option<u16>),
     /// To none of the guests.
@@ -43,8 +43,8 @@ pub(super) struct Table {
 
 impl Table {
     /// Adds the guest with the next index.
-    pub(super) fn add(&mut self, index: usize, station: &Station) {
-        debug_assert_eq!(index, self.vlans.len());
+    pub(super) fn add(&mut self, station: &Station) {
+        let index = self.vlans.len();
         self.macs.insert(station.mac, index);
         for &address in &station.addresses {
             self.addresses.insert((station.vlan, address), index);
@@ -53,8 +53,8 @@ impl Table {
     }
 
     /// Whether a guest gets frames of a VLAN: of its own, and those with none.
-    pub(super) fn is_on(&self, member: usize, vlan: Option<u16>) -> bool {
-        vlan.is_none() || self.vlans.get(member) == Some(&vlan)
+    pub(super) fn is_on(&self, guest: usize, vlan: Option<u16>) -> bool {
+        vlan.is_none() || self.vlans.get(guest) == Some(&vlan)
     }
 
     /// Judges the first [`HEADER_LEN`] bytes of a frame, or all of a shorter one.
@@ -76,8 +76,8 @@ impl Table {
         }
         if header[0] & 1 == 0 {
             let mac = std::array::from_fn(|i| header[i]);
-            let found = self.macs.get(&mac).filter(|&&member| self.is_on(member, vlan));
-            return found.map_or(Route::Elsewhere, |&member| Route::Member(member));
+            let found = self.macs.get(&mac).filter(|&&guest| self.is_on(guest, vlan));
+            return found.map_or(Route::Elsewhere, |&guest| Route::Guest(guest));
         }
         let asked = match ethertype {
             ETHERTYPE_ARP => arp_target(packet),
@@ -85,7 +85,7 @@ impl Table {
             _ => None,
         };
         match asked.and_then(|address| self.addresses.get(&(vlan, address))) {
-            Some(&member) => Route::Member(member),
+            Some(&guest) => Route::Guest(guest),
             None => Route::Group(vlan),
         }
     }
@@ -120,16 +120,13 @@ mod tests {
 
     fn table() -> Table {
         let mut table = Table::default();
-        for (index, (mac, vlan, addresses)) in [
+        for (mac, vlan, addresses) in [
             (WEB1, None, vec!["10.7.0.1", "fd00::1"]),
             (WEB2, None, vec!["10.7.0.2"]),
             (WEB3, Some(5), vec!["10.7.0.1"]),
-        ]
-        .into_iter()
-        .enumerate()
-        {
+        ] {
             let addresses = addresses.into_iter().map(|a| a.parse().unwrap()).collect();
-            table.add(index, &Station { mac, vlan, addresses });
+            table.add(&Station { mac, vlan, addresses });
         }
         table
     }
@@ -157,11 +154,11 @@ mod tests {
     #[test]
     fn one_station_gets_its_own() {
         let to = |mac, tag| table().route(&frame(mac, tag, [8, 0], &[0; 20]));
-        assert_eq!(to(WEB1, None), Route::Member(0));
-        assert_eq!(to(WEB2, None), Route::Member(1));
-        assert_eq!(to(WEB3, Some(5)), Route::Member(2));
-        assert_eq!(to(WEB3, Some(0xe005)), Route::Member(2), "with a priority");
-        assert_eq!(to(WEB1, Some(0xe000)), Route::Member(0), "a priority only");
+        assert_eq!(to(WEB1, None), Route::Guest(0));
+        assert_eq!(to(WEB2, None), Route::Guest(1));
+        assert_eq!(to(WEB3, Some(5)), Route::Guest(2));
+        assert_eq!(to(WEB3, Some(0xe005)), Route::Guest(2), "with a priority");
+        assert_eq!(to(WEB1, Some(0xe000)), Route::Guest(0), "a priority only");
         assert_eq!(to(WEB1, Some(5)), Route::Elsewhere, "not on that VLAN");
         assert_eq!(to(WEB3, Some(6)), Route::Elsewhere);
         assert_eq!(to([2, 0, 0, 0, 0, 7], None), Route::Elsewhere);
@@ -172,9 +169,9 @@ mod tests {
         let ask = |tag, target| {
             table().route(&frame(ALL, tag, ETHERTYPE_ARP, &arp([10, 7, 0, 9], target)))
         };
-        assert_eq!(ask(None, [10, 7, 0, 1]), Route::Member(0));
-        assert_eq!(ask(None, [10, 7, 0, 2]), Route::Member(1));
-        assert_eq!(ask(Some(5), [10, 7, 0, 1]), Route::Member(2));
+        assert_eq!(ask(None, [10, 7, 0, 1]), Route::Guest(0));
+        assert_eq!(ask(None, [10, 7, 0, 2]), Route::Guest(1));
+        assert_eq!(ask(Some(5), [10, 7, 0, 1]), Route::Guest(2));
         assert_eq!(ask(None, [10, 7, 0, 8]), Route::Group(None), "a kernel may have it");
         let announced = frame(ALL, None, ETHERTYPE_ARP, &arp([10, 7, 0, 1], [10, 7, 0, 1]));
         assert_eq!(table().route(&announced), Route::Group(None));
@@ -185,7 +182,7 @@ mod tests {
             packet[48..].copy_from_slice(&target.parse::<Ipv6Addr>().unwrap().octets());
             table().route(&frame([0x33, 0x33, 0xff, 0, 0, 1], None, ETHERTYPE_IPV6, &packet))
         };
-        assert_eq!(solicit("fd00::1"), Route::Member(0));
+        assert_eq!(solicit("fd00::1"), Route::Guest(0));
         assert_eq!(solicit("fd00::2"), Route::Group(None));
     }
 

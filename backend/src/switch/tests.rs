@@ -134,14 +134,14 @@ fn pool(count: usize) -> Pool {
 }
 
 /// A guest's worker.
-struct Guest {
+struct End {
     port: SwitchPort,
     pool: Pool,
     mac: [u8; 6],
     tx: TxBatch,
 }
 
-impl Guest {
+impl End {
     /// Sends a frame from here; false if there is no room for it.
     fn send(&mut self, to: [u8; 6], body: &[u8], csum: Option<TxCsum>) -> bool {
         let buf = self.pool.take(Owner::Stack).unwrap();
@@ -198,7 +198,7 @@ fn frame(to: [u8; 6], from: [u8; 6], body: &[u8]) -> Vec<u8> {
 struct Rig {
     switch: Switch,
     nic: Nic,
-    guests: Vec<Guest>,
+    guests: Vec<End>,
     count: usize,
 }
 
@@ -220,7 +220,7 @@ impl Rig {
                 let station = Station { mac, vlan: None, addresses: Vec::new() };
                 let name = format!("web{index}");
                 let port = switch.join(&name, &station, MTU, wake::pair().unwrap());
-                Guest { port, pool: pool(600), mac, tx: TxBatch::new(64) }
+                End { port, pool: pool(600), mac, tx: TxBatch::new(64) }
             })
             .collect();
         let mut rig = Rig { switch, nic, guests, count };
@@ -435,6 +435,81 @@ fn buffers_stay_with_a_port_that_reads_them_still() {
     }
 }
 
+/// A segment from somewhere abroad to a local port, as the lanes of a guest are told apart
+/// by.
+fn segment(to: [u8; 6], from: [u8; 6], ports: [u16; 2]) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 24, 0, 0, 0, 0, 64, 6, 0, 0, 10, 8, 0, 1, 10, 7, 0, 2];
+    packet.extend(ports.iter().flat_map(|port| port.to_be_bytes()));
+    frame(to, from, &packet)
+}
+
+#[test]
+fn the_lanes_of_a_guest_share_its_frames() {
+    let mut rig = Rig::new(1);
+    let mac = [0x52, 0x54, 0, 0, 0, 9];
+    let addresses = vec!["10.7.0.2".parse().unwrap()];
+    let ports = Arc::new(crate::lanes::Ports::new(2));
+    let secret: Vec<u8> = {
+        let mut rng = Prng::new(1);
+        (0..crate::lanes::SECRET_LEN).map(|_| rng.below(256) as u8).collect()
+    };
+    let choice = Choice::new(Arc::clone(&ports), None, &addresses, &secret);
+    let station = Station { mac, vlan: None, addresses };
+    let lanes = ["web", "web/1"].map(|name| (name.to_owned(), wake::pair().unwrap()));
+    let ends = rig.switch.join_lanes(lanes.into(), &station, MTU, choice);
+    let end = |port| End { port, pool: pool(600), mac, tx: TxBatch::new(64) };
+    rig.guests.extend(ends.into_iter().map(end));
+    rig.count = rig.switch.pool.buffers().count() as usize;
+    rig.turn();
+
+    // Before anybody listens, by the port's number; then by flow, each always the same way.
+    let mut got = [Vec::new(), Vec::new()];
+    let mut arrive = |rig: &mut Rig, port| {
+        let arriving = (1000..1100).map(|from| segment(mac, ABROAD, [from, port]));
+        rig.nic.wire().arriving.extend(arriving);
+        rig.turn();
+        for (got, end) in got.iter_mut().zip(&mut rig.guests[1..]) {
+            *got = end.receive().into_iter().map(|(_, bytes)| bytes).collect::<Vec<_>>();
+        }
+        got.each_ref().map(Vec::len)
+    };
+    assert_eq!((arrive(&mut rig, 80), arrive(&mut rig, 81)), ([100, 0], [0, 100]));
+    ports.listen(1, 80);
+    assert_eq!(arrive(&mut rig, 80), [0, 100]);
+    ports.listen(0, 80);
+    let shares = arrive(&mut rig, 80);
+    assert!(shares[0] + shares[1] == 100 && shares.iter().all(|&n| n > 30), "{shares:?}");
+    assert_eq!(arrive(&mut rig, 80), shares);
+
+    // What all have to know, and what one does: a reply by ARP, and an echo.
+    let mut reply = vec![0, 1, 8, 0, 6, 4, 0, 2, 2, 0, 0, 0, 0, 9, 10, 7, 0, 9];
+    reply.extend([0; 10]);
+    let mut reply = frame(mac, ABROAD, &reply);
+    reply[12..14].copy_from_slice(&[8, 6]);
+    rig.nic.wire().arriving.push_back(reply);
+    rig.arrives(mac, b"no segment");
+    rig.turn();
+    assert_eq!(
+        rig.guests[1..].iter_mut().map(|end| end.receive().len()).collect::<Vec<_>>(),
+        [2, 1]
+    );
+
+    // From any lane to another guest, and not to the others of its own.
+    let other = rig.guests[0].mac;
+    assert!(rig.guests[2].send(other, b"hello", None));
+    assert!(rig.guests[2].send(mac, b"to itself", None));
+    assert!(rig.guests[2].send(ALL, b"to all", None));
+    rig.turn();
+    assert_eq!(rig.guests[0].bodies(), [b"hello".to_vec(), b"to all".to_vec()]);
+    assert!(rig.guests[1].bodies().is_empty());
+    assert_eq!(rig.sent(), [frame(ALL, mac, b"to all")]);
+    // A guest that sends to the lanes reaches the one that it means.
+    let bytes = segment(mac, other, [7, 81]);
+    assert!(rig.guests[0].send(mac, &bytes[14..], None));
+    rig.turn();
+    assert_eq!(rig.guests[2].bodies(), [bytes[14..].to_vec()]);
+}
+
 #[test]
 fn nobody_sleeps_over_a_frame() {
     const ROUNDS: u32 = 20_000;
@@ -447,7 +522,7 @@ fn nobody_sleeps_over_a_frame() {
     let mut far = guests.pop().unwrap();
     let (near_mac, far_mac) = (guests[0].mac, far.mac);
     // Each sleeps until the other has answered; a frame slept over ends it.
-    let wait = |guest: &mut Guest| loop {
+    let wait = |guest: &mut End| loop {
         if let Some(body) = guest.bodies().pop() {
             return body;
         }

@@ -16,12 +16,14 @@ use super::memory::{GuestRam, MemoryError};
 use super::queue::{Ring, RingError, RingFeatures, SetupError};
 use super::signal;
 
-/// Index of the ring that the guest receives from.
+/// Index of the ring that the guest receives from, in its pair.
 pub const RX: usize = 0;
-/// Index of the ring that the guest transmits to.
+/// Index of the ring that the guest transmits to, in its pair.
 pub const TX: usize = 1;
-/// Rings of any device, at most: virtio-net's one pair.
-pub const RINGS_MAX: usize = 2;
+/// Pairs of rings of a virtio-net device, at most.
+pub const PAIRS_MAX: usize = 8;
+/// Rings of any device, at most.
+pub const RINGS_MAX: usize = 2 * PAIRS_MAX;
 
 /// Where in virtio-net's configuration space the MTU is (virtio 1.2 section
 /// 5.1.4).
@@ -170,6 +172,8 @@ pub struct Control {
     pub counters: DeviceCounters,
     /// Changes with the set of descriptors to be watched.
     pub generation: u64,
+    /// Changes when everything that a front end gave is forgotten.
+    pub epoch: u64,
 }
 
 impl Control {
@@ -187,6 +191,7 @@ impl Control {
             warned_of_memory: false,
             counters: DeviceCounters::default(),
             generation: 0,
+            epoch: 0,
             model,
         }
     }
@@ -203,6 +208,7 @@ impl Control {
         self.warned_of_memory = false;
         self.config = self.model.config;
         self.generation += 1;
+        self.epoch += 1;
     }
 
     /// Virtio features of this device.
@@ -365,6 +371,11 @@ impl Control {
             ring.disconnect();
         }
         self.status |= VIRTIO_CONFIG_S_NEEDS_RESET as u8;
+    }
+
+    /// Whether the driver has to reset the device first.
+    pub fn needs_reset(&self) -> bool {
+        self.status & VIRTIO_CONFIG_S_NEEDS_RESET as u8 != 0
     }
 
     /// Stops one ring and says its next available index. With the last ring

@@ -19,17 +19,18 @@ use std::sync::atomic::{Ordering, compiler_fence};
 
 use paste_abi::net_hdr::{NET_HDR_LEN, NetHdr};
 use paste_abi::vhost_user::{CONFIG_MAX, protocol};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
-    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
-    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
-    VIRTIO_NET_S_LINK_UP,
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN,
+    VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN,
+    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ,
+    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
 use vm_memory::{Address, Bytes, GuestAddress};
 use zerocopy::IntoBytes;
 
-use super::control::{CONFIG_MTU, Control, Model, RINGS_MAX, RX, RegionFd, TX, feature};
+use super::control::{CONFIG_MTU, Control, Model, PAIRS_MAX, RINGS_MAX, RX, RegionFd, TX, feature};
 use super::counters::DeviceCounters;
 use super::memory::GuestRam;
 use super::net::Offloads;
@@ -116,6 +117,8 @@ pub struct DeviceOptions {
     pub region: Option<RegionFd>,
     /// Descriptors of a ring at most; cut to a power of two from 1 to 32768.
     pub queue_size_max: u16,
+    /// Pairs of rings, from 1 to [`PAIRS_MAX`]. The driver uses one until it says otherwise.
+    pub pairs: usize,
 }
 
 impl DeviceOptions {
@@ -136,17 +139,21 @@ impl DeviceOptions {
         let mut config = [0; CONFIG_MAX];
         config[..6].copy_from_slice(&self.mac);
         config[6..8].copy_from_slice(&(VIRTIO_NET_S_LINK_UP as u16).to_le_bytes());
-        config[8..10].copy_from_slice(&1u16.to_le_bytes());
+        let pairs = self.pairs.clamp(1, PAIRS_MAX);
+        config[8..10].copy_from_slice(&(pairs as u16).to_le_bytes());
+        // The queue that the driver says it on is the front end's, which then enables rings.
+        let several = feature(VIRTIO_NET_F_MQ) | feature(VIRTIO_NET_F_CTRL_VQ);
         config[CONFIG_MTU].copy_from_slice(&self.mtu.to_le_bytes());
         Model {
             name: self.name,
-            rings: 2,
+            rings: 2 * pairs,
             features: feature(VIRTIO_NET_F_MAC)
                 | feature(VIRTIO_NET_F_STATUS)
                 | feature(VIRTIO_NET_F_MTU)
                 | feature(VIRTIO_NET_F_MRG_RXBUF)
                 | if self.csum { csum } else { 0 }
-                | if self.csum && self.segments { segments } else { 0 },
+                | if self.csum && self.segments { segments } else { 0 }
+                | if pairs > 1 { several } else { 0 },
             protocol: protocol::MTU,
             config,
             mtu_max: self.mtu,
@@ -210,12 +217,23 @@ impl<T> Device<T> {
         self.session.is_some() || self.link.is_some()
     }
 
-    /// Whether data can pass through all rings.
+    /// Whether data can pass through the first pair of rings, or the only ring.
     pub fn is_running(&self) -> bool {
         if self.link.is_some() {
             return self.control.features.is_some();
         }
-        self.control.rings.iter().all(|ring| ring.is_ready() && ring.enabled)
+        self.control.rings.iter().take(2).all(|ring| ring.is_ready() && ring.enabled)
+    }
+
+    /// Whether the front end, or the back end's own channel, has said anything that
+    /// [`Device::handle_messages`] has not seen. One system call.
+    pub fn has_messages(&self) -> bool {
+        let session = self.session.iter().map(|session| session.as_fd());
+        let backend = self.control.backend.iter().map(|backend| backend.as_fd());
+        let fds: Vec<_> = session.chain(backend).collect();
+        let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        !polled.is_empty() && rustix::event::poll(&mut polled, Some(&now)).is_ok_and(|n| n > 0)
     }
 
     /// Handles what has come from the front end. After an error the session
@@ -499,7 +517,7 @@ impl Device {
             if !ring.is_ready() {
                 continue;
             }
-            if index == RX && !ring.is_starved() {
+            if index % 2 == RX && !ring.is_starved() {
                 ring.disarm(mem);
                 continue;
             }

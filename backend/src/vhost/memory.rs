@@ -6,6 +6,7 @@
 //! through. It knows nothing of messages or rings.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use paste_abi::vhost_user::MemRegion;
 use paste_pmem::{MapError, Mapping};
@@ -85,9 +86,9 @@ pub enum MemoryError {
 }
 
 /// A range of guest memory, mapped.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RamRegion {
-    mapping: Mapping,
+    mapping: Arc<Mapping>,
     guest: u64,
     user: u64,
 }
@@ -108,7 +109,7 @@ impl RamRegion {
         }
         let mapping = Mapping::from_fd(fd.as_fd(), offset, map_len, true)
             .map_err(|source| MemoryError::Map { guest, source })?;
-        Ok(RamRegion { mapping, guest, user })
+        Ok(RamRegion { mapping: Arc::new(mapping), guest, user })
     }
 
     fn overlaps(&self, other: &RamRegion) -> bool {
@@ -152,8 +153,9 @@ impl GuestMemoryRegion for RamRegion {
 
 impl GuestMemoryRegionBytes for RamRegion {}
 
-/// All memory of a guest that the front end shared.
-#[derive(Debug, Default)]
+/// All memory of a guest that the front end shared. A clone is the same memory, for as
+/// long as either lives.
+#[derive(Clone, Debug, Default)]
 pub struct GuestRam {
     /// In the order of guest addresses.
     regions: Vec<RamRegion>,

@@ -14,6 +14,7 @@
 //! | `memory` | guest memory, mapped and found by guest address |
 //! | `queue`, `chain` | split rings and descriptor chains |
 //! | `device` | what the worker calls; virtio-net |
+//! | `pair` | pairs of rings that another thread moves data through |
 //! | `pmem` | virtio-pmem |
 //! | `net` | judging a virtio-net header |
 //! | `endpoint` | where front ends attach |
@@ -34,6 +35,7 @@ mod handlers;
 mod memory;
 mod message;
 mod net;
+mod pair;
 mod pmem;
 mod queue;
 mod session;
@@ -41,12 +43,13 @@ mod signal;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use control::RegionFd;
+pub use control::{PAIRS_MAX, RegionFd};
 pub use counters::DeviceCounters;
 pub use device::{Device, DeviceOptions, Net, Watch};
 pub use endpoint::{Endpoint, EndpointError};
 pub use memory::MEM_SLOTS_MAX;
 pub use net::{HeaderError, Left, Offloads, judge_tx_header};
+pub use pair::Pair;
 pub use pmem::{Answered, Pmem};
 pub use queue::{Fault, RingError, SetupError};
 pub use session::{Name, SessionError};

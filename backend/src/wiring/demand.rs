@@ -11,7 +11,7 @@ use std::time::Duration;
 use paste_pmem::Region;
 
 use super::threads::{Placed, Threads};
-use super::{Error, Plain, Ready, open};
+use super::{Error, Plain, Ready, lane_name, open};
 use crate::attachment::Common;
 use crate::config::{Config, TemplateError, Wanted};
 use crate::link::wire::STATUS_REFUSED;
@@ -47,7 +47,7 @@ struct Known {
 
 /// A guest that was made.
 struct Made {
-    name: String,
+    names: Vec<String>,
     region: Region,
     threads: Threads,
 }
@@ -107,8 +107,8 @@ impl Demand {
     }
 
     /// The guests that were made, with their threads.
-    pub(super) fn into_guests(self) -> impl Iterator<Item = (String, Region, Threads)> {
-        self.made.into_iter().map(|made| (made.name, made.region, made.threads))
+    pub(super) fn into_guests(self) -> impl Iterator<Item = (Vec<String>, Region, Threads)> {
+        self.made.into_iter().map(|made| (made.names, made.region, made.threads))
     }
 
     fn answer(&mut self, request: Request) {
@@ -150,14 +150,20 @@ impl Demand {
         let Some(guest) = config.guests.last() else {
             return Err(Refusal::Interface(String::new()));
         };
-        let Ready { task, name, region, made, post } =
+        let Ready { lanes, region, made, post } =
             open(guest, None, &mut self.common, None, &Plain)?;
-        let placed = Placed { name: name.clone(), task: Box::new(task), worker: None };
-        let threads = Threads::start(vec![placed], None)?;
+        let placed = |(index, lane): (usize, _)| Placed {
+            name: lane_name(name, index),
+            task: Box::new(lane),
+            worker: None,
+        };
+        let placed: Vec<_> = lanes.into_iter().enumerate().map(placed).collect();
+        let names = placed.iter().map(|placed| placed.name.clone()).collect();
+        let threads = Threads::start(placed, None)?;
         made.keep();
         tracing::info!(guest = %name, interface, "guest made of its template");
-        self.known.insert(name.clone(), Known { post: post.clone(), interface });
-        self.made.push(Made { name, region, threads });
+        self.known.insert(name.to_owned(), Known { post: post.clone(), interface });
+        self.made.push(Made { names, region, threads });
         self.config = config;
         Ok(post)
     }

@@ -2,13 +2,18 @@
 //! own, and its switch is a task beside the guests.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use paste_pmem::{Backing, Geometry, HugePages, Identity, Region, SIZE_MIN, SIZE_STEP, Uuid};
 
 use super::threads::Placed;
-use super::{Error, HEADROOM, OpenRegionError, poll_ns, station};
+use super::{
+    Error, HEADROOM, OpenRegionError, fill_random, lane_name, no_random, poll_ns, station,
+};
 use crate::attachment::{Attachment, Common, OpenContext};
 use crate::config::Guest;
+use crate::lanes::{Choice, Ports, SECRET_LEN};
+use crate::port::Station;
 use crate::switch::{Switch, buffers_needed};
 use crate::sys::clock::realtime_ns;
 use crate::sys::wake;
@@ -18,7 +23,15 @@ use crate::sys::wake;
 pub(super) struct Shared {
     nics: Vec<Nic>,
     /// The ends that are not taken yet, by the guest's name.
-    ends: HashMap<String, Attachment>,
+    ends: HashMap<String, Ends>,
+}
+
+/// A guest's ends of a switch.
+pub(super) struct Ends {
+    /// One for each of its lanes.
+    pub(super) attachments: Vec<Attachment>,
+    /// What tells several lanes apart.
+    pub(super) ports: Option<Arc<Ports>>,
 }
 
 struct Nic {
@@ -29,7 +42,7 @@ struct Nic {
 }
 
 impl Shared {
-    /// Opens every port that more than one guest names.
+    /// Opens every port that more than one guest names, or one with several lanes.
     pub(super) fn open(guests: &[Guest], common: &mut Common) -> Result<Shared, Error> {
         let mut shared = Shared::default();
         let mut seen = Vec::new();
@@ -41,7 +54,7 @@ impl Shared {
             seen.push(device);
             let sharing: Vec<&Guest> =
                 guests.iter().filter(|g| self::device(g) == device).collect();
-            if sharing.len() > 1 {
+            if sharing.iter().map(|guest| lanes(guest)).sum::<usize>() > 1 {
                 shared.add(&sharing, common)?;
             }
         }
@@ -77,17 +90,33 @@ impl Shared {
         let pool = region.pool();
         let mut switch = Switch::new(name.clone(), port, pool, poll, (waker, wakeups));
         for (guest, station) in guests.iter().zip(&stations) {
-            let pair = wake::pair().map_err(system("a pipe cannot be made"))?;
-            let end = switch.join(&guest.name, station, guest.mtu, pair);
-            self.ends.insert(guest.name.clone(), Attachment::Port(Box::new(end)));
+            let mut pairs = Vec::with_capacity(lanes(guest));
+            for index in 0..lanes(guest) {
+                let pair = wake::pair().map_err(system("a pipe cannot be made"))?;
+                pairs.push((lane_name(&guest.name, index), pair));
+            }
+            let (ends, ports) = if pairs.len() > 1 {
+                let ports = Arc::new(Ports::new(pairs.len() as u8));
+                let mut secret = vec![0; SECRET_LEN];
+                fill_random(&mut secret).map_err(no_random)?;
+                let Station { vlan, addresses, .. } = station;
+                let choice = Choice::new(Arc::clone(&ports), *vlan, addresses, &secret);
+                (switch.join_lanes(pairs, station, guest.mtu, choice), Some(ports))
+            } else {
+                let one = |(name, pair): (String, _)| switch.join(&name, station, guest.mtu, pair);
+                (pairs.into_iter().map(one).collect(), None)
+            };
+            let attachment = |end| Attachment::Port(Box::new(end));
+            let attachments = ends.into_iter().map(attachment).collect();
+            self.ends.insert(guest.name.clone(), Ends { attachments, ports });
         }
         tracing::info!(port = %name, guests = guests.len(), "port shared");
         self.nics.push(Nic { name, switch, region });
         Ok(())
     }
 
-    /// A guest's end of the port that it shares; `None` if it has one of its own.
-    pub(super) fn take(&mut self, guest: &str) -> Option<Attachment> {
+    /// A guest's ends of the port that it shares; `None` if it has one of its own.
+    pub(super) fn take(&mut self, guest: &str) -> Option<Ends> {
         self.ends.remove(guest)
     }
 
@@ -100,6 +129,11 @@ impl Shared {
     }
 }
 
+/// Workers that serve a guest, each a lane of it.
+fn lanes(guest: &Guest) -> usize {
+    guest.workers.len().max(1)
+}
+
 /// What guests share who name the same.
 fn device(guest: &Guest) -> (&str, &str, Option<u32>) {
     (guest.port.kind().prefix, guest.port.device(), guest.port.part())
@@ -109,7 +143,8 @@ fn device(guest: &Guest) -> (&str, &str, Option<u32>) {
 fn region(guests: &[&Guest]) -> Result<Region, OpenRegionError> {
     let sizes = guests.iter().map(|guest| guest.region.buffer_size);
     let buffer_size = sizes.max().unwrap_or(paste_pmem::BUFFER_SIZE_MIN);
-    let buffers = buffers_needed(guests.len()) as u64 * u64::from(buffer_size);
+    let needed = buffers_needed(guests.iter().map(|guest| lanes(guest)).sum());
+    let buffers = needed as u64 * u64::from(buffer_size);
     // Beside the buffers it has a head and tables, which are less than that.
     let size = (2 * buffers).max(SIZE_MIN).next_multiple_of(SIZE_STEP);
     let identity = Identity {
@@ -118,6 +153,6 @@ fn region(guests: &[&Guest]) -> Result<Region, OpenRegionError> {
         created_ns: realtime_ns(),
     };
     let geometry = Geometry::new(size, buffer_size)?;
-    debug_assert!(geometry.buffer_count() as usize >= buffers_needed(guests.len()));
+    debug_assert!(geometry.buffer_count() as usize >= needed);
     Ok(Region::create(&Backing::Memory(HugePages::No), geometry, &identity)?)
 }

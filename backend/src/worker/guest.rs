@@ -17,6 +17,7 @@ use paste_pmem::Owner;
 use zerocopy::FromBytes;
 
 use super::counters::GuestCounters;
+use super::lane::{First, Others, Told};
 use super::plain::{self, RingSink};
 use super::pmem::PmemPort;
 use super::source::Sources;
@@ -50,17 +51,42 @@ const TOKEN_ENDPOINT: Token = 1;
 const TOKEN_PORT: Token = 2;
 const TOKEN_DEVICE: Token = 16;
 /// Those of the virtio-pmem device follow this one.
-const TOKEN_PMEM: Token = 32;
+const TOKEN_PMEM: Token = 64;
 
-/// The parts of one guest, put together by the wiring.
+/// Which of a guest's lanes this is.
+#[derive(Debug)]
+pub enum Role {
+    /// The first, or only one, with the place where front ends attach and the other lanes.
+    First(Endpoint, Others),
+    /// Another one.
+    Further(First),
+}
+
+impl Role {
+    fn endpoint(&self) -> Option<&Endpoint> {
+        match self {
+            Role::First(endpoint, _) => Some(endpoint),
+            Role::Further(_) => None,
+        }
+    }
+
+    fn others(&mut self) -> Option<&mut Others> {
+        match self {
+            Role::First(_, others) if !others.is_empty() => Some(others),
+            Role::First(..) | Role::Further(_) => None,
+        }
+    }
+}
+
+/// The parts of one guest, or of one of its lanes, put together by the wiring.
 pub struct Parts {
-    /// The guest's name.
+    /// The guest's name, and of a further lane its number.
     pub name: String,
-    /// Where front ends attach.
-    pub endpoint: Endpoint,
-    /// Where links are offered.
-    pub offers: Mailbox,
-    /// The virtio-net device.
+    /// Whose the session is.
+    pub role: Role,
+    /// Where links are offered, to the first lane.
+    pub offers: Option<Mailbox>,
+    /// The virtio-net device, or what a further lane has of it.
     pub device: Device,
     /// The stack port on its NIC.
     pub engine: Box<dyn StackPort>,
@@ -225,6 +251,9 @@ impl GuestTask {
                     // Through a network device nobody notices that its host has gone.
                     self.is_driver_unknown = false;
                     self.parts.channels.disown();
+                    if let Some(others) = self.parts.role.others() {
+                        others.disown();
+                    }
                     tracing::info!("the driver was here before; channels begin anew");
                 }
             }
@@ -267,12 +296,32 @@ impl GuestTask {
         }
     }
 
+    /// What the first lane says.
+    fn heed_first(&mut self, now: Now) {
+        while let Role::Further(first) = &mut self.parts.role
+            && let Some(told) = first.next(&mut self.parts.device)
+        {
+            match told {
+                Told::Forget => self.forget_guest(now),
+                Told::LentBefore => self.parts.channels.disown(),
+                Told::Lent | Told::CalledHome => {}
+            }
+        }
+    }
+
     /// The rings cannot be trusted: the device stops until the driver resets it.
     fn ring_failed(&mut self, now: Now, error: &RingError) {
         self.counters.ring_errors += 1;
         tracing::warn!(%error, "the driver broke its ring; the device needs a reset");
+        self.device_failed(now);
+    }
+
+    fn device_failed(&mut self, now: Now) {
         self.parts.device.fail();
         self.forget_guest(now);
+        if let Role::Further(first) = &mut self.parts.role {
+            first.give_back(&mut self.parts.device);
+        }
     }
 
     fn port_failed(&mut self, now: Now, error: &PortError) {
@@ -292,6 +341,11 @@ impl GuestTask {
 
     /// The front end is gone: everything of its goes, and the next may attach.
     fn lose_guest(&mut self, now: Now, why: &str) {
+        if let Role::Further(_) = self.parts.role {
+            // The first lane finds out by itself.
+            self.device_failed(now);
+            return;
+        }
         tracing::info!(why, "front end detached");
         self.parts.device.detach();
         self.forget_guest(now);
@@ -302,6 +356,13 @@ impl GuestTask {
         self.staged_len = 0;
         let Parts { engine, memory, channels, .. } = &mut self.parts;
         channels.close_all(now, memory, engine.as_mut());
+        if let Some(others) = self.parts.role.others() {
+            others.forget();
+        }
+    }
+
+    fn endpoint_due(&self) -> Option<u64> {
+        self.parts.role.endpoint().and_then(Endpoint::next_attempt_ns)
     }
 }
 
@@ -336,9 +397,14 @@ impl Task for GuestTask {
     fn turn(&mut self, now: Now) -> bool {
         self.counters.turns += 1;
         let pmem_due = self.parts.pmem.as_ref().and_then(|pmem| pmem.next_attempt_ns());
-        let due = [self.parts.endpoint.next_attempt_ns(), pmem_due];
+        let due = [self.endpoint_due(), pmem_due];
         if due.into_iter().flatten().any(|at| at <= now.monotonic_ns) {
             self.control(now);
+        }
+        if matches!(&self.parts.role, Role::Further(first) if first.is_gone()) {
+            // Nobody asks for the pair any more.
+            drop(self.parts.device.return_pair());
+            self.forget_guest(now);
         }
         let resets = self.parts.device.resets();
         if self.parts.device.is_poisoned() {
@@ -410,7 +476,7 @@ impl Task for GuestTask {
         let deadlines = [
             self.parts.engine.next_deadline(),
             self.port_retry_at,
-            self.parts.endpoint.next_attempt_ns(),
+            self.endpoint_due(),
             self.parts.pmem.as_ref().and_then(|pmem| pmem.next_attempt_ns()),
             self.parts.device.is_blocked().then_some(now.monotonic_ns + LINK_RETRY),
             // A full NIC says nothing when it has room again.
@@ -424,9 +490,9 @@ impl Task for GuestTask {
     }
 
     fn watch<'a>(&'a self, show: &mut dyn FnMut(BorrowedFd<'a>, Token)) {
-        let Parts { endpoint, engine, device, pmem, .. } = &self.parts;
+        let Parts { role, engine, device, pmem, .. } = &self.parts;
         show(self.wakeups.as_fd(), TOKEN_WAKE);
-        if let Some(fd) = endpoint.fd() {
+        if let Some(fd) = role.endpoint().and_then(Endpoint::fd) {
             show(fd, TOKEN_ENDPOINT);
         }
         if let Some(fd) = engine.fd().filter(|_| self.port_retry_at.is_none()) {
@@ -439,10 +505,10 @@ impl Task for GuestTask {
 
     /// None of the numbers ever gets smaller.
     fn generation(&self) -> u64 {
-        let Parts { device, endpoint, pmem, .. } = &self.parts;
+        let Parts { device, role, pmem, .. } = &self.parts;
         let pmem = pmem.as_ref().map_or((0, 0), |pmem| pmem.generation());
         device.watch_generation()
-            + endpoint.watch_generation()
+            + role.endpoint().map_or(0, Endpoint::watch_generation)
             + self.port_changes
             + pmem.0
             + pmem.1
@@ -452,7 +518,10 @@ impl Task for GuestTask {
         match token {
             TOKEN_WAKE => {
                 self.wakeups.drain();
-                self.parts.offers.look()
+                // Another lane may have said something.
+                let lanes = matches!(self.parts.role, Role::Further(_))
+                    || self.parts.role.others().is_some();
+                self.parts.offers.as_mut().is_some_and(Mailbox::look) || lanes
             }
             TOKEN_PORT => false,
             TOKEN_ENDPOINT => true,
@@ -477,12 +546,29 @@ impl Task for GuestTask {
     /// Control messages: the session, then attachments. In this order, because a
     /// front end that has gone makes room for the one that waits.
     fn control(&mut self, now: Now) {
-        if self.parts.device.is_attached() {
+        if let Role::Further(_) = self.parts.role {
+            self.heed_first(now);
+            return;
+        }
+        let Parts { role, device, .. } = &mut self.parts;
+        let (mut at_home, mut broken) = (true, false);
+        if let Some(others) = role.others() {
+            broken = others.collect(device);
+            // Nothing is changed under a lane that uses it, and nobody is called for nothing.
+            at_home = device.has_messages() && others.call_home();
+        }
+        if broken {
+            self.device_failed(now);
+        }
+        if at_home && self.parts.device.is_attached() {
             self.session(now);
         }
-        let attached = self.parts.device.is_attached();
-        match self.parts.endpoint.poll(now.monotonic_ns, attached) {
-            Ok(Some(stream)) => match self.parts.device.attach(stream) {
+        let Parts { role: Role::First(endpoint, others), device, .. } = &mut self.parts else {
+            return;
+        };
+        others.lend(device);
+        match endpoint.poll(now.monotonic_ns, device.is_attached()) {
+            Ok(Some(stream)) => match device.attach(stream) {
                 Ok(()) => {
                     self.is_driver_unknown = true;
                     tracing::info!("front end attached");
@@ -492,7 +578,7 @@ impl Task for GuestTask {
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, "endpoint failed"),
         }
-        while let Some(offer) = self.parts.offers.take() {
+        while let Some(offer) = self.parts.offers.as_mut().and_then(Mailbox::take) {
             self.take_offer(offer);
         }
         if let Some(pmem) = &mut self.parts.pmem {
@@ -527,7 +613,7 @@ impl Task for GuestTask {
         }
         self.counters.each(|name, value| visit(&format!("worker.{name}"), value));
         let pool = memory.pool();
-        visit("pool.buffers", u64::from(pool.buffers().count()));
+        visit("pool.buffers", u64::from(pool.count()));
         visit("pool.free", u64::from(pool.free()));
         visit("pool.port", u64::from(pool.count_of(Owner::Port)));
         visit("pool.stack", u64::from(pool.count_of(Owner::Stack)));

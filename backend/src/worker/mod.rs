@@ -15,6 +15,7 @@
 //! | --- | --- |
 //! | `task` | what a worker has to know of whom it serves |
 //! | `guest` | the turn of a guest, with `plain`, `pmem` and `source` |
+//! | `lane` | how the lanes of a guest hand its queue pairs to each other |
 //! | `credit` | who may have a turn now |
 //! | `slot` | one task on its worker: whether it is polled or asleep |
 //!
@@ -41,6 +42,7 @@
 mod counters;
 mod credit;
 mod guest;
+mod lane;
 mod plain;
 mod pmem;
 mod slot;
@@ -61,7 +63,8 @@ use crate::sys::wake::{self, Waker, Wakeups};
 use crate::sys::{EventLoop, Token};
 
 pub use counters::{GuestCounters, WorkerCounters};
-pub use guest::{GuestTask, Parts};
+pub use guest::{GuestTask, Parts, Role};
+pub use lane::{First, Others, join};
 pub use pmem::PmemPort;
 use slot::Slot;
 pub use source::{Network, Sources, Spoof};

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use paste_abi::control::{Bye, Hello, Welcome};
 use paste_abi::frame::{HEADER_LEN, RECORD_LEN};
@@ -18,6 +19,7 @@ use crate::wait;
 
 /// Where the device finds our memory.
 pub(super) const ADDRESS: u64 = 1 << 32;
+/// Indices of rings, in their pair.
 const RX: u32 = 0;
 const TX: u32 = 1;
 /// ACKNOWLEDGE, DRIVER, FEATURES_OK and DRIVER_OK (VIRTIO 1.2 section 2.1).
@@ -40,7 +42,7 @@ impl Default for StartOptions {
 #[derive(Debug)]
 pub struct RawGuest {
     /// The socket.
-    pub session: Session,
+    pub session: Arc<Session>,
     /// The memory that the rings lie in.
     pub memory: Memory,
     /// The device writes here.
@@ -53,6 +55,8 @@ pub struct RawGuest {
     tx_kick: OwnedFd,
     _call: OwnedFd,
     tx_next: u16,
+    /// The pair of rings that it drives.
+    pair: u32,
     /// Next sequence number of the guest's, by channel.
     seq: [u32; 16],
 }
@@ -70,32 +74,56 @@ impl RawGuest {
 
     /// Attaches.
     pub fn attach_with(path: &Path, options: StartOptions) -> io::Result<RawGuest> {
-        let session = Session::negotiated(path)?;
-        let memory = Memory::new(2 * Ring::LEN);
-        set_memory(&session, &memory, 2 * Ring::LEN)?;
+        let mut guests = RawGuest::attach_pairs(path, 1, 0, options)?;
+        Ok(guests.remove(0))
+    }
+
+    /// Attaches with so many pairs of rings, and further features if the device has them.
+    /// Each pair is driven as a guest of its own is.
+    pub fn attach_pairs(
+        path: &Path,
+        pairs: u32,
+        features: u64,
+        options: StartOptions,
+    ) -> io::Result<Vec<RawGuest>> {
+        let mut session = Session::connect(path)?;
+        session.negotiate_with(features)?;
+        let session = Arc::new(session);
+        let len = u64::from(2 * pairs) * Ring::LEN;
+        let memory = Memory::new(len);
+        set_memory(&session, &memory, len)?;
         let notifier = || Ok::<_, io::Error>(rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?);
-        let mut guest = RawGuest {
-            rx: Ring::new(memory.again(), 0, ADDRESS),
-            tx: Ring::new(memory.again(), Ring::LEN, ADDRESS + Ring::LEN),
-            refills: true,
-            rx_kick: notifier()?,
-            tx_kick: notifier()?,
-            _call: notifier()?,
-            tx_next: 0,
-            seq: [0; 16],
-            session,
-            memory,
-        };
-        for index in 0..options.receive {
-            guest.offer_receive(index);
+        let mut guests = Vec::new();
+        for pair in 0..pairs {
+            let ring = |index: u32| {
+                let base = u64::from(2 * pair + index) * Ring::LEN;
+                Ring::new(memory.again(), base, ADDRESS + base)
+            };
+            let mut guest = RawGuest {
+                rx: ring(RX),
+                tx: ring(TX),
+                refills: true,
+                rx_kick: notifier()?,
+                tx_kick: notifier()?,
+                _call: notifier()?,
+                tx_next: 0,
+                seq: [0; 16],
+                pair,
+                session: Arc::clone(&session),
+                memory: memory.again(),
+            };
+            for index in 0..options.receive {
+                guest.offer_receive(index);
+            }
+            guest.start_ring(RX)?;
+            guest.start_ring(TX)?;
+            guests.push(guest);
         }
-        guest.start_ring(RX)?;
-        guest.start_ring(TX)?;
-        if guest.session.protocol & protocol::STATUS != 0 {
-            guest.session.tell(request::SET_STATUS, &U64::new(STATUS_RUNNING), &[])?;
+        if session.protocol & protocol::STATUS != 0 {
+            session.tell(request::SET_STATUS, &U64::new(STATUS_RUNNING), &[])?;
         }
-        guest.kick();
-        Ok(guest)
+        guests.iter().for_each(RawGuest::kick);
+        Ok(guests)
     }
 
     fn start_ring(&self, index: u32) -> io::Result<()> {
@@ -103,7 +131,19 @@ impl RawGuest {
             RX => (&self.rx, &self.rx_kick),
             _ => (&self.tx, &self.tx_kick),
         };
-        start_ring(&self.session, index, ring, kick, &self._call)
+        start_ring(&self.session, 2 * self.pair + index, ring, kick, &self._call)
+    }
+
+    /// Has the device use this pair, or not.
+    pub fn enable(&self, enabled: bool) -> io::Result<()> {
+        for index in [RX, TX] {
+            let state = VringState {
+                index: (2 * self.pair + index).into(),
+                num: u32::from(enabled).into(),
+            };
+            self.session.tell(request::SET_VRING_ENABLE, &state, &[])?;
+        }
+        Ok(())
     }
 
     /// Offers a receive buffer.

@@ -80,6 +80,7 @@ pub fn options() -> DeviceOptions {
         segments: true,
         region: None,
         queue_size_max: 256,
+        pairs: 1,
     }
 }
 
