@@ -2,6 +2,8 @@
 //! network: they serve wrk and redis-benchmark from outside, and the end of one is no
 //! business of the others.
 
+#![cfg(target_os = "linux")]
+
 use paste_tests::backend::{Backend, FIXED_BODY, Guest};
 use paste_tests::client;
 use paste_tests::netns::Namespace;

@@ -1,6 +1,8 @@
 //! A guest that knows nothing of PASTE: its kernel's own virtio-net driver on our
 //! device is a NIC like any other, whatever is done to the driver or the machine.
 
+#![cfg(target_os = "linux")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

@@ -1,6 +1,8 @@
 //! Machines that are set up wrongly, and guests that do what their host does not allow:
 //! each gets a clear line, and the device goes on as soon as it is right again.
 
+#![cfg(target_os = "linux")]
+
 use std::process::Command;
 
 use paste_tests::backend::{Backend, Guest};

@@ -1,6 +1,8 @@
 //! Two machines and a process on one TAP device: each reaches the others, and so does
 //! who is on the network behind it.
 
+#![cfg(target_os = "linux")]
+
 use paste_tests::backend::{Backend, FIXED_BODY, Guest, wait_serving};
 use paste_tests::netns::Namespace;
 use paste_tests::require;

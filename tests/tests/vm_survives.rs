@@ -3,6 +3,8 @@
 //! loses the device and gets it back. The guest's kernel notices at most that frames
 //! were lost; its applications learn that their flows are gone, and go on.
 
+#![cfg(target_os = "linux")]
+
 use std::path::Path;
 
 use paste_tests::backend::{Backend, FIXED_BODY, Guest};
