@@ -1,6 +1,8 @@
 //! One guest on several workers, with a queue pair on each: its flows are spread, each
 //! stays on its pair, and what goes wrong on one pair is the guest's own affair.
 
+#![cfg(target_os = "linux")]
+
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
