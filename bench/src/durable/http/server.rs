@@ -185,3 +185,19 @@ fn start_epoll(
     }
     Ok(process)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everybody_has_a_place_of_his_own_and_the_kernel_has_the_first() {
+        let mut places = Kind::ALL.map(Kind::place);
+        places.sort_unstable();
+        assert_eq!(places, [0, 1, 2]);
+        assert_eq!(Kind::Epoll.place(), 0);
+        for (i, a) in Kind::ALL.iter().enumerate() {
+            assert!(Kind::ALL[..i].iter().all(|b| a.name() != b.name()));
+        }
+    }
+}
