@@ -64,6 +64,7 @@ impl Logged {
         self.application = backend.example(&self.net, &self.guest, "http", &more);
         self.backend = Some(backend);
         wait_serving(&self.net, &self.guest);
+        self.application.wait_output(" damages\n");
         let said = self.application.output();
         let line = said.lines().find(|line| line.starts_with("found ")).expect("what was found");
         let numbers: Vec<usize> = line.split(' ').filter_map(|word| word.parse().ok()).collect();
