@@ -56,6 +56,8 @@ pub(crate) struct Ledger {
     entries: Box<[Entry]>,
     /// Buffers to fill. Never longer than `entries`, so it never grows.
     granted: Vec<u32>,
+    /// Buffers that the host was asked for and has not granted yet.
+    wanted: u32,
     /// Buffers to name in RETURN frames. Never longer than `entries` either.
     returning: Vec<u32>,
     held: u32,
@@ -82,6 +84,7 @@ impl Ledger {
             ]
             .into(),
             granted: Vec::with_capacity(count as usize),
+            wanted: 0,
             returning: Vec::with_capacity(count as usize),
             held: 0,
             stored: 0,
@@ -105,6 +108,16 @@ impl Ledger {
     /// Buffers granted and not yet taken.
     pub(crate) fn granted(&self) -> usize {
         self.granted.len()
+    }
+
+    /// Buffers that the host was asked for and has not granted yet.
+    pub(crate) fn wanted(&self) -> u32 {
+        self.wanted
+    }
+
+    /// The host was asked for `count` buffers more.
+    pub(crate) fn want(&mut self, count: u32) {
+        self.wanted = self.wanted.saturating_add(count);
     }
 
     /// Buffers that wait for a RETURN frame.
@@ -151,6 +164,7 @@ impl Ledger {
         }
         entry.holder = Holder::Granted;
         self.granted.push(index);
+        self.wanted = self.wanted.saturating_sub(1);
         Ok(())
     }
 

@@ -216,7 +216,8 @@ impl Channels {
         if frame_size < FRAME_SIZE_MIN {
             return self.refuse(now, mem, engine, number, Reason::BadFrame, 0, 0);
         }
-        let granted = hello.buffers_wanted.get().min(GRANT_AT_OPEN);
+        let quarter = mem.pool().buffers().count() / 4;
+        let granted = hello.buffers_wanted.get().min(GRANT_AT_OPEN).min(quarter);
         if self.log.allows(now) {
             let name = name_of(&hello.name);
             tracing::info!(channel = number, application = %name, "channel opened");

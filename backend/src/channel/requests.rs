@@ -2,7 +2,7 @@
 //! asked, and every refusal is counted and told.
 
 use paste_abi::frame::{self, RECORD_LEN};
-use paste_abi::slot::{DURABLE, KEEP, NOTIFY, Opt, SHARE};
+use paste_abi::slot::{DURABLE, KEEP, NOTIFY, Opt, SHARE, WANTED_MAX};
 use paste_abi::{Event, NO_BUFFER, Reason, Request, Slot};
 use paste_pmem::Owner;
 use paste_stack::Tx;
@@ -11,9 +11,6 @@ use super::conversation::Conversation;
 use super::{ChannelCounters, Terms};
 use crate::durability::Durability;
 use crate::engine::{Now, RegionMemory, StackPort};
-
-/// Buffers that one WANT may leave waiting.
-const WANTED_MAX: u32 = 4096;
 
 /// One channel, ready to take requests.
 pub struct Door<'a> {

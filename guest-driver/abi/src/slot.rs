@@ -106,7 +106,8 @@ pub enum Request {
     Connect = 5,
     /// Set an option of `flow`: `len` is an [`Opt`], `cookie` its value.
     SetOpt = 6,
-    /// Ask for `len` buffers to fill. Answered by GRANT frames, perhaps with fewer.
+    /// Ask for `len` buffers to fill. Answered by GRANT frames as buffers become
+    /// free, so to ask again is to ask for more: of at most [`WANTED_MAX`] in all.
     Want = 7,
     /// Names a range that the next SEAL makes durable; see [`Slot::flush`].
     Flush = 8,
@@ -269,6 +270,10 @@ pub const SHARE: u8 = 0x10;
 /// Modifier (to the host, on SEAL): the guest knows of the failure of all
 /// earlier SEALs that failed, and named again what it still needs.
 pub const AGAIN: u8 = 0x20;
+
+/// Buffers that one channel can have asked for ([`Request::Want`]) and not been
+/// granted yet. The host forgets what is beyond.
+pub const WANTED_MAX: u32 = 4096;
 
 /// A slot, in host byte order.
 ///

@@ -40,8 +40,6 @@ const HELLO_WAIT_LAST: Duration = Duration::from_secs(16);
 /// Waits between attempts to reconnect double from the first to the last.
 const BACKOFF_FIRST: Duration = Duration::from_millis(10);
 const BACKOFF_LAST: Duration = Duration::from_secs(1);
-/// The host may answer a request for buffers with none: ask no more often.
-const WANT_INTERVAL: Duration = Duration::from_millis(20);
 /// Events that are kept while a call waits for its own answer.
 const KEPT_MAX: usize = 4096;
 /// How long an orderly end waits for the host to take what was sent.
@@ -89,8 +87,6 @@ pub struct Channel {
     epoch: u32,
     ever_open: bool,
     last_error: Option<TransportError>,
-    /// When buffers were asked for, until some are granted.
-    asked_at: Option<Duration>,
     next_cookie: u32,
     stats: Stats,
 }
@@ -156,7 +152,6 @@ impl Channel {
             epoch: 0,
             ever_open: false,
             last_error: None,
-            asked_at: None,
             next_cookie: 0,
             stats: Stats::default(),
         };
@@ -263,7 +258,10 @@ impl Channel {
     fn tend(&mut self) -> Result<Option<Duration>, TransportError> {
         match self.link {
             Link::Closed(_) => Ok(None),
-            Link::Up { .. } if self.conversation.is_open() => Ok(self.replenish()),
+            Link::Up { .. } if self.conversation.is_open() => {
+                self.replenish();
+                Ok(None)
+            }
             Link::Up { hello_due, wait } => {
                 let now = sys::monotonic();
                 if now < hello_due {
@@ -291,24 +289,16 @@ impl Channel {
         }
     }
 
-    /// Asks for buffers when the reserve is down to half. Returns when to ask
-    /// again if the host does not answer.
-    fn replenish(&mut self) -> Option<Duration> {
-        let reserve = self.options.reserve;
-        let granted = self.conversation.ledger().granted() as u32;
-        if granted > reserve / 2 || reserve == 0 {
-            return None;
+    /// Asks for buffers when the reserve, with those that are on their way, is down
+    /// to half.
+    fn replenish(&mut self) {
+        let ledger = self.conversation.ledger();
+        let expected = (ledger.granted() as u32).saturating_add(ledger.wanted());
+        let reserve = self.reserve();
+        if expected <= reserve / 2 && reserve > 0 {
+            // A queue that is full has room after the next poll.
+            let _ = self.want(reserve - expected);
         }
-        let now = sys::monotonic();
-        if let Some(asked_at) = self.asked_at
-            && now < asked_at + WANT_INTERVAL
-        {
-            return Some(asked_at + WANT_INTERVAL - now);
-        }
-        if self.want(reserve - granted).is_ok() {
-            self.asked_at = Some(now);
-        }
-        Some(WANT_INTERVAL)
     }
 
     fn hello(&mut self, wait: Duration) -> Result<(), TransportError> {
@@ -438,12 +428,7 @@ impl Channel {
                 self.inline_left = count;
                 self.unread = HEADER_LEN..len;
             }
-            Arrival::Opened(geometry) => {
-                self.map(geometry)?;
-                // The buffers that HELLO asked for are on their way.
-                self.asked_at = Some(sys::monotonic());
-            }
-            Arrival::Granted => self.asked_at = None,
+            Arrival::Opened(geometry) => self.map(geometry)?,
             _ => {}
         }
         self.stats.frames_in += u64::from(arrival != Arrival::Nothing);

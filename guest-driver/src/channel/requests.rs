@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
-use paste_abi::slot::{KEEP, NOTIFY, Opt, Request};
+use paste_abi::slot::{KEEP, NOTIFY, Opt, Request, WANTED_MAX};
 use paste_abi::{Flow, Slot};
 
 use super::{Channel, KEPT_MAX, SendOptions, Stats};
@@ -199,10 +199,16 @@ impl Channel {
     }
 
     /// Asks for `count` more buffers to fill, beyond the reserve that the
-    /// channel keeps by itself.
+    /// channel keeps by itself. The host grants them as it has them, and of at most
+    /// [`WANTED_MAX`] it knows: what is beyond that is not asked for.
     pub fn want(&mut self, count: u32) -> Result<(), Busy> {
-        let len = count.min(u32::from(u16::MAX)) as u16;
-        self.queue(&Slot { len, ..Slot::request(Request::Want, Flow::default()) })
+        let count = count.min(WANTED_MAX - self.conversation.ledger().wanted().min(WANTED_MAX));
+        if count == 0 {
+            return Ok(());
+        }
+        self.queue(&Slot { len: count as u16, ..Slot::request(Request::Want, Flow::default()) })?;
+        self.conversation.ledger().want(count);
+        Ok(())
     }
 
     /// What the channel has counted.
@@ -220,9 +226,9 @@ impl Channel {
     }
 
     /// Empty buffers that the channel keeps for sending.
-    #[cfg(feature = "kv")]
     pub(crate) fn reserve(&self) -> u32 {
-        self.options.reserve
+        let quarter = self.geometry.map_or(u32::MAX, |geometry| geometry.buffer_count / 4);
+        self.options.reserve.min(quarter)
     }
 
     /// Counts payload that a part of this crate had to copy.

@@ -136,6 +136,37 @@ fn the_reserve_is_kept_full() {
 }
 
 #[test]
+fn the_reserve_leaves_buffers_for_what_arrives() {
+    let (transport, host) = loopback::pair();
+    let mut channel =
+        Channel::open_on(transport, Options { reserve: BUFFERS, ..options() }).unwrap();
+    for _ in 0..4 {
+        poll(&mut channel);
+    }
+    assert_eq!(channel.stats().granted, BUFFERS / 4);
+    assert_eq!(host.lock().pool.len(), BUFFERS as usize * 3 / 4);
+}
+
+#[test]
+fn buffers_are_asked_for_once_however_late_they_come() {
+    let (mut channel, host) = open();
+    poll(&mut channel);
+    // The host has another use for all but two of its buffers.
+    let mut pool = std::mem::take(&mut host.lock().pool);
+    host.lock().pool.extend(pool.drain(..2));
+    let taken: Vec<_> = std::iter::from_fn(|| channel.take_buffer()).collect();
+    for _ in 0..10 {
+        poll(&mut channel);
+    }
+    assert_eq!((taken.len(), channel.stats().granted), (8, 2));
+    host.lock().pool.extend(pool);
+    host.lock().grant(0);
+    poll(&mut channel);
+    poll(&mut channel);
+    assert_eq!(channel.stats().granted, 8);
+}
+
+#[test]
 fn listening_waits_for_its_answer_and_keeps_other_events() {
     let (mut channel, host) = open();
     host.lock().accept(FLOW);

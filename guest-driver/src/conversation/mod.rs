@@ -450,6 +450,8 @@ impl Conversation {
         self.brought = 0;
         self.taken = Progress::default();
         self.ledger = Ledger::new(epoch, geometry.buffer_count, geometry.buffer_size);
+        // HELLO asked for buffers: so many are on their way.
+        self.ledger.want(welcome.granted.get());
         Ok(Arrival::Opened(geometry))
     }
 

@@ -34,6 +34,8 @@ pub(crate) struct Host {
     pub(crate) requests: VecDeque<Slot>,
     /// Buffers of the pool.
     pub(crate) pool: Vec<u32>,
+    /// Buffers that the guest waits for.
+    wanted: usize,
     /// Frames that the guest may send before it is told of more.
     pub(crate) window: u32,
     /// Whether to renew the guest's credit by itself.
@@ -77,6 +79,7 @@ pub(crate) fn pair() -> (Box<Loopback>, Handle) {
         to_guest: VecDeque::new(),
         requests: VecDeque::new(),
         pool: (0..BUFFERS).collect(),
+        wanted: 0,
         window: 64,
         generous: true,
         welcoming: true,
@@ -183,9 +186,12 @@ impl Host {
         bytes
     }
 
-    /// Grants up to `count` buffers of the pool.
+    /// Grants `count` buffers more: those that the pool has, the others when it has
+    /// them.
     pub(crate) fn grant(&mut self, count: usize) {
-        let count = count.min(self.pool.len());
+        self.wanted += count;
+        let count = self.wanted.min(self.pool.len());
+        self.wanted -= count;
         let granted = self.pool.split_off(self.pool.len() - count);
         for chunk in granted.chunks(8) {
             let mut record = [0; RECORD_LEN];
@@ -261,7 +267,10 @@ impl Host {
                     }
                 }
             }
-            Kind::Return => self.pool.extend(frame.records().flat_map(indices)),
+            Kind::Return => {
+                self.pool.extend(frame.records().flat_map(indices));
+                self.grant(0);
+            }
             Kind::Bye => {
                 let bye = Bye::read(frame.body).unwrap();
                 self.byes.push(Reason::from_u16(bye.reason.get()).unwrap());
@@ -291,8 +300,10 @@ impl Host {
         self.taken = Progress::default();
         self.expected = 0;
         self.requests.clear();
+        self.wanted = 0;
         self.pool = (0..BUFFERS).filter(|index| !self.claimed.contains(index)).collect();
         let address = std::net::Ipv4Addr::new(192, 0, 2, 1).to_ipv6_mapped().octets();
+        let granted = hello.buffers_wanted.get().min(BUFFERS / 4);
         let welcome = Welcome {
             status: (status as u16).into(),
             version: 1.into(),
@@ -304,7 +315,7 @@ impl Host {
             buffer_count: BUFFERS.into(),
             headroom: HEADROOM.into(),
             frame_size_max: hello.frame_size_max,
-            granted: hello.buffers_wanted,
+            granted: granted.into(),
             flows_max: 8.into(),
             flush_domain: (self.domain as u32).into(),
             address,
@@ -314,7 +325,7 @@ impl Host {
             reserved: [0; 32],
         };
         self.frame(Kind::Welcome, welcome.as_bytes());
-        self.grant(hello.buffers_wanted.get() as usize);
+        self.grant(granted as usize);
     }
 }
 
