@@ -35,6 +35,8 @@ pub struct DeviceCounters {
     pub rx_unfit: u64,
     /// Kicks from the guest.
     pub kicks: u64,
+    /// Those of rings into which nothing was ever put, but for the kick that starts one.
+    pub kicks_in_vain: u64,
     /// Kick descriptors given up because their other end closed or failed.
     pub kicks_lost: u64,
     /// Signals to the guest.
@@ -75,6 +77,7 @@ impl DeviceCounters {
             rx_no_room,
             rx_unfit,
             kicks,
+            kicks_in_vain,
             kicks_lost,
             signals,
             signals_lost,
@@ -98,6 +101,7 @@ impl DeviceCounters {
             ("rx_no_room", rx_no_room),
             ("rx_unfit", rx_unfit),
             ("kicks", kicks),
+            ("kicks_in_vain", kicks_in_vain),
             ("kicks_lost", kicks_lost),
             ("signals", signals),
             ("signals_lost", signals_lost),

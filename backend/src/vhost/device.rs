@@ -268,13 +268,15 @@ impl<T> Device<T> {
         let Some(ring) = self.control.rings.get_mut(ring) else {
             return;
         };
+        let in_vain = ring.kicked_in_vain(&self.control.mem);
         let Some(kick) = &ring.signals.kick else {
             return;
         };
         self.control.counters.kicks += 1;
-        // Whoever kicks has made something available. In a VMM that shares a copy of the
-        // guest's memory, that never shows.
-        if ring.is_untouched(&self.control.mem) && !self.control.warned_of_memory {
+        self.control.counters.kicks_in_vain += u64::from(in_vain);
+        // In a VMM that shares a copy of the guest's memory, what a driver makes available
+        // never shows.
+        if in_vain && !self.control.warned_of_memory {
             self.control.warned_of_memory = true;
             let guest = &self.control.model.name;
             tracing::warn!(

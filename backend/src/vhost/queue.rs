@@ -209,6 +209,8 @@ pub struct Ring {
     pub enabled: bool,
     /// Between SET_VRING_KICK and GET_VRING_BASE.
     started: bool,
+    /// It was kicked since it started.
+    kicked: bool,
     /// The used position was taken over from the ring since it started.
     resumed: bool,
     features: RingFeatures,
@@ -232,6 +234,7 @@ impl Ring {
             signals: Signals::default(),
             enabled: false,
             started: false,
+            kicked: false,
             resumed: false,
             features: RingFeatures::default(),
             pending: 0,
@@ -290,6 +293,7 @@ impl Ring {
         let anew = !self.started && self.queue.next_avail() == 0;
         if !self.started {
             self.started = true;
+            self.kicked = false;
             self.resumed = false;
             self.armed = true;
             self.starved_at = None;
@@ -376,9 +380,13 @@ impl Ring {
                 .is_ok_and(|index| index.0 != self.queue.next_avail())
     }
 
-    /// Whether the ring could be used, and its driver has never made anything available.
-    pub fn is_untouched(&self, mem: &GuestRam) -> bool {
-        self.queue.ready()
+    /// Takes note of a kick. Whether it was in vain: the ring could be used, and its
+    /// driver has never made anything available. The first kick says no such thing: it
+    /// starts the ring, and may be the front end's own (vhost-user, "Starting and
+    /// stopping rings").
+    pub fn kicked_in_vain(&mut self, mem: &GuestRam) -> bool {
+        std::mem::replace(&mut self.kicked, true)
+            && self.queue.ready()
             && self.queue.next_avail() == 0
             && self.queue.avail_idx(mem, Ordering::Acquire).is_ok_and(|index| index.0 == 0)
     }

@@ -461,6 +461,22 @@ fn a_kick_storm_and_a_closed_kick_end() {
 }
 
 #[test]
+fn only_the_kick_that_starts_a_ring_may_be_for_nothing() {
+    let mut rig = Rig::new(MODERN);
+    let in_vain = |rig: &mut Rig| {
+        rig.device.take_kick(TX);
+        rig.device.counters().kicks_in_vain
+    };
+    assert_eq!((in_vain(&mut rig), in_vain(&mut rig)), (0, 1));
+    rig.transmit(0, &frame(60));
+    assert_eq!(in_vain(&mut rig), 1);
+
+    let mut rig = Rig::new(MODERN);
+    rig.transmit(0, &frame(60));
+    assert_eq!((in_vain(&mut rig), in_vain(&mut rig)), (0, 0));
+}
+
+#[test]
 fn watches_have_numbers() {
     use super::super::Watch;
     for watch in [Watch::Session, Watch::Backend, Watch::Kick(RX), Watch::Kick(TX), Watch::Link] {
