@@ -15,6 +15,7 @@
 
 #[cfg(target_os = "linux")]
 pub mod backend;
+pub mod c;
 #[cfg(target_os = "linux")]
 pub mod client;
 #[cfg(target_os = "linux")]

@@ -57,9 +57,13 @@ pub fn missing(need: Need) -> Option<String> {
             built(name).display()
         ),
     };
-    let all = std::env::var_os("PASTED_REQUIRE_ALL").is_some_and(|value| value == "1");
-    assert!(!all, "PASTED_REQUIRE_ALL=1, and {reason}");
+    assert!(!is_all_required(), "PASTED_REQUIRE_ALL=1, and {reason}");
     Some(reason)
+}
+
+/// Whether the tests are to skip nothing: `PASTED_REQUIRE_ALL=1`.
+pub fn is_all_required() -> bool {
+    std::env::var_os("PASTED_REQUIRE_ALL").is_some_and(|value| value == "1")
 }
 
 fn no_namespaces() -> Option<String> {

@@ -4,14 +4,14 @@
 #![cfg(target_os = "linux")]
 
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use paste_tests::backend::{Backend, Guest};
+use paste_tests::c::{compile, repository};
 use paste_tests::process::Process;
 use paste_tests::require;
-use paste_tests::require::{Need, built};
+use paste_tests::require::Need;
 use paste_tests::{client, wait};
 use tempfile::TempDir;
 
@@ -24,25 +24,6 @@ const NEEDS: [Need; 5] = [
 ];
 const PORT: u16 = 8080;
 const BODY: &[u8] = b"Served by a C loop\n";
-
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-/// Compiles a program and links it with the library of this kind.
-fn compile(source: &str, library: &str, dir: &Path) -> PathBuf {
-    let program = dir.join("program");
-    let mut command = Command::new("cc");
-    command.args(["-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", "-pedantic", "-I"]);
-    command.arg(repository().join("guest-driver/include")).arg(repository().join(source));
-    command.arg(built(library)).args(["-lpthread", "-ldl", "-lm", "-o"]).arg(&program);
-    let libraries = built(library);
-    let libraries = libraries.parent().expect("a library lies in a directory");
-    command.arg(format!("-Wl,-rpath,{}", libraries.display()));
-    let output = command.output().expect("the compiler can be started");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    program
-}
 
 /// A guest on the host's own TCP, with a loopback address that no other test has.
 fn guest(number: u8) -> Guest {
@@ -91,7 +72,7 @@ fn answers_every_request(guest: &Guest) {
 
 fn the_loop_serves(library: &str, number: u8) {
     let (backend, guest, dir) = start(number);
-    let program = compile("guest-driver/examples/c/server.c", library, dir.path());
+    let program = compile("guest-driver/examples/c/server.c", library, &[], dir.path());
     let mut command = Command::new(program);
     let mut server =
         Process::spawn("server.c", command.arg(backend.socket(&guest)).arg(PORT.to_string()));
@@ -126,7 +107,7 @@ fn the_loop_of_the_papers_serves_with_the_shared_library() {
 fn what_is_wrong_is_answered_with_a_code_and_a_message() {
     require!(NEEDS[0], NEEDS[1], NEEDS[2], NEEDS[4]);
     let (backend, guest, dir) = start(3);
-    let program = compile("tests/c/misuse.c", "libpasteguest.a", dir.path());
+    let program = compile("tests/c/misuse.c", "libpasteguest.a", &[], dir.path());
     let mut command = Command::new(program);
     command.arg(backend.socket(&guest)).arg(guest.ip()).arg(PORT.to_string());
     let mut misuse = Process::spawn("misuse.c", &mut command);

@@ -4,7 +4,10 @@
 
 #![cfg(target_os = "linux")]
 
+use std::path::PathBuf;
+
 use paste_tests::backend::{Backend, FIXED_BODY, Guest};
+use paste_tests::c::compile;
 use paste_tests::client;
 use paste_tests::netns::Namespace;
 use paste_tests::require::Need;
@@ -36,6 +39,16 @@ struct Scene {
 
 impl Scene {
     fn start() -> Scene {
+        let mut scene = Scene::boot(Vec::new());
+        scene.run("http", "--region /dev/dax0.0");
+        scene.run("kv", "--region /dev/dax0.0 --channel 1");
+        scene.run("http", "--region /dev/dax0.0 --channel 2 --port 8080");
+        scene.run("http", "--inline --channel 3 --port 8081");
+        scene
+    }
+
+    /// The machine, with its own network and further programs.
+    fn boot(files: Vec<PathBuf>) -> Scene {
         let net = Namespace::new();
         let dir = tempfile::tempdir().expect("a directory");
         let region = dir.path().join("region");
@@ -50,18 +63,14 @@ impl Scene {
         let backend = Backend::start_in(dir, &net, std::slice::from_ref(&guest));
         let mut vm = Vm::boot(&Setup {
             programs: vec!["examples/http", "examples/kv"],
+            files,
             regions: vec![region],
             nics: vec![Nic::of(&backend, &guest)],
             ..Setup::default()
         });
         vm.run("until (: </dev/dax0.0) 2>/dev/null; do sleep 0.1; done");
         vm.run(&format!("ip link set eth0 up; ip address add {OWN}/24 dev eth0"));
-        let mut scene = Scene { vm, backend, guest, net };
-        scene.run("http", "--region /dev/dax0.0");
-        scene.run("kv", "--region /dev/dax0.0 --channel 1");
-        scene.run("http", "--region /dev/dax0.0 --channel 2 --port 8080");
-        scene.run("http", "--inline --channel 3 --port 8081");
-        scene
+        Scene { vm, backend, guest, net }
     }
 
     /// Starts an application, whose number is then in the file of its first port's name.
@@ -134,6 +143,39 @@ fn applications_of_one_machine_serve_at_the_same_time_and_end_alone() {
     }
     assert_eq!(of("worker.ring_errors"), 0);
     assert_eq!(of("pool.free") + of("pool.port") + of("pool.claimed"), of("pool.buffers"));
+}
+
+#[test]
+fn a_program_in_c_serves_from_a_machine() {
+    for need in NEEDS {
+        require!(need);
+    }
+    require!(Need::Built("libpasteguest.a"), Need::Program("cc"));
+    const BODY: &[u8] = b"Served by a C loop\n";
+    let built = tempfile::tempdir().expect("a directory");
+    // It has nothing in the machine that it could be linked with.
+    let source = "guest-driver/examples/c/server.c";
+    let program = compile(source, "libpasteguest.a", &["-static"], built.path());
+    let mut scene = Scene::boot(vec![program]);
+    scene.vm.run("program eth0 /dev/dax0.0 80 >/tmp/program 2>&1 & echo $! >/tmp/number");
+    let ip = scene.guest.ip().to_owned();
+    let mut stream = scene.net.run(|| {
+        wait::until("the program answers", || {
+            let mut stream = client::connect(&ip, 80).ok()?;
+            let response = client::get(&mut stream, "/").ok()?;
+            (response.body == BODY).then_some(stream)
+        })
+    });
+    for _ in 0..50 {
+        assert_eq!(client::get(&mut stream, "/").expect("an answer").body, BODY);
+    }
+    drop(stream);
+    scene.vm.run("kill -TERM $(cat /tmp/number)");
+    scene.vm.run("while kill -0 $(cat /tmp/number) 2>/dev/null; do sleep 0.1; done");
+    let said = scene.vm.run("cat /tmp/program");
+    assert!(said.contains("51 requests"), "{said}");
+    scene.vm.kill();
+    scene.backend.stop();
 }
 
 /// wrk and redis-benchmark, at the same time.

@@ -18,7 +18,7 @@ use serde_json::Value;
 use self::monitor::Monitor;
 use crate::backend::{Backend, Guest};
 use crate::process::Process;
-use crate::require::{built, program};
+use crate::require::{built, is_all_required, program};
 use crate::wait;
 
 /// How long a machine may take to boot, or a command in it, on a busy host.
@@ -37,6 +37,21 @@ pub fn kernel() -> Option<(PathBuf, PathBuf)> {
     let image = only_entry(&dir.join("boot"), "vmlinuz-")?;
     let modules = only_entry(&dir.join("lib/modules"), "")?;
     Some((image, modules))
+}
+
+/// A program of this workspace, linked with nothing as it is given to machines.
+///
+/// # Panics
+/// If there is only the one that is linked with the host's libraries, and all is
+/// required.
+fn for_machine(name: &str) -> PathBuf {
+    let fixed = built(&format!("../x86_64-unknown-linux-gnu/release/{name}"));
+    if fixed.exists() {
+        return fixed;
+    }
+    let is_example = name.starts_with("examples/");
+    assert!(!(is_example && is_all_required()), "tests/run builds {}", fixed.display());
+    built(name)
 }
 
 fn only_entry(dir: &Path, prefix: &str) -> Option<PathBuf> {
@@ -103,8 +118,11 @@ impl Nic {
 /// What a machine is made of.
 #[derive(Clone, Debug, Default)]
 pub struct Setup {
-    /// Programs of this workspace, as for [`built`]; each is found by its last name.
+    /// Programs of this workspace, as for [`built`]; each is found by its last name, and
+    /// linked with nothing if it was built so.
     pub programs: Vec<&'static str>,
+    /// Programs that lie elsewhere.
+    pub files: Vec<PathBuf>,
     /// Programs of the host.
     pub tools: Vec<&'static str>,
     /// Further drivers of the kernel.
@@ -144,7 +162,8 @@ impl Vm {
         let initramfs = dir.path().join("initramfs");
         let tools = setup.tools.iter().map(|name| program(name).expect("the test needs it"));
         let programs: Vec<PathBuf> =
-            setup.programs.iter().map(|name| built(name)).chain(tools).collect();
+            setup.programs.iter().map(|name| for_machine(name)).chain(tools).collect();
+        let programs = [programs, setup.files.clone()].concat();
         initramfs::build(&initramfs, &modules, &programs, &setup.drivers);
         // What QEMU says itself is kept apart from what the machine says.
         let mut qemu = Command::new("sh");
