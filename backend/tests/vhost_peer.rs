@@ -61,8 +61,8 @@ fn serve(stream: UnixStream) -> JoinHandle<DeviceCounters> {
                 let (_, bytes) = scratch[..len].split_at(NET_HDR_LEN);
                 assert!(device.push_rx(&[bytes], &NetHdr::default()).unwrap());
             }
-            device.flush().unwrap();
-            if !device.arm().unwrap() {
+            device.flush();
+            if !device.arm() {
                 let watched: Vec<_> = device.watch().collect();
                 let mut fds: Vec<_> = watched
                     .iter()

@@ -126,8 +126,21 @@ pub struct Pool {
     buffers: Buffers,
     claims: Option<ClaimBits>,
     entries: Box<[Entry]>,
-    heads: [u32; CODES],
-    counts: [u32; CODES],
+    lists: [List; CODES],
+}
+
+/// The buffers of one owner. Apart from its neighbour's, so that no load spans two counts
+/// that were stored one after the other: the CPU would first wait for every store before
+/// them, those to guest memory too.
+#[derive(Clone, Copy, Debug)]
+struct List {
+    /// The first one, of an owner whose buffers are linked.
+    head: u32,
+    count: u32,
+}
+
+impl List {
+    const EMPTY: List = List { head: END, count: 0 };
 }
 
 impl Owner {
@@ -161,8 +174,7 @@ impl Pool {
     pub fn new(buffers: Buffers) -> Pool {
         let entry = Entry { next: END, prev: END, owner: POOL, guests: false };
         let entries = vec![entry; buffers.count() as usize].into_boxed_slice();
-        let mut pool =
-            Pool { buffers, claims: None, entries, heads: [END; CODES], counts: [0; CODES] };
+        let mut pool = Pool { buffers, claims: None, entries, lists: [List::EMPTY; CODES] };
         for buf in (0..pool.buffers.count()).rev() {
             pool.link(buf, POOL);
         }
@@ -180,8 +192,7 @@ impl Pool {
         // Read once into memory of the host's, and judged from there.
         let bits = claims::snapshot(mapping, table, buffers.count())?;
         let mut pool = Pool::new(buffers);
-        pool.heads[usize::from(POOL)] = END;
-        pool.counts[usize::from(POOL)] = 0;
+        pool.lists[usize::from(POOL)] = List::EMPTY;
         for buf in (0..pool.buffers.count()).rev() {
             let claimed = bits[buf as usize / 64] >> (buf % 64) & 1 == 1;
             pool.link(buf, if claimed { CLAIMED } else { POOL });
@@ -205,8 +216,7 @@ impl Pool {
                 buffers: self.buffers.clone(),
                 claims: self.claims.clone(),
                 entries: self.entries.clone(),
-                heads: [END; CODES],
-                counts: [0; CODES],
+                lists: [List::EMPTY; CODES],
             };
             for buf in (0..count).rev() {
                 let is = pool.entries[buf as usize].owner;
@@ -219,7 +229,7 @@ impl Pool {
 
     /// Buffers that this pool has, whoever owns them: all of the region's, or its part.
     pub fn count(&self) -> u32 {
-        self.buffers.count() - self.counts[usize::from(ELSEWHERE)]
+        self.buffers.count() - self.lists[usize::from(ELSEWHERE)].count
     }
 
     /// The buffers of the region, those of other pools among them.
@@ -234,10 +244,10 @@ impl Pool {
     #[must_use]
     pub fn take(&mut self, owner: Owner) -> Option<u32> {
         let to = owner.code().ok().filter(|&code| code != POOL && code != CLAIMED)?;
-        let buf = self.heads[usize::from(POOL)];
+        let buf = self.lists[usize::from(POOL)].head;
         let entry = self.entries.get(buf as usize)?;
-        self.heads[usize::from(POOL)] = entry.next;
-        self.counts[usize::from(POOL)] -= 1;
+        self.lists[usize::from(POOL)].head = entry.next;
+        self.lists[usize::from(POOL)].count -= 1;
         self.link(buf, to);
         Some(buf)
     }
@@ -287,13 +297,13 @@ impl Pool {
     /// Buffers that are free.
     #[inline]
     pub fn free(&self) -> u32 {
-        self.counts[usize::from(POOL)]
+        self.lists[usize::from(POOL)].count
     }
 
     /// Buffers that `owner` has; 0 for a channel that does not exist.
     #[inline]
     pub fn count_of(&self, owner: Owner) -> u32 {
-        owner.code().map_or(0, |code| self.counts[usize::from(code)])
+        owner.code().map_or(0, |code| self.lists[usize::from(code)].count)
     }
 
     /// Takes everything that a channel holds: what is claimed is kept for who
@@ -303,8 +313,8 @@ impl Pool {
         let Ok(code) = Owner::Guest(channel).code() else {
             return reclaimed;
         };
-        for _ in 0..self.counts[usize::from(code)] {
-            let buf = self.heads[usize::from(code)];
+        for _ in 0..self.lists[usize::from(code)].count {
+            let buf = self.lists[usize::from(code)].head;
             self.unlink(buf, code);
             let to = self.rest(buf);
             self.link(buf, to);
@@ -322,8 +332,8 @@ impl Pool {
         let code = Owner::Guest(channel).code();
         Held {
             entries: &self.entries,
-            next: code.map_or(END, |code| self.heads[usize::from(code)]),
-            left: code.map_or(0, |code| self.counts[usize::from(code)]),
+            next: code.map_or(END, |code| self.lists[usize::from(code)].head),
+            left: code.map_or(0, |code| self.lists[usize::from(code)].count),
         }
     }
 
@@ -350,7 +360,7 @@ impl Pool {
     /// Puts `buf`, which is in no list, under `code`.
     #[inline]
     fn link(&mut self, buf: u32, code: u8) {
-        self.counts[usize::from(code)] += 1;
+        self.lists[usize::from(code)].count += 1;
         let entry = &mut self.entries[buf as usize];
         entry.owner = code;
         match code {
@@ -363,7 +373,7 @@ impl Pool {
             }
             _ => entry.guests = code >= GUEST,
         }
-        let head = std::mem::replace(&mut self.heads[usize::from(code)], buf);
+        let head = std::mem::replace(&mut self.lists[usize::from(code)].head, buf);
         entry.next = head;
         // Buffers leave the pool only at its head: no way back is needed.
         if code == POOL {
@@ -378,14 +388,14 @@ impl Pool {
     /// Takes `buf` from under `code`, which is not the pool.
     #[inline]
     fn unlink(&mut self, buf: u32, code: u8) {
-        self.counts[usize::from(code)] -= 1;
+        self.lists[usize::from(code)].count -= 1;
         if code < GUEST {
             return;
         }
         let Entry { next, prev, .. } = self.entries[buf as usize];
         match self.entries.get_mut(prev as usize) {
             Some(before) => before.next = next,
-            None => self.heads[usize::from(code)] = next,
+            None => self.lists[usize::from(code)].head = next,
         }
         if let Some(after) = self.entries.get_mut(next as usize) {
             after.prev = prev;
@@ -397,7 +407,7 @@ impl std::fmt::Debug for Pool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pool")
             .field("buffers", &self.buffers)
-            .field("counts", &self.counts)
+            .field("lists", &self.lists)
             .finish_non_exhaustive()
     }
 }

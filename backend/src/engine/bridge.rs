@@ -55,39 +55,23 @@ impl Bridge {
     ) {
         let frame = &received.frame;
         let (offset, len) = (usize::from(frame.offset), usize::from(frame.len));
-        let mut head = [0; HEAD_MAX];
-        let head = &mut head[..len.min(HEAD_MAX)];
-        mem.read(frame.buf, offset, head);
-        let is_group = head.first().is_some_and(|byte| byte & 1 != 0);
-        if !is_group && !head.starts_with(&self.mac) {
-            return;
-        }
-        let segment = segment_of(received, head, plain);
-        if let (Some(open), Some((shape, csum))) = (&mut self.open, segment) {
-            let (end, payload) = (open.shape.len + open.payload, len - shape.len);
-            let at = (open.segments, open.payload);
-            if (shape, csum) == (open.shape, open.csum)
-                && payload <= open.size
-                && shape.len - shape.ip + open.payload + payload <= 0xffff
-                && follows(&head[..shape.len], &self.bytes[..shape.len], &shape, at)
-            {
-                let to = &mut self.bytes[end..end + payload];
-                mem.read(frame.buf, offset + shape.len, to);
-                open.payload += payload;
-                open.segments += 1;
-                let ends = head[shape.tcp + FLAGS] & PSH;
-                self.bytes[shape.tcp + FLAGS] |= ends;
-                if payload < open.size || ends != 0 {
-                    self.flush(plain);
-                }
+        if self.open.is_some() {
+            let mut head = [0; HEAD_MAX];
+            let head = &mut head[..len.min(HEAD_MAX)];
+            mem.read(frame.buf, offset, head);
+            if !self.concerns(head) || self.extend(received, head, mem, plain) {
                 return;
             }
+            self.flush(plain);
         }
-        self.flush(plain);
-        // What was judged, and behind it what was not.
+        // Judged where the guest's bytes are copied from.
+        mem.read(frame.buf, offset, &mut self.bytes[..len]);
+        let bytes = &self.bytes[..len];
+        if !self.concerns(bytes) {
+            return;
+        }
+        let segment = segment_of(received, &bytes[..len.min(HEAD_MAX)], plain);
         let bytes = &mut self.bytes[..len];
-        bytes[..head.len()].copy_from_slice(head);
-        mem.read(frame.buf, offset + head.len(), &mut bytes[head.len()..]);
         match segment {
             Some((shape, csum)) if bytes[shape.tcp + FLAGS] & PSH == 0 => {
                 let size = len - shape.len;
@@ -95,6 +79,46 @@ impl Bridge {
             }
             _ => plain.frame(header_of(received), bytes),
         }
+    }
+
+    /// Whether the guest is to see a frame that begins so.
+    fn concerns(&self, head: &[u8]) -> bool {
+        head.starts_with(&self.mac) || head.first().is_some_and(|byte| byte & 1 != 0)
+    }
+
+    /// Appends a segment to the packet that may get longer, if it follows.
+    fn extend(
+        &mut self,
+        received: &Received,
+        head: &[u8],
+        mem: &RegionMemory,
+        plain: &mut dyn PlainSink,
+    ) -> bool {
+        let frame = &received.frame;
+        let (offset, len) = (usize::from(frame.offset), usize::from(frame.len));
+        let (Some(open), Some((shape, csum))) = (&mut self.open, segment_of(received, head, plain))
+        else {
+            return false;
+        };
+        let (end, payload) = (open.shape.len + open.payload, len - shape.len);
+        let at = (open.segments, open.payload);
+        let is_next = (shape, csum) == (open.shape, open.csum)
+            && payload <= open.size
+            && shape.len - shape.ip + open.payload + payload <= 0xffff
+            && follows(&head[..shape.len], &self.bytes[..shape.len], &shape, at);
+        if !is_next {
+            return false;
+        }
+        let to = &mut self.bytes[end..end + payload];
+        mem.read(frame.buf, offset + shape.len, to);
+        open.payload += payload;
+        open.segments += 1;
+        let ends = head[shape.tcp + FLAGS] & PSH;
+        self.bytes[shape.tcp + FLAGS] |= ends;
+        if payload < open.size || ends != 0 {
+            self.flush(plain);
+        }
+        true
     }
 
     /// Passes on what may have got longer.

@@ -104,21 +104,25 @@ impl RxBatch {
     }
 
     /// The frames, in order of arrival.
+    #[inline]
     pub fn frames(&self) -> &[Received] {
         &self.frames
     }
 
     /// Whether there is no frame.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.frames.is_empty()
     }
 
     /// Frames that can still be appended.
+    #[inline]
     pub fn room(&self) -> usize {
         self.capacity - self.frames.len()
     }
 
     /// Appends a frame; `false`, and nothing happens, when there is no room.
+    #[inline]
     pub fn push(&mut self, received: Received) -> bool {
         if self.room() == 0 {
             return false;

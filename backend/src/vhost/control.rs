@@ -313,40 +313,26 @@ impl Control {
         self.generation += 1;
     }
 
-    /// Publishes what was used, so that rings can move or stop. A ring that is
-    /// found broken stops the device, and the message goes on.
+    /// Publishes what was used, so that rings can move or stop.
     pub fn settle(&mut self) {
-        for ring in 0..self.rings.len() {
-            if let Err(error) = self.flush_ring(ring) {
-                let guest = &self.model.name;
-                tracing::warn!(guest, %error, "a ring was found broken while it was settled");
-            }
-        }
+        (0..self.rings.len()).for_each(|ring| self.flush_ring(ring));
     }
 
     /// Publishes what was used on one ring, and signals the driver if it asked.
-    pub fn flush_ring(&mut self, ring: usize) -> Result<(), RingError> {
-        let Control { rings, mem, counters, .. } = self;
-        if !rings[ring].is_ready() {
-            return Ok(());
+    pub fn flush_ring(&mut self, ring: usize) {
+        let Control { rings, counters, .. } = self;
+        if !rings[ring].is_ready() || !rings[ring].has_pending() {
+            return;
         }
-        let had = rings[ring].has_pending();
-        match rings[ring].publish(mem) {
-            Ok(true) => {
-                let Some(call) = &rings[ring].signals.call else {
-                    return Ok(());
-                };
-                match signal::raise(call) {
-                    Ok(()) => counters.signals += 1,
-                    Err(_) => counters.signals_lost += 1,
-                }
-                Ok(())
+        if !rings[ring].publish() {
+            counters.signals_spared += 1;
+            return;
+        }
+        if let Some(call) = &rings[ring].signals.call {
+            match signal::raise(call) {
+                Ok(()) => counters.signals += 1,
+                Err(_) => counters.signals_lost += 1,
             }
-            Ok(false) => {
-                counters.signals_spared += u64::from(had);
-                Ok(())
-            }
-            Err(fault) => Err(self.broken(RingError { ring, fault })),
         }
     }
 

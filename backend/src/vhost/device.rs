@@ -15,7 +15,6 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{Ordering, compiler_fence};
 
 use paste_abi::net_hdr::{NET_HDR_LEN, NetHdr};
 use paste_abi::vhost_user::{CONFIG_MAX, protocol};
@@ -27,14 +26,15 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ,
     VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
-use vm_memory::{Address, Bytes, GuestAddress};
+use vm_memory::{Address, GuestAddress};
 use zerocopy::IntoBytes;
 
+use super::chain::Piece;
 use super::control::{CONFIG_MTU, Control, Model, PAIRS_MAX, RINGS_MAX, RX, RegionFd, TX, feature};
 use super::counters::DeviceCounters;
 use super::memory::GuestRam;
 use super::net::Offloads;
-use super::queue::{Fault, Ring, RingError};
+use super::queue::{Access, Chain, Fault, Ring, RingError};
 use super::session::{Session, SessionError};
 use super::signal;
 use crate::link::{Link, LinkError, Taken as LinkTaken};
@@ -268,7 +268,7 @@ impl<T> Device<T> {
         let Some(ring) = self.control.rings.get_mut(ring) else {
             return;
         };
-        let in_vain = ring.kicked_in_vain(&self.control.mem);
+        let in_vain = ring.kicked_in_vain();
         let Some(kick) = &ring.signals.kick else {
             return;
         };
@@ -295,15 +295,11 @@ impl<T> Device<T> {
 
     /// Shows the driver what was used since the last time, and signals each
     /// ring at most once, if the driver asked for it.
-    pub fn flush(&mut self) -> Result<(), RingError> {
-        if let Some(link) = &mut self.link {
-            link.flush();
-            return Ok(());
+    pub fn flush(&mut self) {
+        match &mut self.link {
+            Some(link) => link.flush(),
+            None => self.control.settle(),
         }
-        for ring in 0..self.control.rings.len() {
-            self.control.flush_ring(ring)?;
-        }
-        Ok(())
     }
 
     /// Stops the device until the driver resets it, for a reason of the
@@ -423,7 +419,7 @@ impl Device {
 /// What virtio-net does.
 impl Device {
     /// Copies the next frame of the guest into `out`, virtio-net header first,
-    /// and marks its chain used; the driver sees that at [`Device::flush`].
+    /// and marks its chain used; the driver sees that at [`Device::flush`], or before.
     /// Returns the length, at least the two headers'.
     ///
     /// Chains that are no frame, or no frame that fits into `out`, are counted
@@ -446,6 +442,7 @@ impl Device {
                 Ok(Taken::Runt) => counters.tx_runt += 1,
                 Ok(Taken::Frame(_)) if !ring.enabled => counters.tx_disabled += 1,
                 Ok(Taken::Frame(len)) => {
+                    ring.show();
                     counters.tx_frames += 1;
                     counters.tx_bytes += (len - NET_HDR_LEN) as u64;
                     return Ok(Some(len));
@@ -461,12 +458,12 @@ impl Device {
         if let Some(link) = &self.link {
             return self.control.features.is_some() && link.can_put();
         }
-        let Control { rings, mem, .. } = &self.control;
-        rings[RX].enabled && rings[RX].has_available(mem)
+        let ring = &self.control.rings[RX];
+        ring.enabled && ring.has_available()
     }
 
     /// Writes a frame, given in parts, behind `header` into the guest's
-    /// buffers; the driver sees it at [`Device::flush`]. `num_buffers` is
+    /// buffers; the driver sees it at [`Device::flush`], or before. `num_buffers` is
     /// filled in here.
     ///
     /// False: there is no room now, and nothing has changed. A frame that the
@@ -487,13 +484,14 @@ impl Device {
         match put_frame(ring, mem, header, parts, mergeable) {
             Ok(Put::Done { chains }) => {
                 ring.feed();
+                ring.show();
                 counters.rx_frames += 1;
                 counters.rx_bytes += parts.iter().map(|part| part.len() as u64).sum::<u64>();
                 counters.rx_chains += u64::from(chains);
                 Ok(true)
             }
             Ok(Put::NoRoom) => {
-                ring.starve(mem);
+                ring.starve();
                 counters.rx_no_room += 1;
                 Ok(false)
             }
@@ -508,35 +506,24 @@ impl Device {
     /// Asks the driver for kicks before the worker sleeps: when it sends, and,
     /// if a frame found no room, when it gives buffers. True if there is work
     /// already, and the worker must not sleep.
-    pub fn arm(&mut self) -> Result<bool, RingError> {
+    pub fn arm(&mut self) -> bool {
         if let Some(link) = &self.link {
-            return Ok(link.has_input());
+            return link.has_input();
         }
         let mut work = false;
-        for index in 0..self.control.rings.len() {
-            let Control { rings, mem, .. } = &mut self.control;
-            let ring = &mut rings[index];
-            if !ring.is_ready() {
-                continue;
-            }
+        for (index, ring) in self.control.rings.iter_mut().enumerate() {
             if index % 2 == RX && !ring.is_starved() {
-                ring.disarm(mem);
-                continue;
-            }
-            match ring.arm(mem) {
-                Ok(more) => work |= more,
-                Err(fault) => return Err(self.control.broken(RingError { ring: index, fault })),
+                ring.disarm();
+            } else {
+                work |= ring.arm();
             }
         }
-        Ok(work)
+        work
     }
 
     /// Tells the driver that the worker looks by itself.
     pub fn disarm(&mut self) {
-        let Control { rings, mem, .. } = &mut self.control;
-        for ring in rings.iter_mut() {
-            ring.disarm(mem);
-        }
+        self.control.rings.iter_mut().for_each(Ring::disarm);
     }
 
     /// Whether frames to the guest may have a checksum that is not completed
@@ -587,14 +574,39 @@ fn take_frame(
     header_len: usize,
     out: &mut [u8],
 ) -> Result<Taken, Fault> {
-    let Some((head, mut chain)) = ring.take(mem)? else {
+    let Some(chain) = ring.take(mem, Access::Read)? else {
         return Ok(Taken::Nothing);
     };
+    if let Some(Piece { addr, len, writable: false }) = chain.alone()
+        && header_len == NET_HDR_LEN
+        && let Some(to) = out.get_mut(..len as usize)
+    {
+        read(mem, addr, to)?;
+        ring.put_used(chain.head(), 0);
+        return Ok(taken(to.len()));
+    }
+    take_pieces(ring, mem, &chain, header_len, out)
+}
+
+/// What a chain that was copied out is.
+fn taken(len: usize) -> Taken {
+    if len < NET_HDR_LEN + ETHERNET_LEN { Taken::Runt } else { Taken::Frame(len) }
+}
+
+/// As [`take_frame`], of a chain that may be anything.
+fn take_pieces(
+    ring: &mut Ring,
+    mem: &GuestRam,
+    chain: &Chain,
+    header_len: usize,
+    out: &mut [u8],
+) -> Result<Taken, Fault> {
     let mut len = 0;
     let mut fits = true;
+    let mut pieces = ring.walk(mem, chain);
     // A shorter header leaves the last field, which counts nothing here, zero.
     let gap = NET_HDR_LEN - header_len;
-    while let Some(piece) = chain.next()? {
+    while let Some(piece) = pieces.next()? {
         if piece.writable {
             return Err(Fault::WritableInTx);
         }
@@ -623,19 +635,16 @@ fn take_frame(
             break;
         }
     }
-    ring.put_used(mem, head, 0)?;
-    Ok(match (fits, len) {
-        (false, _) => Taken::Oversize,
-        (true, len) if len < NET_HDR_LEN + ETHERNET_LEN => Taken::Runt,
-        (true, len) => Taken::Frame(len),
-    })
+    ring.put_used(chain.head(), 0);
+    Ok(if fits { taken(len) } else { Taken::Oversize })
 }
 
 fn read(mem: &GuestRam, addr: GuestAddress, to: &mut [u8]) -> Result<(), Fault> {
-    mem.read_slice(to, addr).map_err(|_| Fault::Outside { addr: addr.0, len: to.len() as u64 })?;
-    // The guest may write there now; what was copied must not be read again.
-    compiler_fence(Ordering::SeqCst);
-    Ok(())
+    mem.copy_out(addr, to).map_err(|_| Fault::Outside { addr: addr.0, len: to.len() as u64 })
+}
+
+fn write(mem: &GuestRam, addr: GuestAddress, bytes: &[u8]) -> Result<(), Fault> {
+    mem.copy_in(addr, bytes).map_err(|_| Fault::Outside { addr: addr.0, len: bytes.len() as u64 })
 }
 
 enum Put {
@@ -656,20 +665,53 @@ fn put_frame(
     parts: &[&[u8]],
     mergeable: bool,
 ) -> Result<Put, Fault> {
-    let mut source = Source { current: header, parts: parts.iter() };
     let total = header.len() + parts.iter().map(|part| part.len()).sum::<usize>();
+    let Some(chain) = ring.take(mem, Access::Write)? else {
+        return Ok(Put::NoRoom);
+    };
+    if let Some(Piece { addr, len, writable: true }) = chain.alone()
+        && total <= len as usize
+    {
+        match <&[u8; NET_HDR_LEN]>::try_from(header) {
+            // Of a length that the compiler knows.
+            Ok(header) => write(mem, addr, header)?,
+            Err(_) => write(mem, addr, header)?,
+        }
+        let mut at = addr.0.wrapping_add(header.len() as u64);
+        for part in parts {
+            write(mem, GuestAddress(at), part)?;
+            at = at.wrapping_add(part.len() as u64);
+        }
+        ring.put_used(chain.head(), total as u32);
+        return Ok(Put::Done { chains: 1 });
+    }
+    ring.rewind(1, 0);
+    spread_frame(ring, mem, header, parts, total, mergeable)
+}
+
+/// As [`put_frame`], into chains that may be anything.
+fn spread_frame(
+    ring: &mut Ring,
+    mem: &GuestRam,
+    header: &[u8],
+    parts: &[&[u8]],
+    total: usize,
+    mergeable: bool,
+) -> Result<Put, Fault> {
+    let mut source = Source { current: header, parts: parts.iter() };
     let mut done = 0;
     let mut chains = 0;
     let mut num_buffers = [GuestAddress(0); 2];
     while done < total {
-        let Some((head, mut chain)) = ring.take(mem)? else {
+        let Some(chain) = ring.take(mem, Access::Write)? else {
             ring.rewind(chains, chains);
             // All that the ring can hold is not enough.
             return Ok(if chains == ring.size() { Put::Unfit } else { Put::NoRoom });
         };
         let mut written = 0;
+        let mut pieces = ring.walk(mem, &chain);
         while done < total {
-            let Some(piece) = chain.next()? else { break };
+            let Some(piece) = pieces.next()? else { break };
             if !piece.writable {
                 return Err(Fault::ReadableInRx);
             }
@@ -677,8 +719,7 @@ fn put_frame(
             let mut room = (piece.len as usize).min(total - done);
             while room > 0 {
                 let bytes = source.next(room);
-                mem.write_slice(bytes, addr)
-                    .map_err(|_| Fault::Outside { addr: addr.0, len: bytes.len() as u64 })?;
+                write(mem, addr, bytes)?;
                 for (byte, at) in num_buffers.iter_mut().zip(NUM_BUFFERS_AT..) {
                     if (done..done + bytes.len()).contains(&at) {
                         *byte = addr.unchecked_add((at - done) as u64);
@@ -700,12 +741,12 @@ fn put_frame(
             ring.rewind(1, 0);
             return Ok(Put::Unfit);
         }
-        ring.put_used(mem, head, written)?;
+        ring.put_used(chain.head(), written);
         chains += 1;
     }
     if chains > 1 {
         for (addr, byte) in num_buffers.into_iter().zip(chains.to_le_bytes()) {
-            mem.write_slice(&[byte], addr).map_err(|_| Fault::Outside { addr: addr.0, len: 1 })?;
+            write(mem, addr, &[byte])?;
         }
     }
     Ok(Put::Done { chains })

@@ -2,17 +2,20 @@
 //! guest address.
 //!
 //! The mappings are the region crate's, which survive a file that is cut under
-//! them; this module gives them the faces that `virtio-queue` reads and writes
-//! through. It knows nothing of messages or rings.
+//! them. What lies in one range, which nearly everything does, is found once and copied
+//! at once; `vm-memory` sees to what lies across several. This module knows nothing of
+//! messages or rings.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 use paste_abi::vhost_user::MemRegion;
 use paste_pmem::{MapError, Mapping};
 use vm_memory::{
-    GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes,
-    GuestUsize, MemoryRegionAddress, VolatileSlice,
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion,
+    GuestMemoryRegionBytes, GuestUsize, MemoryRegionAddress, VolatileSlice,
 };
 
 /// Ranges of memory that one guest can have: what GET_MAX_MEM_SLOTS answers.
@@ -22,6 +25,9 @@ pub const MEM_SLOTS_MAX: usize = 64;
 /// page of any guest. It keeps the alignment of ring parts in the guest true in
 /// our mapping.
 const ALIGN: u64 = 4096;
+
+/// From one line of the CPU's cache to the next, bytes.
+const LINE: usize = 64;
 
 /// Why a range of guest memory is refused.
 #[derive(Debug, thiserror::Error)]
@@ -159,6 +165,59 @@ impl GuestMemoryRegionBytes for RamRegion {}
 pub struct GuestRam {
     /// In the order of guest addresses.
     regions: Vec<RamRegion>,
+    /// The one that was used last, as the next access is mostly to it again.
+    last: Cell<usize>,
+}
+
+/// Bytes that the guest does not have, or not all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outside;
+
+/// A part of a ring: bytes in one range of guest memory that were found once. Others
+/// write to them, and they stay mapped while this lives.
+#[derive(Debug)]
+pub struct Window {
+    mapping: Arc<Mapping>,
+    start: usize,
+    len: usize,
+}
+
+impl Window {
+    /// Copies `N` bytes out; they are not read again. Zeros outside the window, where
+    /// nobody is to ask.
+    #[inline]
+    pub fn read<const N: usize>(&self, offset: usize) -> [u8; N] {
+        debug_assert!(offset + N <= self.len, "{offset}+{N} of {}", self.len);
+        let mut out = [0; N];
+        let done = self.mapping.read_at(self.start + offset, &mut out);
+        debug_assert!(done, "a window lies in its mapping");
+        out
+    }
+
+    /// Copies bytes in.
+    #[inline]
+    pub fn write<const N: usize>(&self, offset: usize, data: [u8; N]) {
+        debug_assert!(offset + N <= self.len, "{offset}+{N} of {}", self.len);
+        let done = self.mapping.write_at(self.start + offset, &data);
+        debug_assert!(done, "a window lies in its mapping");
+    }
+
+    /// Reads a little-endian word that the driver stores whole.
+    #[inline]
+    pub fn load(&self, offset: usize, order: Ordering) -> u16 {
+        debug_assert!(offset + 2 <= self.len, "{offset}+2 of {}", self.len);
+        let word = self.mapping.load_u16_at(self.start + offset, order);
+        debug_assert!(word.is_some(), "a window lies in its mapping");
+        u16::from_le(word.unwrap_or(0))
+    }
+
+    /// Stores a little-endian word that the driver reads whole.
+    #[inline]
+    pub fn store(&self, offset: usize, value: u16, order: Ordering) {
+        debug_assert!(offset + 2 <= self.len, "{offset}+2 of {}", self.len);
+        let done = self.mapping.store_u16_at(self.start + offset, value.to_le(), order);
+        debug_assert!(done, "a window lies in its mapping");
+    }
 }
 
 impl GuestRam {
@@ -205,14 +264,67 @@ impl GuestRam {
         self.regions.is_empty()
     }
 
-    /// The guest address of `len` bytes at an address of the front end. They
+    /// The guest address of `len` bytes at an address of the front end, and the bytes. They
     /// must lie in one range: neighbours there need not be neighbours here.
-    pub fn guest_address(&self, user: u64, len: u64) -> Option<GuestAddress> {
+    pub fn window(&self, user: u64, len: u64) -> Option<(u64, Window)> {
         self.regions.iter().find_map(|region| {
             let offset = user.checked_sub(region.user)?;
             let end = offset.checked_add(len)?;
-            (end <= region.len()).then(|| GuestAddress(region.guest + offset))
+            let (start, len) = (offset as usize, len as usize);
+            let mapping = &region.mapping;
+            (end <= region.len()).then(|| {
+                (region.guest + offset, Window { mapping: Arc::clone(mapping), start, len })
+            })
         })
+    }
+
+    /// The range that an address is in, and where there.
+    #[inline]
+    fn place(&self, addr: u64) -> Option<(&Mapping, usize)> {
+        let inside = |region: &RamRegion| addr.wrapping_sub(region.guest) < region.len();
+        let region = match self.regions.get(self.last.get()) {
+            Some(region) if inside(region) => region,
+            _ => {
+                let after = self.regions.partition_point(|region| region.guest <= addr);
+                let at = after.checked_sub(1)?;
+                let region = self.regions.get(at).filter(|region| inside(region))?;
+                self.last.set(at);
+                region
+            }
+        };
+        Some((&region.mapping, (addr - region.guest) as usize))
+    }
+
+    /// Copies bytes out, to be judged: they are not read again.
+    #[inline]
+    pub fn copy_out(&self, addr: GuestAddress, to: &mut [u8]) -> Result<(), Outside> {
+        match self.place(addr.0) {
+            Some((mapping, offset)) if mapping.read_at(offset, to) => Ok(()),
+            _ => {
+                self.read_slice(to, addr).map_err(|_| Outside)?;
+                compiler_fence(Ordering::SeqCst);
+                Ok(())
+            }
+        }
+    }
+
+    /// Copies bytes in.
+    #[inline]
+    pub fn copy_in(&self, addr: GuestAddress, data: &[u8]) -> Result<(), Outside> {
+        match self.place(addr.0) {
+            Some((mapping, offset)) if mapping.write_at(offset, data) => Ok(()),
+            _ => self.write_slice(data, addr).map_err(|_| Outside),
+        }
+    }
+
+    /// Says that these bytes are about to be read, or with `write` written. Nothing
+    /// depends on whether they are there.
+    #[inline]
+    pub fn prefetch(&self, addr: GuestAddress, write: bool) {
+        if let Some((mapping, offset)) = self.place(addr.0) {
+            mapping.prefetch(offset, write);
+            mapping.prefetch(offset + LINE, write);
+        }
     }
 
     /// Whether a file was cut under a mapping: the guest reads zeros there, and
@@ -243,7 +355,6 @@ impl GuestMemoryBackend for GuestRam {
 #[cfg(test)]
 mod tests {
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-    use vm_memory::Bytes;
 
     use super::*;
 
@@ -271,22 +382,40 @@ mod tests {
         // Added out of order, neighbours in the guest but not in the front end.
         ram.add(&region(0x3000, USER, 0x3000, 0x3000), &fd).unwrap();
         ram.add(&region(0x1000, USER + 0x10_0000, 0x2000, 0), &fd).unwrap();
-        assert_eq!(ram.guest_address(USER + 8, 16), Some(GuestAddress(0x3008)));
-        assert_eq!(ram.guest_address(USER + 0x10_1fff, 1), Some(GuestAddress(0x2fff)));
-        assert_eq!(ram.guest_address(USER + 0x10_1fff, 2), None);
-        assert_eq!(ram.guest_address(USER - 1, 1), None);
-        assert_eq!(ram.guest_address(USER, u64::MAX), None);
+        let guest_address = |user, len| ram.window(user, len).map(|(guest, _)| guest);
+        assert_eq!(guest_address(USER + 8, 16), Some(0x3008));
+        assert_eq!(guest_address(USER + 0x10_1fff, 1), Some(0x2fff));
+        assert_eq!(guest_address(USER + 0x10_1fff, 2), None);
+        assert_eq!(guest_address(USER - 1, 1), None);
+        assert_eq!(guest_address(USER, u64::MAX), None);
         // A write across both ranges arrives whole.
-        ram.write_slice(b"across", GuestAddress(0x2ffd)).unwrap();
+        ram.copy_in(GuestAddress(0x2ffd), b"across").unwrap();
         let mut first = [0; 3];
         rustix::io::pread(&fd, &mut first, 0x1ffd).unwrap();
         assert_eq!(&first, b"acr");
         rustix::io::pread(&fd, &mut first, 0x3000).unwrap();
         assert_eq!(&first, b"oss");
         // What is partly or wholly outside is refused.
-        assert!(ram.write_slice(&[0; 2], GuestAddress(0x5fff)).is_err());
-        assert!(ram.write_slice(&[0; 1], GuestAddress(0xfff)).is_err());
-        assert!(ram.read_slice(&mut [0; 2], GuestAddress(u64::MAX)).is_err());
+        for (addr, len) in [(0x5fff, 2), (0x6000, 1), (0xfff, 2), (0, 1), (u64::MAX, 2)] {
+            let (mut bytes, addr) = (vec![0; len], GuestAddress(addr));
+            assert_eq!(ram.copy_in(addr, &bytes), Err(Outside));
+            assert_eq!(ram.copy_out(addr, &mut bytes), Err(Outside));
+            ram.prefetch(addr, true);
+        }
+        // Whichever range was used last.
+        let mut bytes = [0; 6];
+        for addr in [0x1000, 0x5fff, 0x2ffd] {
+            ram.copy_in(GuestAddress(addr), b"x").unwrap();
+            ram.copy_out(GuestAddress(0x2ffd), &mut bytes).unwrap();
+        }
+        assert_eq!(&bytes, b"xcross");
+        // A window is of one range, and of the same bytes.
+        let (_, window) = ram.window(USER + 0x10_1ffc, 4).unwrap();
+        assert_eq!(window.read(1), *b"xcr");
+        window.store(2, 0x6261, Ordering::Release);
+        assert_eq!(window.load(2, Ordering::Acquire), 0x6261);
+        ram.copy_out(GuestAddress(0x2ffd), &mut bytes).unwrap();
+        assert_eq!(&bytes, b"xaboss");
     }
 
     #[test]

@@ -12,7 +12,7 @@
 //! | `control`, `handlers` | the state that messages change |
 //! | `backend` | the back end's own channel, for mapping the region |
 //! | `memory` | guest memory, mapped and found by guest address |
-//! | `queue`, `chain` | split rings and descriptor chains |
+//! | `queue`, `chain` | split rings and descriptor chains, in batches |
 //! | `device` | what the worker calls; virtio-net |
 //! | `pair` | pairs of rings that another thread moves data through |
 //! | `pmem` | virtio-pmem |

@@ -6,16 +6,14 @@
 //! whoever goes on finds the request where it was. What a request says, and what
 //! it is answered, is [`paste_pmem::device`]'s.
 
-use std::sync::atomic::{Ordering, compiler_fence};
-
 use paste_abi::vhost_user::CONFIG_MAX;
 use paste_pmem::device::{self, CONFIG_LEN, F_SHMEM_REGION, REQUEST_LEN, RESPONSE_LEN};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::GuestAddress;
 
 use super::control::{Model, RegionFd, feature};
 use super::device::Device;
 use super::memory::GuestRam;
-use super::queue::{Fault, Ring, RingError};
+use super::queue::{Access, Fault, Ring, RingError};
 
 /// Index of the only ring.
 const REQUESTS: usize = 0;
@@ -60,7 +58,7 @@ impl Device<Pmem> {
         if !ring.is_ready() || !ring.enabled {
             return Ok(0);
         }
-        ring.survey(&control.mem).map_err(|fault| control.broken(RingError { ring: 0, fault }))
+        ring.survey().map_err(|fault| control.broken(RingError { ring: 0, fault }))
     }
 
     /// Answers the first `count` requests, for which a flush was done that began
@@ -86,22 +84,20 @@ impl Device<Pmem> {
 
     /// Asks the driver for kicks before the worker sleeps. True if there are
     /// requests that [`Device::requests`] has not counted.
-    pub fn arm(&mut self) -> Result<bool, RingError> {
-        let control = &mut self.control;
-        let ring = &mut control.rings[REQUESTS];
-        if !ring.is_ready() || !ring.enabled {
-            return Ok(false);
-        }
-        ring.arm(&control.mem).map_err(|fault| control.broken(RingError { ring: 0, fault }))
+    pub fn arm(&mut self) -> bool {
+        let ring = &mut self.control.rings[REQUESTS];
+        ring.enabled && ring.arm()
     }
 }
 
 /// Takes one request and answers it: whether with success, or `None` if there is
 /// none. A response that has no room is not written, and its length says so.
 fn answer(ring: &mut Ring, mem: &GuestRam, durable: bool) -> Result<Option<bool>, Fault> {
-    let Some((head, mut chain)) = ring.take(mem)? else {
+    let Some(chain) = ring.take(mem, Access::Read)? else {
         return Ok(None);
     };
+    let head = chain.head();
+    let mut chain = ring.walk(mem, &chain);
     let mut request = [0; REQUEST_LEN];
     let mut request_len = 0;
     // Where each byte of the response goes: descriptors may be cut anywhere.
@@ -121,20 +117,18 @@ fn answer(ring: &mut Ring, mem: &GuestRam, durable: bool) -> Result<Option<bool>
         } else {
             let len = (piece.len as usize).min(REQUEST_LEN - request_len);
             let to = &mut request[request_len..request_len + len];
-            mem.read_slice(to, piece.addr).map_err(|_| outside)?;
-            // The guest may write there now; what was read must not be read again.
-            compiler_fence(Ordering::SeqCst);
+            mem.copy_out(piece.addr, to).map_err(|_| outside)?;
             request_len += len;
         }
     }
     let outcome = device::handle(&request[..request_len], || durable);
     if room_len < RESPONSE_LEN {
-        ring.put_used(mem, head, 0)?;
+        ring.put_used(head, 0);
         return Ok(Some(false));
     }
     for (byte, addr) in outcome.bytes().into_iter().zip(room) {
-        mem.write_slice(&[byte], addr).map_err(|_| Fault::Outside { addr: addr.0, len: 1 })?;
+        mem.copy_in(addr, &[byte]).map_err(|_| Fault::Outside { addr: addr.0, len: 1 })?;
     }
-    ring.put_used(mem, head, RESPONSE_LEN as u32)?;
+    ring.put_used(head, RESPONSE_LEN as u32);
     Ok(Some(outcome == device::Outcome::Done))
 }

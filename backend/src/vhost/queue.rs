@@ -1,22 +1,23 @@
 //! One split ring: where it is, what the driver made available, what is used,
 //! and who is to be told.
 //!
-//! `virtio-queue` keeps the positions, checks the driver's index and the
-//! alignment, and speaks the kick suppression. Used entries are published here,
-//! because its `add_used` shows each one at once: a frame in several mergeable
-//! buffers must appear whole (virtio 1.2 section 5.1.6.4), and a turn's entries
-//! cost one store. Knows nothing of frames or messages.
+//! Its parts are found in guest memory once, when it starts, and are then read and written
+//! where they are. Chains are read ahead in batches: the driver's index once for all of
+//! them, each head and first descriptor once, into private memory, where they are judged.
+//! Used entries are shown in batches too, and a frame in several mergeable buffers whole
+//! (virtio 1.2 section 5.1.6.4); whether the driver wants a signal is asked once a turn.
+//! `virtio-queue` does all of it one chain at a time, with a search through the guest's
+//! memory for each access, which is too slow for a guest's own frames. Knows nothing of
+//! frames or messages.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{Ordering, fence};
 
 use paste_abi::vhost_user::VringAddr;
-use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Address, Bytes, GuestAddress};
+use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 
-use super::chain::{DESCRIPTOR_LEN, Walk};
-use super::memory::GuestRam;
+use super::chain::{DESCRIPTOR_LEN, Descriptor, Piece, Walk};
+use super::memory::{GuestRam, Window};
 
 /// A driver broke its ring. The device stops until the driver resets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -170,6 +171,15 @@ pub enum SetupError {
     Running,
 }
 
+/// What is done with the buffers of a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// They are read.
+    Read,
+    /// They are written to.
+    Write,
+}
+
 /// The largest ring (virtio 1.2 section 2.7).
 const SIZE_MAX: u16 = 1 << 15;
 
@@ -197,11 +207,74 @@ pub struct RingFeatures {
     pub indirect: bool,
 }
 
+/// Chains that are read ahead of being taken, so that waiting for one's descriptor and
+/// buffer is waiting for those of the others too.
+const AHEAD: usize = 32;
+
+/// Used entries after which they are shown while a turn goes on: the driver gives new
+/// buffers while the next ones are worked on.
+const SHOW_AFTER: u16 = 32;
+
+// Where in its part each field of a ring is (virtio 1.2 sections 2.7.6 and 2.7.8).
+const FLAGS: usize = 0;
+const INDEX: usize = 2;
+const ENTRIES: usize = 4;
+const AVAIL_ENTRY_LEN: usize = 2;
+const USED_ENTRY_LEN: usize = 8;
+
+/// A chain that the driver made available, and its first descriptor, both read once.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Chain {
+    head: u16,
+    first: Descriptor,
+}
+
+impl Chain {
+    /// What it is called in the used ring.
+    #[inline]
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// Its only piece, if it has one alone.
+    #[inline]
+    pub fn alone(&self) -> Option<Piece> {
+        self.first.alone()
+    }
+}
+
+/// Where the parts of a ring that runs are.
+#[derive(Debug)]
+struct Parts {
+    /// The guest address of the table.
+    table_addr: u64,
+    table: Window,
+    avail: Window,
+    used: Window,
+}
+
 /// One ring.
 #[derive(Debug)]
 pub struct Ring {
-    /// Its positions and guest addresses; `ready` while it can be used.
-    queue: Queue,
+    /// `Some` while it can be used.
+    parts: Option<Parts>,
+    size: u16,
+    size_max: u16,
+    /// The next chain to be taken.
+    next_avail: u16,
+    /// The driver's index when it was last looked at.
+    seen_avail: u16,
+    /// Chains read ahead, from the next one on; those from `ahead_at` to `ahead_end` are
+    /// still to be taken.
+    ahead: Box<[Chain; AHEAD]>,
+    ahead_at: usize,
+    ahead_end: usize,
+    /// The used index that the driver sees.
+    next_used: u16,
+    /// Used entries written and not yet shown.
+    pending: u16,
+    /// The used index up to which the driver was told, or wanted not to be.
+    told: u16,
     addresses: Option<VringAddr>,
     /// The descriptors to signal through.
     pub signals: Signals,
@@ -214,8 +287,6 @@ pub struct Ring {
     /// The used position was taken over from the ring since it started.
     resumed: bool,
     features: RingFeatures,
-    /// Used entries written and not yet published.
-    pending: u16,
     /// The driver was told to kick.
     armed: bool,
     /// The driver's index when it had made too little available.
@@ -227,9 +298,18 @@ impl Ring {
     /// from 1 to 32768.
     pub fn new(size_max: u16) -> Ring {
         let size = 1 << size_max.clamp(1, SIZE_MAX).ilog2();
-        let queue = Queue::new(size).expect("a power of two in range");
         Ring {
-            queue,
+            parts: None,
+            size,
+            size_max: size,
+            next_avail: 0,
+            seen_avail: 0,
+            ahead: Box::default(),
+            ahead_at: 0,
+            ahead_end: 0,
+            next_used: 0,
+            pending: 0,
+            told: 0,
             addresses: None,
             signals: Signals::default(),
             enabled: false,
@@ -237,7 +317,6 @@ impl Ring {
             kicked: false,
             resumed: false,
             features: RingFeatures::default(),
-            pending: 0,
             armed: true,
             starved_at: None,
         }
@@ -247,7 +326,7 @@ impl Ring {
     /// signal through stay: they belong to the front end, not to the driver.
     pub fn reset(&mut self) {
         let Signals { call, err, .. } = std::mem::take(&mut self.signals);
-        let fresh = Ring::new(self.queue.max_size());
+        let fresh = Ring::new(self.size_max);
         *self = Ring { signals: Signals { kick: None, call, err }, ..fresh };
     }
 
@@ -256,12 +335,12 @@ impl Ring {
         if self.started {
             return Err(SetupError::Running);
         }
-        let max = self.queue.max_size();
-        u16::try_from(size)
+        let max = self.size_max;
+        self.size = u16::try_from(size)
             .ok()
-            .filter(|&size| self.queue.try_set_size(size).is_ok())
-            .map(drop)
-            .ok_or(SetupError::Size { size, max })
+            .filter(|&size| size.is_power_of_two() && size <= max)
+            .ok_or(SetupError::Size { size, max })?;
+        Ok(())
     }
 
     /// Sets the next available index.
@@ -269,8 +348,7 @@ impl Ring {
         if self.started {
             return Err(SetupError::Running);
         }
-        let base = u16::try_from(base).map_err(|_| SetupError::Base(base))?;
-        self.queue.set_next_avail(base);
+        self.next_avail = u16::try_from(base).map_err(|_| SetupError::Base(base))?;
         Ok(())
     }
 
@@ -290,7 +368,7 @@ impl Ring {
     /// started from index 0, as a new driver does.
     pub fn start(&mut self, kick: Option<OwnedFd>) -> bool {
         self.signals.kick = kick;
-        let anew = !self.started && self.queue.next_avail() == 0;
+        let anew = !self.started && self.next_avail == 0;
         if !self.started {
             self.started = true;
             self.kicked = false;
@@ -306,7 +384,7 @@ impl Ring {
         self.disconnect();
         self.started = false;
         self.signals.kick = None;
-        self.queue.next_avail()
+        self.next_avail
     }
 
     /// Whether the ring is between SET_VRING_KICK and GET_VRING_BASE.
@@ -315,18 +393,20 @@ impl Ring {
     }
 
     /// Whether the ring can be used.
+    #[inline]
     pub fn is_ready(&self) -> bool {
-        self.queue.ready()
+        self.parts.is_some()
     }
 
     /// Descriptors of the ring.
+    #[inline]
     pub fn size(&self) -> u16 {
-        self.queue.size()
+        self.size
     }
 
     /// Forgets where the ring is. What is not published never will be.
     pub fn disconnect(&mut self) {
-        self.queue.set_ready(false);
+        self.parts = None;
         self.pending = 0;
     }
 
@@ -337,11 +417,12 @@ impl Ring {
         let Some(addresses) = self.addresses.filter(|_| self.started) else {
             return Ok(());
         };
-        let size = u64::from(self.queue.size());
+        let size = u64::from(self.size);
         // Virtio 1.2 section 2.7: sizes and alignments of the parts. With
         // EVENT_IDX the driver and the device have one more word each; it is
         // there without it, too.
-        let table = locate(mem, TABLE, addresses.descriptor.get(), DESCRIPTOR_LEN * size)?;
+        let table_len = DESCRIPTOR_LEN as u64 * size;
+        let table = locate(mem, TABLE, addresses.descriptor.get(), table_len)?;
         let avail = locate(mem, AVAILABLE, addresses.available.get(), 6 + 2 * size)?;
         let used = locate(mem, USED, addresses.used.get(), 6 + 8 * size)?;
         for (a, b) in [(&table, &avail), (&table, &used), (&avail, &used)] {
@@ -349,158 +430,202 @@ impl Ring {
                 return Err(SetupError::Overlap(a.name, b.name));
             }
         }
-        let unaligned = |part: &Part| SetupError::Unaligned { part: part.name, addr: part.start };
-        let queue = &mut self.queue;
-        queue
-            .try_set_desc_table_address(GuestAddress(table.start))
-            .map_err(|_| unaligned(&table))?;
-        queue
-            .try_set_avail_ring_address(GuestAddress(avail.start))
-            .map_err(|_| unaligned(&avail))?;
-        queue.try_set_used_ring_address(GuestAddress(used.start)).map_err(|_| unaligned(&used))?;
-        queue.set_event_idx(features.event_idx);
+        for (part, align) in [(&table, 16), (&avail, 2), (&used, 4)] {
+            if !part.start.is_multiple_of(align) {
+                return Err(SetupError::Unaligned { part: part.name, addr: part.start });
+            }
+        }
         self.features = features;
         if !self.resumed {
-            let index = queue.used_idx(mem, Ordering::Relaxed).map_err(|_| {
-                SetupError::Unmapped { part: USED, user: addresses.used.get(), len: used.len }
-            })?;
-            queue.set_next_used(index.0);
+            self.next_used = used.window.load(INDEX, Ordering::Relaxed);
+            self.told = self.next_used;
             self.resumed = true;
         }
-        self.queue.set_ready(true);
+        self.seen_avail = self.next_avail;
+        (self.ahead_at, self.ahead_end) = (0, 0);
+        let table_addr = table.start;
+        let (table, avail, used) = (table.window, avail.window, used.window);
+        self.parts = Some(Parts { table_addr, table, avail, used });
         Ok(())
     }
 
     /// Whether the driver has made anything available.
-    pub fn has_available(&self, mem: &GuestRam) -> bool {
-        self.queue.ready()
-            && self
-                .queue
-                .avail_idx(mem, Ordering::Acquire)
-                .is_ok_and(|index| index.0 != self.queue.next_avail())
+    pub fn has_available(&self) -> bool {
+        self.parts.as_ref().is_some_and(|parts| {
+            self.seen_avail != self.next_avail || parts.index() != self.next_avail
+        })
     }
 
     /// Takes note of a kick. Whether it was in vain: the ring could be used, and its
     /// driver has never made anything available. The first kick says no such thing: it
     /// starts the ring, and may be the front end's own (vhost-user, "Starting and
     /// stopping rings").
-    pub fn kicked_in_vain(&mut self, mem: &GuestRam) -> bool {
+    pub fn kicked_in_vain(&mut self) -> bool {
         std::mem::replace(&mut self.kicked, true)
-            && self.queue.ready()
-            && self.queue.next_avail() == 0
-            && self.queue.avail_idx(mem, Ordering::Acquire).is_ok_and(|index| index.0 == 0)
+            && self.next_avail == 0
+            && self.parts.as_ref().is_some_and(|parts| parts.index() == 0)
     }
 
     /// How many chains wait to be taken. [`Ring::arm`] then asks for kicks when
     /// there are more than these, until [`Ring::feed`].
-    pub fn survey(&mut self, mem: &GuestRam) -> Result<u16, Fault> {
-        let index = self
-            .queue
-            .avail_idx(mem, Ordering::Acquire)
-            .map_err(|_| Fault::Outside { addr: self.queue.avail_ring(), len: 2 })?;
-        let waiting = index.0.wrapping_sub(self.queue.next_avail());
-        if waiting > self.queue.size() {
-            return Err(Fault::AvailableIndex { size: self.queue.size() });
+    pub fn survey(&mut self) -> Result<u16, Fault> {
+        let Some(parts) = &self.parts else { return Ok(0) };
+        let index = parts.index();
+        let waiting = index.wrapping_sub(self.next_avail);
+        if waiting > self.size {
+            return Err(Fault::AvailableIndex { size: self.size });
         }
-        self.starved_at = Some(index.0);
+        self.starved_at = Some(index);
         Ok(waiting)
     }
 
-    /// Takes the next chain, and gives its head and the walk along it.
-    pub fn take<'m>(&mut self, mem: &'m GuestRam) -> Result<Option<(u16, Walk<'m>)>, Fault> {
-        let size = self.queue.size();
-        let table = GuestAddress(self.queue.desc_table());
-        let head = match self.queue.iter(mem) {
-            Ok(mut available) => available.next().map(|chain| chain.head_index()),
-            Err(virtio_queue::Error::InvalidAvailRingIndex) => {
-                return Err(Fault::AvailableIndex { size });
-            }
-            Err(_) => {
-                return Err(Fault::Outside { addr: self.queue.avail_ring(), len: 2 });
-            }
-        };
-        let Some(head) = head else { return Ok(None) };
-        if head >= size {
-            return Err(Fault::DescriptorIndex { index: head, size: u32::from(size) });
+    /// Takes the next chain.
+    #[inline]
+    pub fn take(&mut self, mem: &GuestRam, kind: Access) -> Result<Option<Chain>, Fault> {
+        if self.ahead_at == self.ahead_end && !self.look_ahead(mem, kind)? {
+            return Ok(None);
         }
-        // What is used and unpublished is still out: with it, the driver has
+        let chain = self.ahead[self.ahead_at % AHEAD];
+        if chain.head >= self.size {
+            return Err(Fault::DescriptorIndex { index: chain.head, size: self.size.into() });
+        }
+        // What is used and not shown is still out: with it, the driver has
         // made more available than it has descriptors.
-        if self.pending == size {
-            return Err(Fault::AvailableIndex { size });
+        if self.pending == self.size {
+            return Err(Fault::AvailableIndex { size: self.size });
         }
-        Ok(Some((head, Walk::new(mem, table, size, head, self.features.indirect))))
+        self.ahead_at += 1;
+        self.next_avail = self.next_avail.wrapping_add(1);
+        Ok(Some(chain))
+    }
+
+    /// Reads the next chains' heads and first descriptors, and has the CPU fetch what they
+    /// point to. False if there are none.
+    fn look_ahead(&mut self, mem: &GuestRam, kind: Access) -> Result<bool, Fault> {
+        let Some(parts) = &self.parts else { return Ok(false) };
+        if self.seen_avail == self.next_avail {
+            // What is read behind the index is what the driver had written before it.
+            self.seen_avail = parts.index();
+        }
+        let waiting = self.seen_avail.wrapping_sub(self.next_avail);
+        if waiting > self.size {
+            return Err(Fault::AvailableIndex { size: self.size });
+        }
+        let count = usize::from(waiting).min(AHEAD);
+        let mask = usize::from(self.size) - 1;
+        for (at, chain) in self.ahead[..count].iter_mut().enumerate() {
+            let entry = (usize::from(self.next_avail) + at) & mask;
+            chain.head = u16::from_le_bytes(parts.avail.read(ENTRIES + AVAIL_ENTRY_LEN * entry));
+            // One that is not in the table is complained of when its turn comes.
+            let index = usize::from(chain.head) & mask;
+            chain.first = Descriptor::of(parts.table.read(DESCRIPTOR_LEN * index));
+            mem.prefetch(chain.first.addr(), kind == Access::Write);
+        }
+        (self.ahead_at, self.ahead_end) = (0, count);
+        Ok(count > 0)
+    }
+
+    /// The walk along a chain that was taken.
+    pub fn walk<'m>(&self, mem: &'m GuestRam, chain: &Chain) -> Walk<'m> {
+        let table = self.parts.as_ref().map_or(0, |parts| parts.table_addr);
+        Walk::new(mem, table, self.size, chain.first, self.features.indirect)
     }
 
     /// Marks a chain as used with `len` bytes written to it; the driver sees it
-    /// after [`Ring::publish`].
-    pub fn put_used(&mut self, mem: &GuestRam, head: u16, len: u32) -> Result<(), Fault> {
-        let slot = self.queue.next_used().wrapping_add(self.pending) % self.queue.size();
-        let mut element = [0; 8];
-        element[..4].copy_from_slice(&u32::from(head).to_le_bytes());
-        element[4..].copy_from_slice(&len.to_le_bytes());
-        let addr = self.used_at(4 + 8 * u64::from(slot))?;
-        mem.write_slice(&element, addr).map_err(|_| Fault::Outside { addr: addr.0, len: 8 })?;
+    /// after [`Ring::show`] or [`Ring::publish`].
+    #[inline]
+    pub fn put_used(&mut self, head: u16, len: u32) {
+        let Some(parts) = &self.parts else { return };
+        let slot = usize::from(self.next_used.wrapping_add(self.pending) & (self.size - 1));
+        let element = u64::from(head) | u64::from(len) << 32;
+        parts.used.write(ENTRIES + USED_ENTRY_LEN * slot, element.to_le_bytes());
         self.pending += 1;
-        Ok(())
     }
 
     /// Gives back the last `chains` taken and, of the used entries, the last
-    /// `used`: nothing of them was published.
+    /// `used`: nothing of them was shown.
     pub fn rewind(&mut self, chains: u16, used: u16) {
-        self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(chains));
+        self.next_avail = self.next_avail.wrapping_sub(chains);
+        match self.ahead_at.checked_sub(usize::from(chains)) {
+            Some(at) => self.ahead_at = at,
+            // They are read again.
+            None => (self.ahead_at, self.ahead_end) = (0, 0),
+        }
         self.pending -= used;
     }
 
     /// Remembers that what is available now was not enough.
-    pub fn starve(&mut self, mem: &GuestRam) {
-        self.starved_at = self.queue.avail_idx(mem, Ordering::Relaxed).ok().map(|index| index.0);
+    pub fn starve(&mut self) {
+        self.starved_at = Some(self.seen_avail);
     }
 
     /// Forgets [`Ring::starve`] and [`Ring::survey`].
+    #[inline]
     pub fn feed(&mut self) {
         self.starved_at = None;
     }
 
     /// Whether used entries wait for [`Ring::publish`].
     pub fn has_pending(&self) -> bool {
-        self.pending != 0
+        self.told != self.next_used.wrapping_add(self.pending)
+    }
+
+    /// Shows the driver what was used, if that is some by now. Whether it is to be told is
+    /// asked at [`Ring::publish`].
+    #[inline]
+    pub fn show(&mut self) {
+        if self.pending >= SHOW_AFTER {
+            self.show_all();
+        }
+    }
+
+    fn show_all(&mut self) {
+        if let Some(parts) = &self.parts {
+            self.next_used = self.next_used.wrapping_add(self.pending);
+            parts.used.store(INDEX, self.next_used, Ordering::Release);
+            self.pending = 0;
+        }
     }
 
     /// Shows the driver what was used, and says whether it wants to be told
     /// (virtio 1.2 section 2.7.7).
-    pub fn publish(&mut self, mem: &GuestRam) -> Result<bool, Fault> {
-        if self.pending == 0 {
-            return Ok(false);
+    pub fn publish(&mut self) -> bool {
+        if self.pending != 0 {
+            self.show_all();
         }
-        let old = self.queue.next_used();
-        let new = old.wrapping_add(self.pending);
-        let addr = self.used_at(2)?;
-        mem.store(new.to_le(), addr, Ordering::Release)
-            .map_err(|_| Fault::Outside { addr: addr.0, len: 2 })?;
-        self.queue.set_next_used(new);
-        self.pending = 0;
+        let (Some(parts), true) = (&self.parts, self.told != self.next_used) else {
+            return false;
+        };
+        let (old, new) = (self.told, self.next_used);
+        self.told = new;
         // The driver publishes its wish and then looks at the index; the index
         // must be visible before the wish is read, or both could miss.
         fence(Ordering::SeqCst);
         if self.features.event_idx {
-            let event = self.read_avail(mem, 4 + 2 * u64::from(self.queue.size()))?;
-            Ok(new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old))
+            let at = ENTRIES + AVAIL_ENTRY_LEN * usize::from(self.size);
+            let event = parts.avail.load(at, Ordering::Relaxed);
+            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
         } else {
-            let flags = self.read_avail(mem, 0)?;
-            Ok(flags & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0)
+            parts.avail.load(FLAGS, Ordering::Relaxed) & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0
         }
     }
 
     /// Asks the driver to kick when it makes more available than what was seen;
     /// true if it did so in the meantime.
-    pub fn arm(&mut self, mem: &GuestRam) -> Result<bool, Fault> {
-        // Starved, the chains that are there were seen already.
-        let next = self.queue.next_avail();
-        self.queue.set_next_avail(self.starved_at.unwrap_or(next));
-        let more = self.queue.enable_notification(mem);
-        self.queue.set_next_avail(next);
+    pub fn arm(&mut self) -> bool {
         self.armed = true;
-        more.map_err(|_| Fault::Outside { addr: self.queue.used_ring(), len: 2 })
+        let Some(parts) = &self.parts else { return false };
+        // Starved, the chains that are there were seen already.
+        let seen = self.starved_at.unwrap_or(self.next_avail);
+        if self.features.event_idx {
+            let at = ENTRIES + USED_ENTRY_LEN * usize::from(self.size);
+            parts.used.store(at, seen, Ordering::Relaxed);
+        } else {
+            parts.used.store(FLAGS, 0, Ordering::Relaxed);
+        }
+        // As in `publish`, the other way around.
+        fence(Ordering::SeqCst);
+        parts.index() != seen
     }
 
     /// Whether the last frame found too little room.
@@ -508,24 +633,15 @@ impl Ring {
         self.starved_at.is_some()
     }
 
-    /// Tells the driver that kicks are not needed.
-    pub fn disarm(&mut self, mem: &GuestRam) {
-        if self.armed && self.queue.ready() {
-            // If it cannot be written, the next access will say so.
-            let _ = self.queue.disable_notification(mem);
+    /// Tells the driver that kicks are not needed. With VIRTIO_F_EVENT_IDX it has not to be
+    /// told: it kicks once for each [`Ring::arm`].
+    pub fn disarm(&mut self) {
+        if let (true, Some(parts)) = (self.armed, &self.parts) {
+            if !self.features.event_idx {
+                parts.used.store(FLAGS, VRING_USED_F_NO_NOTIFY as u16, Ordering::Relaxed);
+            }
             self.armed = false;
         }
-    }
-
-    fn used_at(&self, offset: u64) -> Result<GuestAddress, Fault> {
-        let addr = self.queue.used_ring();
-        GuestAddress(addr).checked_add(offset).ok_or(Fault::Outside { addr, len: offset })
-    }
-
-    fn read_avail(&self, mem: &GuestRam, offset: u64) -> Result<u16, Fault> {
-        let outside = Fault::Outside { addr: self.queue.avail_ring(), len: offset + 2 };
-        let addr = GuestAddress(self.queue.avail_ring()).checked_add(offset).ok_or(outside)?;
-        mem.load(addr, Ordering::Relaxed).map(u16::from_le).map_err(|_| outside)
     }
 
     /// The kick descriptor, to be watched.
@@ -534,15 +650,24 @@ impl Ring {
     }
 }
 
+impl Parts {
+    /// The driver's index.
+    #[inline]
+    fn index(&self) -> u16 {
+        self.avail.load(INDEX, Ordering::Acquire)
+    }
+}
+
 /// A part of a ring in guest memory.
 struct Part {
     name: &'static str,
     start: u64,
     len: u64,
+    window: Window,
 }
 
 fn locate(mem: &GuestRam, name: &'static str, user: u64, len: u64) -> Result<Part, SetupError> {
-    let start =
-        mem.guest_address(user, len).ok_or(SetupError::Unmapped { part: name, user, len })?;
-    Ok(Part { name, start: start.0, len })
+    let (start, window) =
+        mem.window(user, len).ok_or(SetupError::Unmapped { part: name, user, len })?;
+    Ok(Part { name, start, len, window })
 }

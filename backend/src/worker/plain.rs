@@ -33,9 +33,17 @@ pub enum Refused {
     Uncut,
 }
 
+/// What is asked of every frame of the guest's; the same for a turn.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// What the driver may leave to the device.
+    pub allowed: Offloads,
+    /// The longest frame that the port takes, bytes.
+    pub frame_max: usize,
+}
+
 /// Queues a frame for the port, or the segments that are to be made of it, or drops and
-/// counts it. `allowed` is what the driver may leave to the device. Returns how many
-/// frames beside the first were queued.
+/// counts it. Returns how many frames beside the first were queued.
 ///
 /// # Errors
 /// Why the port does not get it; it is counted.
@@ -44,11 +52,11 @@ pub fn send_out(
     engine: &mut dyn StackPort,
     memory: &mut RegionMemory,
     counters: &mut GuestCounters,
-    allowed: Offloads,
+    terms: Terms,
     header: &NetHdr,
     bytes: &[u8],
 ) -> Result<usize, Refused> {
-    let max = frame_max(&engine.caps());
+    let Terms { allowed, frame_max: max } = terms;
     let fits = |len| if len <= max { Ok(()) } else { Err(Refused::Long { len, max }) };
     let judged = judge_tx_header(header, bytes.len(), allowed).map_err(Refused::from);
     let csum = match judged.inspect_err(|_| counters.plain_out_refused += 1)? {

@@ -82,9 +82,9 @@ impl PmemPort {
         if resets != self.device.resets() {
             return 0;
         }
-        let outcome = self.device.answer(count, durable);
-        match outcome.and_then(|answered| self.device.flush().map(|()| answered)) {
+        match self.device.answer(count, durable) {
             Ok(answered) => {
+                self.device.flush();
                 self.answered.done += answered.done;
                 self.answered.failed += answered.failed;
                 usize::from(count)
@@ -119,13 +119,7 @@ impl PmemPort {
     /// Asks for kicks before the worker sleeps; true if it must not. While a flush
     /// is under way its end wakes the worker, which then looks by itself.
     pub fn arm(&mut self) -> bool {
-        if self.waiting.is_some() {
-            return false;
-        }
-        self.device.arm().unwrap_or_else(|error| {
-            self.ring_failed(&error);
-            true
-        })
+        self.waiting.is_none() && self.device.arm()
     }
 
     /// When [`PmemPort::control`] is due without a descriptor saying so, ns.

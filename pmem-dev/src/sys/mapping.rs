@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, compiler_fence};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering, compiler_fence};
 
 use rustix::io::Errno;
 use rustix::mm::{MsyncFlags, ProtFlags};
@@ -240,6 +240,39 @@ impl Mapping {
         unsafe { ptr::copy(from, to, len) };
         compiler_fence(Ordering::SeqCst);
         true
+    }
+
+    /// Reads a word that others store meanwhile, in the host's order of bytes; `None` if it
+    /// is not in the range or not at a multiple of 2.
+    #[inline]
+    #[must_use]
+    pub fn load_u16_at(&self, offset: usize, order: Ordering) -> Option<u16> {
+        let at = self.at(offset, 2)?.cast::<u16>();
+        // SAFETY: the word is mapped and aligned, and whoever shares it stores it whole.
+        at.is_aligned().then(|| unsafe { AtomicU16::from_ptr(at) }.load(order))
+    }
+
+    /// Stores a word that others read meanwhile; `false`, and nothing is stored, if it is
+    /// not in the range or not at a multiple of 2. The mapping must be writable.
+    #[inline]
+    #[must_use]
+    pub fn store_u16_at(&self, offset: usize, value: u16, order: Ordering) -> bool {
+        let Some(at) = self.at(offset, 2).map(<*mut u8>::cast::<u16>).filter(|at| at.is_aligned())
+        else {
+            return false;
+        };
+        // SAFETY: as in `load_u16_at`.
+        unsafe { AtomicU16::from_ptr(at) }.store(value, order);
+        true
+    }
+
+    /// Says that the line of the CPU's cache at `offset` is about to be read, or with
+    /// `write` written. Changes nothing, and nothing happens outside the range.
+    #[inline]
+    pub fn prefetch(&self, offset: usize, write: bool) {
+        if let Some(at) = self.at(offset, 1) {
+            cache::prefetch(at, write);
+        }
     }
 
     /// As [`Mapping::read_at`], each aligned 8-byte word of the file read whole:

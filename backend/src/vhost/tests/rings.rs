@@ -22,7 +22,7 @@ fn a_frame_each_way() {
     assert_eq!(rig.take(), None);
     // Used is what was flushed, and the driver hears of it once.
     assert_eq!(rig.take_used(TX), None);
-    rig.device.flush().unwrap();
+    rig.device.flush();
     assert_eq!(rig.take_used(TX), Some((3, 0)));
     assert_eq!(signals(&rig.ends[TX].call), 1);
 
@@ -32,7 +32,7 @@ fn a_frame_each_way() {
     assert!(rig.device.can_push());
     assert!(push(&mut rig, 100));
     assert!(!rig.device.can_push());
-    rig.device.flush().unwrap();
+    rig.device.flush();
     assert_eq!(rig.take_used(RX), Some((5, 112)));
     assert_eq!(num_buffers(&rig, at), 1);
     assert_eq!(rig.read(at + 12, 100), body(100));
@@ -50,18 +50,77 @@ fn a_batch_costs_one_signal() {
         rig.transmit(head, &frame(60));
     }
     while rig.take().is_some() {}
-    rig.device.flush().unwrap();
-    rig.device.flush().unwrap();
+    rig.device.flush();
+    rig.device.flush();
     assert_eq!(signals(&rig.ends[TX].call), 1);
     assert_eq!(rig.used_idx(TX), 8);
     // A driver that polls is left alone.
     rig.set_avail_flags(TX, 1);
     rig.transmit(0, &frame(60));
     rig.take().unwrap();
-    rig.device.flush().unwrap();
+    rig.device.flush();
     assert_eq!(rig.used_idx(TX), 9);
     assert_eq!(signals(&rig.ends[TX].call), 0);
     assert_eq!(rig.device.counters().signals_spared, 1);
+}
+
+#[test]
+fn a_long_batch_is_shown_in_parts_and_costs_one_signal() {
+    for features in [MODERN, MODERN | EVENT_IDX] {
+        let mut rig = Rig::with(options(), features, 64);
+        // The driver waits for an entry that is shown before the batch ends.
+        rig.set_used_event(TX, 10);
+        for head in 0..40 {
+            rig.transmit(head, &frame(60));
+            rig.receive(head, 100);
+        }
+        for _ in 0..40 {
+            assert_eq!(rig.take().unwrap(), frame(60));
+            assert!(push(&mut rig, 60));
+        }
+        assert_eq!((rig.used_idx(TX), rig.used_idx(RX)), (32, 32));
+        assert_eq!(signals(&rig.ends[TX].call), 0);
+        // And gives what was shown again, before the rest is.
+        rig.transmit(0, &frame(70));
+        assert_eq!(rig.take().unwrap(), frame(70));
+        rig.device.flush();
+        assert_eq!((rig.used_idx(TX), rig.used_idx(RX)), (41, 40));
+        assert_eq!(signals(&rig.ends[TX].call), 1);
+        rig.device.flush();
+        assert_eq!(signals(&rig.ends[TX].call), 0);
+        for head in (0..40).chain([0]) {
+            assert_eq!(rig.take_used(TX), Some((head, 0)));
+        }
+    }
+}
+
+#[test]
+fn what_was_read_ahead_stays_as_it_was() {
+    let mut rig = Rig::new(MODERN);
+    for head in 0..3 {
+        rig.transmit(head, &frame(60));
+    }
+    assert_eq!(rig.take().unwrap(), frame(60));
+    // A driver that writes to its descriptors afterwards changes nothing.
+    rig.desc(TX, 1, HOLE, 7, WRITE, 0);
+    rig.write(avail_of(TX) + 4 + 4, &999u16.to_le_bytes());
+    assert_eq!(rig.take().unwrap(), frame(60));
+    assert_eq!(rig.take().unwrap(), frame(60));
+    assert_eq!(rig.take(), None);
+    assert!(rig.device.fault().is_none());
+}
+
+#[test]
+fn what_was_read_ahead_is_not_taken_before_a_stop() {
+    let mut rig = Rig::new(MODERN);
+    for head in 0..4 {
+        rig.transmit(head, &frame(60));
+    }
+    rig.take().unwrap();
+    // One was taken, and the next device goes on with the second.
+    let base = rig.ask(state(id::GET_VRING_BASE, TX as u32, 0));
+    assert_eq!(VringState::read_from_bytes(&base).unwrap().num.get(), 1);
+    assert_eq!(rig.used_idx(TX), 1);
 }
 
 #[test]
@@ -72,7 +131,7 @@ fn indices_wrap_around() {
         rig.desc(TX, head, BUFFERS, 72, 0, 0);
         rig.offer(TX, head);
         assert!(rig.take().is_some(), "turn {turn}");
-        rig.device.flush().unwrap();
+        rig.device.flush();
         assert_eq!(rig.take_used(TX), Some((u32::from(head), 0)));
         if turn == 0 {
             // From here on only the indices are interesting.
@@ -113,7 +172,7 @@ fn chains_may_be_laid_out_anyhow() {
     rig.desc(TX, 6, table, 16, INDIRECT, 0);
     rig.offer(TX, 5);
     assert_eq!(rig.take().unwrap(), bytes);
-    rig.device.flush().unwrap();
+    rig.device.flush();
     let heads: Vec<_> = std::iter::from_fn(|| rig.take_used(TX)).collect();
     assert_eq!(heads, [(0, 0), (1, 0), (3, 0), (5, 0)]);
 }
@@ -125,7 +184,7 @@ fn what_is_no_frame_is_counted_and_skipped() {
     rig.transmit(1, &frame(2048));
     rig.transmit(2, &frame(14));
     assert_eq!(rig.take().unwrap(), frame(14));
-    rig.device.flush().unwrap();
+    rig.device.flush();
     assert_eq!(rig.used_idx(TX), 3);
     let counters = rig.device.counters();
     assert_eq!((counters.tx_runt, counters.tx_oversize, counters.tx_frames), (1, 1, 1));
@@ -153,7 +212,7 @@ fn a_frame_spreads_over_mergeable_buffers() {
     assert!(rig.device.push_rx(&parts, &NetHdr::default()).unwrap());
     // Nothing shows before all of it does.
     assert_eq!(rig.used_idx(RX), 0);
-    rig.device.flush().unwrap();
+    rig.device.flush();
     assert_eq!(rig.take_used(RX), Some((0, 100)));
     assert_eq!(rig.take_used(RX), Some((1, 50)));
     assert_eq!(rig.take_used(RX), Some((2, 62)));
@@ -172,7 +231,7 @@ fn the_header_may_be_spread_over_descriptors() {
     rig.offer(RX, 0);
     let at = rig.receive(2, 100);
     assert!(push(&mut rig, 60));
-    rig.device.flush().unwrap();
+    rig.device.flush();
     assert_eq!(rig.read(B + 10, 1), [2]);
     assert_eq!(rig.read(B + 0x100, 10), [&[0], &body(9)[..]].concat());
     assert_eq!(rig.read(at, 51), body(60)[9..]);
@@ -184,12 +243,12 @@ fn too_little_room_changes_nothing() {
     rig.receive(0, 100);
     rig.receive(1, 100);
     assert!(!push(&mut rig, 300));
-    rig.device.flush().unwrap();
+    rig.device.flush();
     assert_eq!(rig.used_idx(RX), 0);
     assert_eq!(signals(&rig.ends[RX].call), 0);
     rig.receive(2, 200);
     assert!(push(&mut rig, 300));
-    rig.device.flush().unwrap();
+    rig.device.flush();
     assert_eq!(rig.used_idx(RX), 3);
 }
 
@@ -209,7 +268,7 @@ fn what_can_never_fit_is_thrown_away() {
     assert!(push(&mut single, 89));
     assert!(push(&mut single, 88));
     for (rig, frames) in [(&mut rig, 1), (&mut single, 1)] {
-        rig.device.flush().unwrap();
+        rig.device.flush();
         assert_eq!(rig.used_idx(RX), frames);
         let counters = rig.device.counters();
         assert_eq!((counters.rx_unfit, counters.rx_frames), (1, 1));
@@ -230,7 +289,7 @@ fn a_legacy_driver_has_a_shorter_header() {
     assert_eq!(rig.take().unwrap(), [&[7; 10][..], &[0; 2], &body(20)].concat());
     let at = rig.receive(0, 100);
     assert!(push(&mut rig, 60));
-    rig.device.flush().unwrap();
+    rig.device.flush();
     assert_eq!(rig.take_used(RX), Some((0, 70)));
     assert_eq!(rig.read(at + 10, 60), body(60));
 }
@@ -253,7 +312,7 @@ fn event_idx_asks_for_signals_at_any_index() {
             rig.transmit(head, &frame(60));
             rig.take().unwrap();
         }
-        rig.device.flush().unwrap();
+        rig.device.flush();
         assert_eq!(signals(&rig.ends[TX].call), usize::from(wanted), "event {event}");
     }
 }
@@ -267,10 +326,10 @@ fn kicks_are_asked_for_before_sleeping() {
         assert_eq!(rig.used_flags(TX), u16::from(!event_idx));
         rig.transmit(0, &frame(60));
         // There is work: the worker must look again.
-        assert!(rig.device.arm().unwrap());
+        assert!(rig.device.arm());
         rig.device.disarm();
         rig.take().unwrap();
-        assert!(!rig.device.arm().unwrap());
+        assert!(!rig.device.arm());
         assert_eq!(rig.used_flags(TX), 0);
         if event_idx {
             assert_eq!(rig.avail_event(TX), 1);
@@ -285,19 +344,19 @@ fn a_starved_receiver_waits_for_buffers_that_it_has_not_seen() {
         let mut rig = Rig::new(features);
         rig.receive(0, 100);
         // Buffers alone are no work.
-        assert!(!rig.device.arm().unwrap());
+        assert!(!rig.device.arm());
         assert_eq!(rig.used_flags(RX), u16::from(!event_idx));
         assert!(!push(&mut rig, 150));
-        assert!(!rig.device.arm().unwrap());
+        assert!(!rig.device.arm());
         assert_eq!(rig.used_flags(RX), 0);
         if event_idx {
             // The driver kicks for the buffer after the one that was too little.
             assert_eq!(rig.avail_event(RX), 1);
         }
         rig.receive(1, 100);
-        assert!(rig.device.arm().unwrap());
+        assert!(rig.device.arm());
         assert!(push(&mut rig, 150));
-        assert!(!rig.device.arm().unwrap());
+        assert!(!rig.device.arm());
     }
 }
 
@@ -312,7 +371,7 @@ fn a_disabled_ring_discards_and_gives_nothing() {
     rig.receive(0, 100);
     assert!(!rig.device.can_push());
     assert!(!push(&mut rig, 60));
-    rig.device.flush().unwrap();
+    rig.device.flush();
     assert_eq!(rig.take_used(TX), Some((0, 0)));
     assert_eq!(rig.take_used(RX), None);
     assert_eq!(rig.device.counters().tx_disabled, 1);
@@ -341,7 +400,7 @@ fn stopping_publishes_and_starting_resumes() {
     rig.send(state(id::SET_VRING_BASE, TX as u32, 2)).unwrap();
     rig.send(number(id::SET_VRING_KICK, TX as u64).with(kick_read)).unwrap();
     assert_eq!(rig.take().unwrap(), frame(60));
-    rig.device.flush().unwrap();
+    rig.device.flush();
     // The used position was taken over from the ring.
     assert_eq!(rig.used_idx(TX), 3);
     let heads: Vec<_> = std::iter::from_fn(|| rig.take_used(TX)).collect();
@@ -355,7 +414,7 @@ fn a_new_session_takes_over_the_used_position() {
         rig.transmit(head, &frame(60));
         rig.take().unwrap();
     }
-    rig.device.flush().unwrap();
+    rig.device.flush();
     // The session is lost; the driver notices nothing and goes on.
     rig.device.detach();
     let (front, back) = UnixStream::pair().unwrap();
@@ -370,7 +429,7 @@ fn a_new_session_takes_over_the_used_position() {
     }
     rig.transmit(2, &frame(61));
     assert_eq!(rig.take().unwrap(), frame(61));
-    rig.device.flush().unwrap();
+    rig.device.flush();
     let heads: Vec<_> = std::iter::from_fn(|| rig.take_used(TX)).collect();
     assert_eq!(heads, [(0, 0), (1, 0), (2, 0)]);
 }
@@ -397,7 +456,7 @@ fn memory_may_change_under_running_rings() {
     let table = mem_table(&usual_regions(), &rig.file);
     assert_eq!(rig.ack(table), 0);
     assert_eq!(rig.take().unwrap(), frame(62));
-    rig.device.flush().unwrap();
+    rig.device.flush();
     assert_eq!(rig.used_idx(TX), 3);
 }
 
