@@ -26,9 +26,10 @@ use paste_stack::Stack;
 use paste_stack::config;
 
 use crate::attachment::{Attachment, Common, OpenContext, OpenError};
-use crate::channel::{Channels, Terms};
+use crate::channel::{Channels, Terms, address_octets};
 use crate::config::{Config, Guest, Poll, RegionSpec, Socket, SocketMode};
 use crate::durability::Durability;
+use crate::engine::share::{Link, Share, ShareOptions};
 use crate::engine::{RegionMemory, StackPort, UserEngine};
 use crate::lanes::LaneEngine;
 use crate::link::{self, ControlError, Post};
@@ -391,10 +392,7 @@ fn open(
         buffers_offset: region.geometry().buffers().offset,
         headroom: HEADROOM,
         flows_max,
-        address: match guest.address() {
-            IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-            IpAddr::V6(address) => address.octets(),
-        },
+        address: address_octets(guest.address()),
         mtu: guest.mtu,
         mac,
     };
@@ -505,7 +503,10 @@ fn attach(
 
 /// The guest as its neighbours know it.
 fn station(guest: &Guest) -> Station {
-    let addresses = guest.addresses.iter().map(|prefix| prefix.address()).collect();
+    let addresses = match guest.shares_addresses {
+        true => guest.single_sources().collect(),
+        false => guest.addresses.iter().map(|prefix| prefix.address()).collect(),
+    };
     Station { mac: guest.mac.octets(), vlan: guest.vlan, addresses }
 }
 
@@ -541,10 +542,27 @@ fn user_engine(
     stack.header_in_buffer = !guest.spoof_check || !caps.gather;
     let mut secret = [0; 16];
     fill_random(&mut secret).map_err(no_random)?;
-    let stack = Stack::new(stack, geometry.buffer_count(), secret);
-    stack.tables().into_iter().for_each(prefer_huge_pages);
-    let buffer_size = geometry.buffer_size() as usize;
-    Ok(Box::new(UserEngine::new(stack, port, guest.mac.octets(), buffer_size)))
+    let buffer_count = geometry.buffer_count();
+    let make = move |config| {
+        let stack = Stack::new(config, buffer_count, secret);
+        stack.tables().into_iter().for_each(prefer_huge_pages);
+        stack
+    };
+    let (mac, buffer_size) = (guest.mac.octets(), geometry.buffer_size() as usize);
+    if !guest.shares_addresses {
+        return Ok(Box::new(UserEngine::new(make(stack), port, mac, buffer_size)));
+    }
+    let link = |&gateway| {
+        let prefix_len = guest.link_of(gateway)?.prefix_len();
+        Some(Link { gateway, prefix_len })
+    };
+    let share = Share::new(ShareOptions {
+        config: stack,
+        links: guest.gateways.iter().filter_map(link).collect(),
+        addresses: guest.single_sources().collect(),
+        make: Box::new(make),
+    });
+    Ok(Box::new(UserEngine::shared(share, port, mac, buffer_size)))
 }
 
 /// What the configuration says of the guest's stack.

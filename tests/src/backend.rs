@@ -30,6 +30,8 @@ pub struct Guest {
     pub address: String,
     /// Its IPv6 address with its prefix, if it has one.
     pub address_v6: Option<String>,
+    /// These are the addresses of its kernel, and the backend is not told of them.
+    pub shares_addresses: bool,
     /// The backend connects to its socket, and the front end listens.
     pub connects: bool,
     /// Further lines of its table, such as `flows_max = 16`.
@@ -46,6 +48,7 @@ impl Guest {
             mac: format!("52:54:00:00:07:{:02x}", 10 + number),
             address: format!("10.7.0.{}/24", 10 + number),
             address_v6: None,
+            shares_addresses: false,
             connects: false,
             more: "region = { size = \"16MiB\" }\n".to_owned(),
         }
@@ -70,15 +73,19 @@ impl Guest {
 
     /// The table of this guest, with its socket in `dir`.
     pub fn table(&self, dir: &Path) -> String {
-        let Guest { name, tap, port, mac, address, address_v6, connects, more } = self;
+        let Guest { name, tap, port, mac, address, address_v6, connects, more, .. } = self;
         let port = port.map_or_else(|| format!("tap:{tap}"), str::to_owned);
         let second =
             address_v6.iter().map(|address| format!(", \"{address}\"")).collect::<String>();
+        let addresses = match self.shares_addresses {
+            true => "\"guest\"".to_owned(),
+            false => format!("[\"{address}\"{second}]"),
+        };
         let socket = dir.join(format!("{name}.sock"));
         let mode = if *connects { "client" } else { "server" };
         format!(
             "[[guest]]\nname = \"{name}\"\nsocket = {{ path = \"{}\", mode = \"{mode}\" }}\n\
-             mac = \"{mac}\"\naddresses = [\"{address}\"{second}]\nport = \"{port}\"\n{more}\n",
+             mac = \"{mac}\"\naddresses = {addresses}\nport = \"{port}\"\n{more}\n",
             socket.display()
         )
     }
@@ -303,6 +310,11 @@ impl Server {
     pub fn start_as(guest: Guest, more: &[&str]) -> Server {
         let net = Namespace::new();
         net.tap_with(&guest.tap, &guest.near_address());
+        Server::start_in(net, guest, more)
+    }
+
+    /// Likewise, in a namespace in which its TAP device is ready.
+    pub fn start_in(net: Namespace, guest: Guest, more: &[&str]) -> Server {
         let backend = Backend::start(&net, std::slice::from_ref(&guest));
         let application = backend.example(&net, &guest, "http", more);
         let server = Server { application, backend, guest, net };

@@ -59,6 +59,8 @@ pub struct Kind {
     /// Whether these share one opened device, by a [`crate::switch`]; otherwise each
     /// opens it for itself.
     pub shared: bool,
+    /// Whether it has to know the guest's addresses to get what asks for them.
+    pub needs_addresses: bool,
     /// Judges what stands behind the colon.
     pub parse: fn(&str) -> Result<Box<dyn Device>, SpecError>,
     /// Tries whether this host can do it for this user. Leaves nothing behind. Says

@@ -14,6 +14,7 @@ pub(super) const KIND: Kind = Kind {
     about: "a NIC or a pipe of netmap's, in the region's own buffers where the driver allows it",
     guests_max: GUESTS_MAX,
     shared: true,
+    needs_addresses: false,
     parse,
     probe,
 };

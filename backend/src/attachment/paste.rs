@@ -16,6 +16,7 @@ pub(super) const KIND: Kind = Kind {
     about: "the host's own TCP on a NIC, through PASTE's kernel module; copies once each way",
     guests_max: 1,
     shared: false,
+    needs_addresses: false,
     parse,
     probe,
 };

@@ -14,6 +14,7 @@ pub(super) const KIND: Kind = Kind {
     about: "a virtual wire between two guests, with faults on demand",
     guests_max: 2,
     shared: false,
+    needs_addresses: false,
     parse,
     probe: || Ok("inside this process".into()),
 };

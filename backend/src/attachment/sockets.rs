@@ -14,6 +14,7 @@ pub(super) const KIND: Kind = Kind {
     about: "the host's own TCP, through io_uring; needs no privilege and no NIC",
     guests_max: GUESTS_MAX,
     shared: false,
+    needs_addresses: false,
     parse,
     probe,
 };

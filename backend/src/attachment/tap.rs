@@ -14,6 +14,7 @@ pub(super) const KIND: Kind = Kind {
     about: "a TAP device of the host",
     guests_max: GUESTS_MAX,
     shared: true,
+    needs_addresses: false,
     parse,
     probe,
 };

@@ -14,6 +14,7 @@ pub(super) const KIND: Kind = Kind {
     about: "a port of a VALE switch of netmap's; the kernel copies between ports",
     guests_max: GUESTS_MAX,
     shared: true,
+    needs_addresses: false,
     parse,
     probe,
 };

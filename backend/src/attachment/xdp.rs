@@ -14,6 +14,7 @@ pub(super) const KIND: Kind = Kind {
     about: "a NIC that the host keeps using, by AF_XDP",
     guests_max: GUESTS_MAX,
     shared: true,
+    needs_addresses: true,
     parse,
     probe,
 };

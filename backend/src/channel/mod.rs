@@ -23,6 +23,8 @@ mod sealing;
 #[cfg(test)]
 mod tests;
 
+use std::net::IpAddr;
+
 use paste_abi::control::{Bye, FEATURE_FLUSH, FEATURE_INLINE, FEATURES, Hello, Welcome};
 use paste_abi::frame::{
     self, FRAME_SIZE_MIN, Frame, HEADER_LEN, Header, INDICES_PER_RECORD, Kind, RECORD_LEN,
@@ -222,7 +224,10 @@ impl Channels {
             let name = name_of(&hello.name);
             tracing::info!(channel = number, application = %name, "channel opened");
         }
-        let welcome = self.welcome(mem, &hello, frame_size, granted);
+        let mut welcome = self.welcome(mem, &hello, frame_size, granted);
+        if let Some(address) = engine.address() {
+            welcome.address = address_octets(address);
+        }
         self.places[usize::from(number)] = Place {
             open: Some(Box::new(Conversation::new(
                 frame_size,
@@ -636,6 +641,14 @@ fn write(out: &mut [u8], header: &Header, body: &[u8]) -> usize {
     write_header(out, header);
     out[HEADER_LEN..HEADER_LEN + body.len()].copy_from_slice(body);
     HEADER_LEN + body.len()
+}
+
+/// An address as WELCOME has it: IPv4-mapped, if it is of IPv4.
+pub fn address_octets(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    }
 }
 
 /// The application's name, as far as it is fit for a log.

@@ -9,13 +9,15 @@ use super::error::Findings;
 use super::fields::At;
 use super::read::Draft;
 use super::value::{PrefixError, is_hosts_own, is_link_local};
-use super::{MTU_MIN_IPV6, Prefix, RegionSpec, Workers};
+use super::{MTU_MIN_IPV6, Prefix, RegionSpec, Workers, link_of};
 use crate::port::mtu_max;
 
 /// The rules within one guest.
 pub(super) fn within(guest: &Draft, findings: &mut Findings) {
     let who = &guest.who;
-    if let Some(addresses) = &guest.addresses {
+    if guest.shares_addresses {
+        judge_shared(guest, findings);
+    } else if let Some(addresses) = &guest.addresses {
         families(who, "address", &addresses.value, |prefix| prefix.address(), findings);
         // Without a port, that is reported, and this when there is one.
         let own = guest.port.as_ref().is_some_and(|port| !port.value.has_hosts_addresses());
@@ -64,6 +66,49 @@ pub(super) fn within(guest: &Draft, findings: &mut Findings) {
             );
             findings.add(mtu.at.clone(), message);
         }
+    }
+}
+
+/// What a guest needs whose addresses are those of its kernel: `sources` that it can have
+/// them from, and for a gateway the network that it is on.
+fn judge_shared(guest: &Draft, findings: &mut Findings) {
+    let who = &guest.who;
+    let Some(sources) = &guest.sources else { return };
+    let (at, sources) = (&sources.at, &sources.value);
+    if sources.is_empty() && guest.spoof_check == Some(true) {
+        let at = guest.addresses.as_ref().map_or(at, |addresses| &addresses.at);
+        let message = format!(
+            "{who}: addresses = \"guest\" needs sources, which say what its kernel's addresses may \
+             be: give sources = [\"10.7.0.0/24\"], or \"any\""
+        );
+        findings.add(at.clone(), message);
+    }
+    for gateway in guest.gateways.iter().flatten() {
+        if link_of(sources, gateway.value).is_none() {
+            let message = format!(
+                "{who}: gateway {} is in no network of sources: with addresses = \"guest\" they \
+                 say which one the guest's link is, as in sources = [\"10.7.0.0/24\"]",
+                gateway.value
+            );
+            findings.add(gateway.at.clone(), message);
+        }
+    }
+    let Some(port) = &guest.port else { return };
+    let kind = port.value.kind();
+    if port.value.has_hosts_addresses() {
+        let message = format!(
+            "{who}: addresses = \"guest\" needs a port with frames of the guest's kernel, and \
+             {} has none: give addresses, or another port",
+            kind.form
+        );
+        findings.add(port.at.clone(), message);
+    } else if kind.needs_addresses && sources.iter().all(|network| network.single().is_none()) {
+        let message = format!(
+            "{who}: {} finds the guest by its addresses: with addresses = \"guest\", give them one \
+             by one in sources, as in sources = [\"10.7.0.2\"]",
+            kind.form
+        );
+        findings.add(port.at.clone(), message);
     }
 }
 
@@ -214,6 +259,7 @@ fn one_worker_only(guest: &Draft) -> Option<&'static str> {
         (port, "on a port of this kind"),
         (region, "with a region that has a mirror"),
         (limit, "with a rate_limit"),
+        (guest.shares_addresses, "with addresses = \"guest\""),
     ];
     reasons.into_iter().find(|(holds, _)| *holds).map(|(_, why)| why)
 }

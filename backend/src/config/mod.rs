@@ -17,7 +17,7 @@ mod template;
 mod value;
 
 use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -142,8 +142,10 @@ pub struct Guest {
     /// Its Ethernet address, unique in the process.
     pub mac: Mac,
     /// The addresses of its stack port: one of each family at most, and one at
-    /// least.
+    /// least, unless they are its kernel's.
     pub addresses: Vec<Prefix>,
+    /// The addresses of its stack port are those of its kernel, which shows them.
+    pub shares_addresses: bool,
     /// The routers towards everything beyond its networks: one for each address
     /// at most.
     pub gateways: Vec<IpAddr>,
@@ -164,7 +166,8 @@ pub struct Guest {
     /// kernel come from its own addresses.
     pub spoof_check: bool,
     /// The addresses that its kernel may have, beside those of its stack port and the
-    /// link-local one of its `mac`.
+    /// link-local one of its `mac`. One that shares its addresses has a gateway in one of
+    /// these networks, which is that of its link.
     pub sources: Vec<Network>,
     /// What it may send and receive per second.
     pub rate_limit: Limits,
@@ -175,11 +178,27 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// The address that the guest is told: the IPv4 one if there is one.
+    /// Single addresses that its kernel may have, of each family the first: they need not be
+    /// shown.
+    pub fn single_sources(&self) -> impl Iterator<Item = IpAddr> {
+        [true, false].into_iter().filter_map(|v4| {
+            let mut singles = self.sources.iter().filter_map(Network::single);
+            singles.find(|address| address.is_ipv4() == v4)
+        })
+    }
+
+    /// The network of `sources` that a gateway is in, but for those of everything and of
+    /// one address.
+    pub fn link_of(&self, gateway: IpAddr) -> Option<Network> {
+        link_of(&self.sources, gateway)
+    }
+
+    /// The address that the guest is told: the IPv4 one if there is one; `::` where its
+    /// kernel is to show it.
     pub fn address(&self) -> IpAddr {
         let v4 = self.addresses.iter().find(|prefix| prefix.address().is_ipv4());
         let first = v4.or(self.addresses.first());
-        first.map_or(Ipv4Addr::UNSPECIFIED.into(), |prefix| prefix.address())
+        first.map_or(Ipv6Addr::UNSPECIFIED.into(), |prefix| prefix.address())
     }
 }
 
@@ -216,6 +235,14 @@ pub struct RegionSpec {
     pub buffer_size: u32,
     /// Where the VMM meets its virtio-pmem device, if there is one.
     pub pmem_socket: Option<Socket>,
+}
+
+/// The network that is a gateway's link.
+fn link_of(sources: &[Network], gateway: IpAddr) -> Option<Network> {
+    let is_link = |network: &&Network| {
+        network.prefix_len() > 0 && network.single().is_none() && network.contains(gateway)
+    };
+    sources.iter().find(is_link).copied()
 }
 
 impl Default for RegionSpec {

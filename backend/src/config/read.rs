@@ -38,6 +38,8 @@ pub(super) struct Draft {
     pub(super) socket: Option<Option<At<Socket>>>,
     pub(super) mac: Option<At<Mac>>,
     pub(super) addresses: Option<At<Vec<At<Prefix>>>>,
+    /// They are its kernel's.
+    pub(super) shares_addresses: bool,
     pub(super) gateways: Option<Vec<At<IpAddr>>>,
     pub(super) vlan: Option<Option<u16>>,
     pub(super) port: Option<At<Spec>>,
@@ -318,6 +320,7 @@ fn read_guest(
             .map(Some),
     };
     let mac = read_mac(&fields, findings);
+    let shares_addresses = fields.get("addresses").is_some_and(is_guest);
     let addresses = read_addresses(&fields, findings);
     let gateways = read_gateways(&fields, findings);
     let vlan = read_vlan(&fields, findings);
@@ -338,6 +341,7 @@ fn read_guest(
         socket,
         mac,
         addresses,
+        shares_addresses,
         gateways,
         vlan,
         port,
@@ -419,11 +423,21 @@ fn read_mac(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<Mac>>
     }
 }
 
+/// Whether addresses are those of the guest's kernel.
+fn is_guest(value: &Spanned<DeValue<'_>>) -> bool {
+    value.get_ref().as_str() == Some("guest")
+}
+
+/// None, where they are those of the guest's kernel.
 fn read_addresses(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<Vec<At<Prefix>>>> {
     const EXAMPLE: &str = "addresses = [\"10.7.0.2/24\"]";
-    let value = fields.require("addresses", EXAMPLE, findings)?;
+    const EITHER: &str = "addresses = [\"10.7.0.2/24\"], or \"guest\"";
+    let value = fields.require("addresses", EITHER, findings)?;
+    if is_guest(value) {
+        return Some(At { at: value.span(), value: Vec::new() });
+    }
     let Some(array) = value.get_ref().as_array() else {
-        fields.wrong_type("addresses", value, EXAMPLE, findings);
+        fields.wrong_type("addresses", value, EITHER, findings);
         return None;
     };
     if array.is_empty() {
@@ -725,6 +739,7 @@ fn finish(draft: Draft) -> Option<Guest> {
         socket: draft.socket?.map(|socket| socket.value),
         mac: draft.mac?.value,
         addresses: draft.addresses?.value.into_iter().map(|prefix| prefix.value).collect(),
+        shares_addresses: draft.shares_addresses,
         gateways: draft.gateways?.into_iter().map(|gateway| gateway.value).collect(),
         vlan: draft.vlan?,
         port: draft.port?.value,

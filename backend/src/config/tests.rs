@@ -118,6 +118,56 @@ fn sources_are_addresses_and_networks_or_any() {
 }
 
 #[test]
+fn addresses_may_be_those_of_the_guests_kernel() {
+    const GUEST: &str = "addresses = \"guest\"";
+    let networks = "sources = [\"fd00:7::9\", \"10.7.0.0/24\", \"10.7.0.2\", \"10.7.0.3\"]";
+    let config = parse(&guest(&[GUEST, networks])).unwrap();
+    let found = &config.guests[0];
+    assert!(found.shares_addresses && found.addresses.is_empty());
+    assert_eq!(found.address(), Ipv6Addr::UNSPECIFIED, "it is not known yet");
+    let singles: Vec<_> = found.single_sources().map(|address| address.to_string()).collect();
+    assert_eq!(singles, ["10.7.0.2", "fd00:7::9"]);
+    let link = |gateway: &str| found.link_of(gateway.parse().unwrap());
+    assert_eq!(link("10.7.0.1").map(|network| network.prefix_len()), Some(24));
+    assert_eq!((link("10.7.0.2"), link("10.8.0.1")), (link("10.7.0.1"), None));
+    assert!(!parse(&guest(&[])).unwrap().guests[0].shares_addresses);
+    // Where frames are not checked, nothing need be said of them.
+    let mut unchecked = guest(&[GUEST, "spoof_check = false"]);
+    unchecked = unchecked.replace("gateway = \"10.7.0.1\"\n", "");
+    assert!(parse(&unchecked).is_ok());
+
+    refused(
+        &guest(&[GUEST]).replace("gateway = \"10.7.0.1\"\n", ""),
+        &["web.toml:5:13: guest \"web1\": addresses = \"guest\" needs sources, which say what its \
+            kernel's addresses may be: give sources = [\"10.7.0.0/24\"], or \"any\""],
+    );
+    refused(
+        &guest(&[GUEST, "sources = \"any\""]),
+        &["web.toml:6:11: guest \"web1\": gateway 10.7.0.1 is in no network of sources: with \
+            addresses = \"guest\" they say which one the guest's link is, as in sources = \
+            [\"10.7.0.0/24\"]"],
+    );
+    refused(
+        &guest(&[GUEST, networks, "port = \"sockets:\""]),
+        &["web.toml:7:8: guest \"web1\": addresses = \"guest\" needs a port with frames of the \
+            guest's kernel, and sockets: has none: give addresses, or another port"],
+    );
+    refused(
+        &guest(&[GUEST, "sources = [\"10.7.0.0/24\"]", "port = \"xdp:eth1\""]),
+        &["web.toml:7:8: guest \"web1\": xdp:DEVICE[@QUEUE][?mode=driver|generic] finds \
+            the guest by its addresses: with \
+            addresses = \"guest\", give them one by one in sources, as in sources = \
+            [\"10.7.0.2\"]"],
+    );
+    let several = format!("workers = 2\n{}", guest(&[GUEST, networks, "worker = [0, 1]"]));
+    refused(
+        &several,
+        &["web.toml:10:10: guest \"web1\": several workers are not possible with addresses = \
+            \"guest\": give one"],
+    );
+}
+
+#[test]
 fn a_limit_is_of_what_is_named_and_no_more() {
     let limits = |text: &str| {
         let line = format!("rate_limit = {text}");
@@ -171,7 +221,7 @@ fn one_wrong_value_is_named_with_its_place() {
         ),
         (
             "addresses = \"10.7.0.2/24\"",
-            "5:13: guest \"web1\": addresses is a string: write addresses = [\"10.7.0.2/24\"]",
+            "5:13: guest \"web1\": addresses is a string: write addresses = [\"10.7.0.2/24\"], or \"guest\"",
         ),
         (
             "addresses = [\"10.7.0.2\"]",
@@ -415,7 +465,7 @@ fn every_missing_key_is_named() {
             "web.toml:1:1: guest 1: name is missing: write name = \"web1\"",
             "web.toml:1:1: guest 1: socket is missing: write socket = \"/run/pasted/web1.sock\"",
             "web.toml:1:1: guest 1: mac is missing: write mac = \"52:54:00:00:00:01\"",
-            "web.toml:1:1: guest 1: addresses is missing: write addresses = [\"10.7.0.2/24\"]",
+            "web.toml:1:1: guest 1: addresses is missing: write addresses = [\"10.7.0.2/24\"], or \"guest\"",
             "web.toml:1:1: guest 1: port is missing: write port = \"tap:tap0\"",
         ],
     );

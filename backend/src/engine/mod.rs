@@ -15,13 +15,14 @@ mod lists;
 mod memory;
 #[cfg(target_os = "linux")]
 pub mod paste;
+pub mod share;
 #[cfg(target_os = "linux")]
 mod socket;
 #[cfg(target_os = "linux")]
 pub mod sockets;
 mod user;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
 use paste_abi::net_hdr::NetHdr;
@@ -139,6 +140,12 @@ pub trait StackPort: Send {
 
     /// Ends a channel: its listeners go and its flows are reset.
     fn close_channel(&mut self, now: Now, mem: &mut RegionMemory, channel: u16);
+
+    /// The address that applications are reached at, where that is not configured and
+    /// already known; IPv4 first.
+    fn address(&self) -> Option<IpAddr> {
+        None
+    }
 
     /// Whether [`StackPort::poll_slots`] may have something for `channel`.
     fn has_slots(&self, channel: u16) -> bool;

@@ -1,15 +1,16 @@
 //! The user engine: our own TCP/IP stack over a port, in place in the region's
-//! buffers.
+//! buffers; with addresses of its own, or with those of the guest's kernel ([`Share`]).
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
 use paste_abi::slot::Opt;
-use paste_abi::{Flow, Reason, Slot};
+use paste_abi::{CHANNELS_MAX, Flow, Reason, Slot};
 use paste_pmem::Owner;
-use paste_stack::{Memory, Origin, Outcome, Stack, Tx, TxBatch, TxCsum};
+use paste_stack::{Memory, Origin, Outcome, RxFrame, Stack, Tx, TxBatch, TxCsum};
 
 use super::bridge::{self, Bridge};
+use super::share::{LOOK_LEN, Share, Whose};
 use super::{Now, PlainSink, RegionMemory, StackPort};
 use crate::port::segments::Packet;
 use crate::port::{Caps, Port, PortError, RxBatch};
@@ -32,6 +33,8 @@ pub struct UserEngine {
     /// Buffers that the port is done with.
     done: Vec<(Origin, u32)>,
     bridge: Bridge,
+    /// Of addresses that are the kernel's too.
+    share: Option<Box<Share>>,
 }
 
 impl UserEngine {
@@ -39,12 +42,48 @@ impl UserEngine {
     pub fn new(stack: Stack, port: Box<dyn Port>, mac: [u8; 6], buffer_size: usize) -> UserEngine {
         UserEngine {
             stack,
+            share: None,
             port,
             rx: RxBatch::new(RX_BUDGET),
             tx: TxBatch::new(TX_BUDGET),
             done: Vec::with_capacity(DONE_ROOM),
             bridge: Bridge::new(mac, buffer_size),
         }
+    }
+
+    /// An engine at the addresses of the guest's kernel.
+    pub fn shared(
+        (share, stack): (Share, Stack),
+        port: Box<dyn Port>,
+        mac: [u8; 6],
+        buffer_size: usize,
+    ) -> UserEngine {
+        let engine = UserEngine::new(stack, port, mac, buffer_size);
+        UserEngine { share: Some(Box::new(share)), ..engine }
+    }
+
+    /// Gives the stack the addresses that have become known, if it has nothing under way:
+    /// no flow, no buffer, nothing to tell, and no frame that the port still reads.
+    fn renew(&mut self, now: Now, mem: &RegionMemory) {
+        let Self { stack, port, tx, share: Some(share), .. } = self else { return };
+        if share.is_stale(now.monotonic_ns)
+            && stack.flows() == stack.time_waits()
+            && (0..CHANNELS_MAX).all(|channel| !stack.has_slots(channel))
+            && mem.pool().count_of(Owner::Stack) == 0
+            && tx.is_empty()
+            && !port.is_sending()
+        {
+            share.renew(now.monotonic_ns, stack);
+        }
+    }
+
+    /// Who gets a frame, of those that share an address.
+    fn sort(&mut self, now: Now, mem: &RegionMemory, frame: &RxFrame) -> Whose {
+        let Some(share) = &mut self.share else { return Whose::Stack };
+        let mut head = [0; LOOK_LEN];
+        let head = &mut head[..usize::from(frame.len).min(LOOK_LEN)];
+        mem.read(frame.buf, usize::from(frame.offset), head);
+        share.sort(&self.stack, now.monotonic_ns, head)
     }
 
     /// Tells the owners of the buffers that the port is done with.
@@ -65,17 +104,29 @@ impl StackPort for UserEngine {
         mem: &mut RegionMemory,
         plain: &mut dyn PlainSink,
     ) -> Result<usize, PortError> {
+        self.renew(now, mem);
         let received = self.port.receive(now, mem.pool_mut(), &mut self.rx);
         self.stack.warm(mem, self.rx.frames().iter().map(|received| &received.frame));
-        for received in self.rx.frames() {
+        for index in 0..self.rx.frames().len() {
+            let received = self.rx.frames()[index];
             let buf = received.frame.buf;
             let moved = mem.pool_mut().transfer(buf, Owner::Port, Owner::Stack);
             debug_assert!(moved.is_ok(), "the port named buffer {buf}, which is not its own");
+            let whose = self.sort(now, mem, &received.frame);
+            if whose != Whose::Stack {
+                self.bridge.take(&received, mem, plain);
+            }
+            if whose == Whose::Kernel {
+                mem.give(buf);
+                continue;
+            }
             match self.stack.input(mem, now.monotonic_ns, &received.frame) {
                 Outcome::Readable | Outcome::Held => {}
                 Outcome::Consumed => mem.give(buf),
                 Outcome::Foreign => {
-                    self.bridge.take(received, mem, plain);
+                    if whose == Whose::Stack {
+                        self.bridge.take(&received, mem, plain);
+                    }
                     mem.give(buf);
                 }
             }
@@ -86,6 +137,9 @@ impl StackPort for UserEngine {
     }
 
     fn send_plain(&mut self, mem: &mut RegionMemory, frame: &[u8], csum: Option<TxCsum>) -> bool {
+        if let Some(share) = &mut self.share {
+            share.sent(frame);
+        }
         bridge::queue(&mut self.tx, mem, frame, csum)
     }
 
@@ -99,11 +153,19 @@ impl StackPort for UserEngine {
     }
 
     fn listen(&mut self, channel: u16, port: u16, backlog: u16) -> Result<Flow, Reason> {
-        self.stack.listen(channel, port, backlog)
+        let name = self.stack.listen(channel, port, backlog)?;
+        if let Some(share) = &mut self.share {
+            share.listens(channel, port, backlog, name);
+        }
+        Ok(name)
     }
 
     fn unlisten(&mut self, channel: u16, listener: Flow) -> Result<(), Reason> {
-        self.stack.unlisten(channel, listener)
+        self.stack.unlisten(channel, listener)?;
+        if let Some(share) = &mut self.share {
+            share.unlistened(&self.stack, channel, listener);
+        }
+        Ok(())
     }
 
     fn connect(
@@ -114,7 +176,25 @@ impl StackPort for UserEngine {
         local_port: u16,
         cookie: u32,
     ) -> Result<Flow, Reason> {
-        self.stack.connect(now.monotonic_ns, channel, remote, local_port, cookie)
+        let Self { stack, share: Some(share), .. } = self else {
+            return self.stack.connect(now.monotonic_ns, channel, remote, local_port, cookie);
+        };
+        share.uses(channel);
+        let mut open = |port| {
+            let flow = stack.connect(now.monotonic_ns, channel, remote, port, cookie)?;
+            Ok((flow, port))
+        };
+        let opened = if local_port == 0 {
+            // One that the kernel does not give out.
+            let ports = share.ports_to_try().filter(|&port| !share.is_listening(port));
+            let tried = ports.map(open).find(|opened| *opened != Err(Reason::PortInUse));
+            tried.unwrap_or(Err(Reason::NoRoom))
+        } else {
+            open(local_port)
+        };
+        let (flow, port) = opened?;
+        share.connected(flow, channel, remote, port);
+        Ok(flow)
     }
 
     fn send(
@@ -169,6 +249,13 @@ impl StackPort for UserEngine {
 
     fn close_channel(&mut self, now: Now, mem: &mut RegionMemory, channel: u16) {
         self.stack.close_channel(mem, now.monotonic_ns, channel);
+        if let Some(share) = &mut self.share {
+            share.ended(channel);
+        }
+    }
+
+    fn address(&self) -> Option<IpAddr> {
+        self.share.as_ref().and_then(|share| share.address())
     }
 
     fn has_slots(&self, channel: u16) -> bool {
@@ -176,7 +263,11 @@ impl StackPort for UserEngine {
     }
 
     fn poll_slots(&mut self, mem: &mut RegionMemory, channel: u16, out: &mut [Slot]) -> usize {
-        self.stack.poll_slots(mem, channel, out)
+        let count = self.stack.poll_slots(mem, channel, out);
+        if let Some(share) = &mut self.share {
+            share.told(&self.stack, channel, &out[..count]);
+        }
+        count
     }
 
     fn advance(&mut self, now: Now, mem: &mut RegionMemory) {
@@ -231,7 +322,15 @@ impl StackPort for UserEngine {
     }
 
     fn each_counter(&self, visit: &mut dyn FnMut(&str, u64)) {
-        self.stack.counters().each(|name, value| visit(&format!("stack.{name}"), value));
+        let share = self.share.as_deref();
+        let mut before = share.into_iter().flat_map(Share::before);
+        self.stack.counters().each(|name, value| {
+            let before = before.next().unwrap_or(0);
+            visit(&format!("stack.{name}"), before + value);
+        });
+        if let Some(share) = share {
+            share.each_counter(visit);
+        }
         visit("stack.flows", u64::from(self.stack.flows()));
         self.port.each_counter(&mut |name, value| visit(&format!("port.{name}"), value));
     }

@@ -67,6 +67,16 @@ impl Network {
         Network::one(address.into())
     }
 
+    /// Bits that all of them begin with.
+    pub fn prefix_len(&self) -> u8 {
+        self.len
+    }
+
+    /// The address, if it is one alone.
+    pub fn single(&self) -> Option<IpAddr> {
+        (u32::from(self.len) == width(self.address)).then_some(self.address)
+    }
+
     /// Whether the address is one of them.
     pub fn contains(&self, address: IpAddr) -> bool {
         address.is_ipv4() == self.address.is_ipv4()

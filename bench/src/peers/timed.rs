@@ -8,7 +8,7 @@
 //! would cost as much as they do: one in [`SAMPLED`] is timed, and counts for all of them.
 
 use std::cell::Cell;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -290,6 +290,10 @@ impl StackPort for TimedEngine {
 
     fn close_channel(&mut self, now: Now, mem: &mut RegionMemory, channel: u16) {
         self.engine.close_channel(now, mem, channel);
+    }
+
+    fn address(&self) -> Option<IpAddr> {
+        self.engine.address()
     }
 
     fn has_slots(&self, channel: u16) -> bool {

@@ -94,7 +94,8 @@ pub struct Welcome {
     pub flows_max: U32,
     /// A [`FlushDomain`]; 0 unless [`FEATURE_FLUSH`] is granted.
     pub flush_domain: U32,
-    /// The stack port's address; IPv4 as an IPv4-mapped IPv6 address.
+    /// The stack port's address; IPv4 as an IPv4-mapped IPv6 address. Zeros while it is
+    /// not known.
     pub address: [u8; 16],
     /// Largest IP packet of the port, in bytes.
     pub mtu: U16,

@@ -164,6 +164,7 @@ fn start_pasted(path: &path::Path, settings: &Settings, what: Service<'_>) -> Pe
         mac: "52:54:00:00:09:02".to_owned(),
         address: settings.family.far().to_owned(),
         address_v6: None,
+        shares_addresses: false,
         connects: false,
         more: format!(
             "mtu = {}\nregion = {{ size = \"64MiB\", buffer_size = {buffer_size} }}\n",
