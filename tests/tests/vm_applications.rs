@@ -5,6 +5,7 @@
 #![cfg(target_os = "linux")]
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use paste_tests::backend::{Backend, FIXED_BODY, Guest};
 use paste_tests::c::compile;
@@ -133,11 +134,24 @@ fn applications_of_one_machine_serve_at_the_same_time_and_end_alone() {
     assert_eq!(found, Reply::Bulk(Some(b"v".to_vec())));
     assert!(store.ask(&[b"GET", b"k"]).is_err());
     ports.iter().for_each(|&port| scene.check_server(port));
+    // Whoever comes on another channel serves there too: one that does not answer any more
+    // is given up, its flows are reset and its port is free. Those that are idle answer.
+    let mut open = scene.net.run(|| client::connect(&ip, 8081).expect("a connection"));
+    assert_eq!(client::get(&mut open, "/").expect("an answer").body, FIXED_BODY);
+    scene.vm.run("kill -9 $(cat /tmp/8081)");
+    wait::until_for(Duration::from_secs(120), "the end of one is noticed", || {
+        scene.backend.process.output().contains("the application no longer answers").then_some(())
+    });
+    assert!(client::get(&mut open, "/").is_err());
+    scene.run("http", "--inline --channel 4 --port 8081");
+    ports.iter().for_each(|&port| scene.check_server(port));
+    scene.check_server(8081);
 
     scene.vm.kill();
     let stats = scene.backend.stop();
     let of = |counter: &str| stats.get(&scene.guest, counter);
-    assert_eq!(of("channel.opened"), 6);
+    assert_eq!((of("channel.opened"), of("channel.gone")), (7, 1));
+    assert!(of("channel.probes_out") > 6, "the others were asked too");
     for wrong in ["malformed", "foreign_buffer", "bad_range", "refused_channels"] {
         assert_eq!(of(&format!("channel.{wrong}")), 0, "{wrong}");
     }

@@ -3,11 +3,12 @@
 
 use std::collections::VecDeque;
 
-use paste_abi::control::{FEATURE_FLUSH, FEATURE_INLINE, FEATURE_STORE, Welcome};
+use paste_abi::control::{FEATURE_FLUSH, FEATURE_INLINE, FEATURE_PROBE, FEATURE_STORE, Welcome};
 use paste_abi::frame::{self, RECORD_LEN};
 use paste_abi::{Reason, Slot};
 
 use super::inline::Inline;
+use super::liveness::Liveness;
 use super::sealing::Sealing;
 
 /// The host's side of one conversation.
@@ -37,6 +38,8 @@ pub struct Conversation {
     pub stores: bool,
     /// Payload that travels in frames, where INLINE was granted.
     pub inline: Option<Box<Inline>>,
+    /// Whether the application lives, where PROBE was granted.
+    pub liveness: Option<Liveness>,
     /// Answers to RESUME, record by record.
     resumed: VecDeque<[u8; RECORD_LEN]>,
 }
@@ -69,7 +72,16 @@ impl Conversation {
             sealing: (features & FEATURE_FLUSH != 0).then(|| Box::new(Sealing::new(flows_max))),
             stores: features & FEATURE_STORE != 0,
             inline: (features & FEATURE_INLINE != 0).then(|| Box::new(Inline::new())),
+            liveness: (features & FEATURE_PROBE != 0).then(|| Liveness::heard(0)),
             resumed: VecDeque::new(),
+        }
+    }
+
+    /// A frame has come.
+    #[inline]
+    pub fn heard(&mut self, now: u64) {
+        if let Some(liveness) = &mut self.liveness {
+            *liveness = Liveness::heard(now);
         }
     }
 

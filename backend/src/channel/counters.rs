@@ -59,6 +59,10 @@ pub struct ChannelCounters {
     pub inline_bytes_in: u64,
     /// Bytes of payload copied into frames.
     pub inline_bytes_out: u64,
+    /// Applications that were asked whether they live.
+    pub probes_out: u64,
+    /// Channels closed because nobody answered.
+    pub gone: u64,
 }
 
 impl ChannelCounters {
@@ -92,6 +96,8 @@ impl ChannelCounters {
             resume_refused,
             inline_bytes_in,
             inline_bytes_out,
+            probes_out,
+            gone,
         } = *self;
         visit("frames_in", frames_in);
         visit("frames_out", frames_out);
@@ -120,5 +126,7 @@ impl ChannelCounters {
         visit("resume_refused", resume_refused);
         visit("inline_bytes_in", inline_bytes_in);
         visit("inline_bytes_out", inline_bytes_out);
+        visit("probes_out", probes_out);
+        visit("gone", gone);
     }
 }

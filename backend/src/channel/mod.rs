@@ -18,6 +18,7 @@ mod durable_tests;
 mod inline;
 #[cfg(test)]
 mod inline_tests;
+mod liveness;
 mod requests;
 mod sealing;
 #[cfg(test)]
@@ -25,7 +26,9 @@ mod tests;
 
 use std::net::IpAddr;
 
-use paste_abi::control::{Bye, FEATURE_FLUSH, FEATURE_INLINE, FEATURES, Hello, Welcome};
+use paste_abi::control::{
+    Bye, FEATURE_FLUSH, FEATURE_INLINE, FEATURE_PROBE, FEATURES, Hello, Welcome,
+};
 use paste_abi::frame::{
     self, FRAME_SIZE_MIN, Frame, HEADER_LEN, Header, INDICES_PER_RECORD, Kind, RECORD_LEN,
 };
@@ -38,6 +41,7 @@ use crate::durability::Durability;
 use crate::engine::{Now, RegionMemory, StackPort};
 use conversation::Conversation;
 pub use counters::ChannelCounters;
+use liveness::{Liveness, Verdict};
 
 /// The largest PASTE frame that this host builds or takes, in bytes: 255 slots.
 pub const FRAME_SIZE: usize = HEADER_LEN + 255 * RECORD_LEN;
@@ -105,6 +109,8 @@ pub struct Channels {
     /// Where the next search for something to say begins, so that no channel
     /// starves another.
     turn: usize,
+    /// When an application may have to be asked whether it lives, ns.
+    look_at: u64,
     /// Slots on their way into a frame.
     slots: Box<[Slot]>,
     counters: ChannelCounters,
@@ -119,6 +125,7 @@ impl Channels {
             terms,
             places: Default::default(),
             turn: 0,
+            look_at: u64::MAX,
             slots: vec![Slot::default(); frame::records_in(FRAME_SIZE)].into_boxed_slice(),
             counters: ChannelCounters::default(),
             log: LogGate::default(),
@@ -181,13 +188,14 @@ impl Channels {
             Kind::Bye => self.close(now, mem, engine, number, "the guest said BYE"),
             Kind::Credit => {
                 if let Some(open) = self.open_mut(number) {
+                    open.heard(now.monotonic_ns);
                     open.take_limit(frame.header.limit);
                 }
             }
             Kind::Slots | Kind::Inline | Kind::Return | Kind::Resume => {
                 self.sequenced(now, mem, engine, &frame);
             }
-            Kind::Welcome | Kind::Grant | Kind::Resumed => {
+            Kind::Welcome | Kind::Grant | Kind::Resumed | Kind::Probe => {
                 self.counters.malformed += 1;
                 self.refuse(now, mem, engine, number, Reason::BadFrame, 0, 0);
             }
@@ -228,16 +236,13 @@ impl Channels {
         if let Some(address) = engine.address() {
             welcome.address = address_octets(address);
         }
-        self.places[usize::from(number)] = Place {
-            open: Some(Box::new(Conversation::new(
-                frame_size,
-                WINDOW,
-                frame.header.limit,
-                granted,
-                welcome,
-            ))),
-            bye: None,
-        };
+        let limit = frame.header.limit;
+        let mut open = Conversation::new(frame_size, WINDOW, limit, granted, welcome);
+        if let Some(liveness) = &mut open.liveness {
+            *liveness = Liveness::heard(now.monotonic_ns);
+            self.look_at = self.look_at.min(liveness.due_at());
+        }
+        self.places[usize::from(number)] = Place { open: Some(Box::new(open)), bye: None };
         self.counters.opened += 1;
     }
 
@@ -264,7 +269,7 @@ impl Channels {
         w.flows_max.set(t.flows_max);
         let features = match hello.features.get() & FEATURES {
             // What the others are about is out of the guest's sight.
-            asked if asked & FEATURE_INLINE != 0 => FEATURE_INLINE,
+            asked if asked & FEATURE_INLINE != 0 => asked & (FEATURE_INLINE | FEATURE_PROBE),
             asked => asked,
         };
         w.features.set(features);
@@ -387,6 +392,7 @@ impl Channels {
             self.counters.malformed += 1;
             return self.refuse(now, mem, engine, number, Reason::BadFrame, 0, 0);
         }
+        open.heard(now.monotonic_ns);
         open.take_limit(limit);
         let mut door = requests::Door {
             now,
@@ -449,6 +455,40 @@ impl Channels {
         self.counters.flushed += answered as u64;
         self.durability.begin();
         answered
+    }
+
+    /// When [`Channels::watch`] has something to do, on the monotonic clock, ns.
+    pub fn next_look(&self) -> Option<u64> {
+        Some(self.look_at).filter(|&at| at != u64::MAX)
+    }
+
+    /// Closes the channels of applications that have ended without a word, and asks those
+    /// that are silent. `was_taken`: the guest's driver has taken everything it was sent.
+    pub fn watch(
+        &mut self,
+        now: Now,
+        mem: &mut RegionMemory,
+        engine: &mut dyn StackPort,
+        was_taken: bool,
+    ) {
+        self.look_at = u64::MAX;
+        for number in 0..CHANNELS_MAX {
+            let open = self.open_mut(number);
+            let Some(liveness) = open.and_then(|open| open.liveness.as_mut()) else { continue };
+            let verdict = liveness.look(now.monotonic_ns, was_taken);
+            let due_at = liveness.due_at();
+            match verdict {
+                Verdict::Lives => self.look_at = self.look_at.min(due_at),
+                Verdict::Gone => {
+                    self.counters.gone += 1;
+                    self.close(now, mem, engine, number, "the application no longer answers");
+                    // If it lives after all, it is to know.
+                    let mut bye = Bye::new_zeroed();
+                    bye.reason.set(Reason::TimedOut as u16);
+                    self.places[usize::from(number)].bye = Some(bye);
+                }
+            }
+        }
     }
 
     /// Builds the next frame for the guest into `out`, of at least
@@ -532,6 +572,11 @@ impl Channels {
                 write_header(out, &header);
                 return Some(HEADER_LEN + count * RECORD_LEN);
             }
+        }
+        if open.liveness.as_mut().is_some_and(Liveness::take_question) {
+            self.counters.probes_out += 1;
+            let header = header(Kind::Probe, 0, open.peek_seq(), open.tell_limit());
+            return Some(write(out, &header, &[]));
         }
         if open.owes_limit() {
             let header = header(Kind::Credit, 0, open.peek_seq(), open.tell_limit());

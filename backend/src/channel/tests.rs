@@ -200,6 +200,10 @@ impl Bench {
     }
 
     pub(super) fn say(&mut self, kind: Kind, seq: u32, limit: u32, body: &[u8]) {
+        self.say_at(Now::default(), kind, seq, limit, body);
+    }
+
+    fn say_at(&mut self, now: Now, kind: Kind, seq: u32, limit: u32, body: &[u8]) {
         let header = Header {
             dst: [0; 6],
             src: [0; 6],
@@ -211,7 +215,18 @@ impl Bench {
         };
         let mut bytes = vec![0; HEADER_LEN + body.len()];
         write(&mut bytes, &header, body);
-        self.channels.take(Now::default(), &mut self.mem, &mut self.engine, &bytes);
+        self.channels.take(now, &mut self.mem, &mut self.engine, &bytes);
+    }
+
+    /// Lets a second pass; whether that was noticed at all.
+    fn watch(&mut self, second: u64, was_taken: bool) -> bool {
+        let at = second * 1_000_000_000;
+        let is_due = self.channels.next_look().is_some_and(|due| due <= at);
+        if is_due {
+            let now = Now { monotonic_ns: at, real_ns: 0 };
+            self.channels.watch(now, &mut self.mem, &mut self.engine, was_taken);
+        }
+        is_due
     }
 
     pub(super) fn hello(&mut self, frame_size: u16, limit: u32, wanted: u32) {
@@ -509,6 +524,80 @@ fn room_is_told_before_the_guest_runs_dry() {
     let (header, _) = bench.hear().expect("a CREDIT");
     assert_eq!((header.kind, header.limit), (Kind::Credit, WINDOW / 2 + WINDOW));
     assert!(bench.hear().is_none());
+}
+
+#[test]
+fn who_has_ended_without_a_word_is_found_out_and_loses_its_channel() {
+    let mut bench = Bench::new();
+    bench.hello_with(4096, 10, 16, FEATURE_PROBE);
+    let (_, welcome) = bench.hear().unwrap();
+    let welcome = Welcome::read(welcome.as_flattened()).unwrap();
+    assert_eq!(welcome.features.get(), FEATURE_PROBE);
+    assert!(bench.hear().is_some_and(|(header, _)| header.kind == Kind::Grant));
+    bench.slots(&[Slot::listen(80, 8, 0)]);
+    bench.hear_slots();
+    // It answers for a while, by one kind of frame or another.
+    for second in 0..60 {
+        bench.watch(second, true);
+        if let Some((header, _)) = bench.hear() {
+            assert_eq!((header.kind, header.seq), (Kind::Probe, 2), "it uses no number");
+            let now = Now { monotonic_ns: second * 1_000_000_000, real_ns: 0 };
+            if second % 2 == 0 {
+                bench.say_at(now, Kind::Credit, bench.seq, 10, &[]);
+            } else {
+                bench.say_at(now, Kind::Return, bench.seq, 10, &[]);
+                bench.seq += 1;
+            }
+        }
+    }
+    let asked = bench.channels.counters().probes_out;
+    assert!((10..=12).contains(&asked), "{asked}");
+    // And then no more.
+    let mut second = 60;
+    while bench.channels.open_count() > 0 {
+        bench.watch(second, true);
+        if bench.channels.open_count() > 0 {
+            assert!(bench.hear().is_none_or(|(header, _)| header.kind == Kind::Probe));
+        }
+        second += 1;
+        assert!(second < 110, "nobody has noticed");
+    }
+    assert!(second > 85, "it had no time to answer");
+    assert_eq!(bench.mem.pool().free(), BUFFERS_TOTAL);
+    assert_eq!(bench.engine.asked.last().map(String::as_str), Some("close_channel 3"));
+    assert_eq!(bench.hear_bye().0, Reason::TimedOut);
+    assert_eq!((bench.channels.counters().gone, bench.channels.next_look()), (1, None));
+}
+
+#[test]
+fn nobody_is_asked_who_did_not_offer_to_answer() {
+    let (mut bench, _) = Bench::open(10);
+    assert!((0..1000).all(|second| !bench.watch(second, true)));
+    assert_eq!(bench.channels.open_count(), 1);
+}
+
+#[test]
+fn a_machine_that_stands_still_keeps_its_channels() {
+    let mut bench = Bench::new();
+    bench.hello_with(4096, 10, 0, FEATURE_PROBE);
+    bench.hear().unwrap();
+    // What it was sent last it has not taken; then its ring has no room, and nothing is
+    // built for it.
+    for second in 0..300 {
+        bench.watch(second, false);
+        if second < 150 {
+            bench.hear();
+        }
+    }
+    assert_eq!(bench.channels.open_count(), 1);
+    assert_eq!(bench.channels.counters().probes_out, 1);
+}
+
+#[test]
+fn a_guest_that_asks_whether_the_host_lives_breaks_the_protocol() {
+    let (mut bench, _) = Bench::open(0);
+    bench.say(Kind::Probe, 0, 1000, &[]);
+    assert_eq!(bench.hear_bye().0, Reason::BadFrame);
 }
 
 #[test]

@@ -138,8 +138,10 @@ fn addresses_may_be_those_of_the_guests_kernel() {
 
     refused(
         &guest(&[GUEST]).replace("gateway = \"10.7.0.1\"\n", ""),
-        &["web.toml:5:13: guest \"web1\": addresses = \"guest\" needs sources, which say what its \
-            kernel's addresses may be: give sources = [\"10.7.0.0/24\"], or \"any\""],
+        &[
+            "web.toml:5:13: guest \"web1\": addresses = \"guest\" needs sources, which say what its \
+            kernel's addresses may be: give sources = [\"10.7.0.0/24\"], or \"any\"",
+        ],
     );
     refused(
         &guest(&[GUEST, "sources = \"any\""]),

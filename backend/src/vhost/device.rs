@@ -503,6 +503,16 @@ impl Device {
         }
     }
 
+    /// Whether the driver has taken everything that it was sent, as far as it tells. A
+    /// machine that stands still does not.
+    pub fn is_rx_taken(&self) -> bool {
+        if self.link.is_some() {
+            return true;
+        }
+        let ring = self.control.rings.get(RX);
+        self.is_running() && ring.is_some_and(Ring::is_taken)
+    }
+
     /// Asks the driver for kicks before the worker sleeps: when it sends, and,
     /// if a frame found no room, when it gives buffers. True if there is work
     /// already, and the worker must not sleep.

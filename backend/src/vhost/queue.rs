@@ -610,6 +610,14 @@ impl Ring {
         }
     }
 
+    /// Whether the driver has taken all that was published, as far as it tells: where it
+    /// names the next used entry that it wants to be told of (virtio 1.2 section 2.7.7.1).
+    pub fn is_taken(&self) -> bool {
+        let Some(parts) = &self.parts else { return false };
+        let at = ENTRIES + AVAIL_ENTRY_LEN * usize::from(self.size);
+        !self.features.event_idx || parts.avail.load(at, Ordering::Relaxed) == self.next_used
+    }
+
     /// Asks the driver to kick when it makes more available than what was seen;
     /// true if it did so in the meantime.
     pub fn arm(&mut self) -> bool {

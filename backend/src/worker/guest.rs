@@ -432,10 +432,14 @@ impl Task for GuestTask {
             self.forget_guest(now);
         }
         self.parts.engine.advance(now, &mut self.parts.memory);
-        let Parts { engine, memory, channels, pmem, .. } = &mut self.parts;
+        let Parts { engine, memory, channels, pmem, device, .. } = &mut self.parts;
         if let Some(pmem) = pmem {
             let (durability, region_len) = channels.durability_mut();
             pmem.ask(durability, region_len);
+        }
+        if channels.next_look().is_some_and(|at| at <= now.monotonic_ns) {
+            let was_taken = device.is_rx_taken();
+            channels.watch(now, memory, engine.as_mut(), was_taken);
         }
         let mut settled = channels.settle(now, memory, engine.as_mut());
         if let Some(pmem) = pmem {
@@ -472,6 +476,7 @@ impl Task for GuestTask {
         self.counters.sleeps += 1;
         let deadlines = [
             self.parts.engine.next_deadline(),
+            self.parts.channels.next_look(),
             self.port_retry_at,
             self.endpoint_due(),
             self.parts.pmem.as_ref().and_then(|pmem| pmem.next_attempt_ns()),

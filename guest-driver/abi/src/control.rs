@@ -12,10 +12,12 @@ pub const FEATURE_FLUSH: u32 = 1 << 0;
 /// guest.
 pub const FEATURE_STORE: u32 = 1 << 1;
 /// Feature: the guest maps no region; INLINE frames take the place of SLOTS frames, and
-/// bring payload along. It excludes the other two, which are about the region.
+/// bring payload along. It excludes FLUSH and STORE, which are about the region.
 pub const FEATURE_INLINE: u32 = 1 << 2;
+/// Feature: the guest answers PROBE frames. Who ends without a word is found out by it.
+pub const FEATURE_PROBE: u32 = 1 << 3;
 /// All features that this crate describes.
-pub const FEATURES: u32 = FEATURE_FLUSH | FEATURE_STORE | FEATURE_INLINE;
+pub const FEATURES: u32 = FEATURE_FLUSH | FEATURE_STORE | FEATURE_INLINE | FEATURE_PROBE;
 
 /// How stores to the region become durable, in [`Welcome::flush_domain`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

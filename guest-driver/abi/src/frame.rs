@@ -62,12 +62,15 @@ pub enum Kind {
     /// Either way, in place of SLOTS where the guest maps no region: slots, each with its
     /// payload behind it.
     Inline = 10,
+    /// Host to guest: asks for a sign of life, which any frame of the channel is; a CREDIT,
+    /// if there is no other. Carries the next sequence number without using it.
+    Probe = 11,
 }
 
 impl Kind {
     /// Whether a frame of this kind uses up a sequence number (and so a credit).
     pub const fn is_sequenced(self) -> bool {
-        !matches!(self, Kind::Hello | Kind::Welcome | Kind::Bye | Kind::Credit)
+        !matches!(self, Kind::Hello | Kind::Welcome | Kind::Bye | Kind::Credit | Kind::Probe)
     }
 
     const fn from_u8(value: u8) -> Option<Kind> {
@@ -82,6 +85,7 @@ impl Kind {
             8 => Kind::Resume,
             9 => Kind::Resumed,
             10 => Kind::Inline,
+            11 => Kind::Probe,
             _ => return None,
         })
     }

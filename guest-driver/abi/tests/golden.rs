@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use paste_abi::control::{
-    Bye, FEATURE_FLUSH, FEATURE_INLINE, FEATURE_STORE, FEATURES, FlushDomain, Hello, Welcome,
+    Bye, FEATURE_FLUSH, FEATURE_INLINE, FEATURE_PROBE, FEATURE_STORE, FEATURES, FlushDomain, Hello,
+    Welcome,
 };
 use paste_abi::frame::{HEADER_LEN, INDICES_PER_RECORD, RECORD_LEN, indices, write_indices};
 use paste_abi::inline::{Progress, Reader, Writer};
@@ -492,7 +493,7 @@ fn every_kind_of_frame_is_read_back() {
                     assert_eq!(index_record(&list), *bytes, "{name}");
                 }
             }
-            Kind::Credit => assert!(frame.body.is_empty()),
+            Kind::Credit | Kind::Probe => assert!(frame.body.is_empty()),
             Kind::Inline => {
                 let mut reader = Reader::new(frame.body, frame.header.count);
                 // The second half of a payload that was split comes with the first.
@@ -768,7 +769,8 @@ fn the_views_of_a_slot_show_what_went_in() {
 
 #[test]
 fn features_and_domains_have_their_numbers() {
-    assert_eq!((FEATURE_FLUSH, FEATURE_STORE, FEATURE_INLINE, FEATURES), (1, 2, 4, 7));
+    assert_eq!((FEATURE_FLUSH, FEATURE_STORE, FEATURE_INLINE), (1, 2, 4));
+    assert_eq!((FEATURE_PROBE, FEATURES), (8, 15));
     for number in 0..8 {
         let domain = FlushDomain::from_u32(number).map(|domain| domain as u32);
         assert_eq!(domain, (number <= 2).then_some(number));
@@ -845,7 +847,7 @@ fn each_way_of_not_being_a_frame_has_its_error() {
     assert_eq!(with(12, 0x08), FrameError::NotPaste);
     assert_eq!(with(14, 2), FrameError::Version(2));
     assert_eq!(with(15, 0), FrameError::Kind(0));
-    assert_eq!(with(15, 11), FrameError::Kind(11));
+    assert_eq!(with(15, 12), FrameError::Kind(12));
     assert_eq!(with(16, 16), FrameError::Channel(CHANNELS_MAX));
     assert_eq!(with(28, 1), FrameError::Reserved);
     assert_eq!(with(18, 2), FrameError::Count { announced: 2, present: 1 });
@@ -863,6 +865,7 @@ fn any_header() -> impl Strategy<Value = Header> {
         Kind::Return,
         Kind::Grant,
         Kind::Credit,
+        Kind::Probe,
         Kind::Resume,
         Kind::Resumed,
     ]);

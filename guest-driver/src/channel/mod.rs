@@ -131,6 +131,7 @@ impl Channel {
             buffers_wanted: options.reserve,
             slots_max: options.queue,
             inline: options.inline,
+            probed: transport.ends_unseen(),
             name,
         });
         let frame = vec![0; usize::from(transport.frame_size())].into();
@@ -205,6 +206,9 @@ impl Channel {
     ///
     /// Events of the last batch that were not read are kept, and nothing is
     /// waited for.
+    ///
+    /// An application in a machine shows by this that it lives: one that does not poll for
+    /// half a minute loses its flows.
     pub fn poll(&mut self, timeout: Timeout) -> Result<Batch, PollError> {
         if let (Link::Closed(cause), None) = (self.link, &self.pending) {
             return Err(PollError(cause));

@@ -10,7 +10,7 @@
 mod slots;
 
 use paste_abi::control::{
-    Bye, FEATURE_FLUSH, FEATURE_INLINE, FEATURE_STORE, FlushDomain, Hello, Welcome,
+    Bye, FEATURE_FLUSH, FEATURE_INLINE, FEATURE_PROBE, FEATURE_STORE, FlushDomain, Hello, Welcome,
 };
 use paste_abi::frame::{
     HEADER_LEN, INDICES_PER_RECORD, RECORD_LEN, credit, indices, records_in, write_indices,
@@ -85,6 +85,8 @@ pub(crate) struct Setup {
     pub(crate) slots_max: usize,
     /// Payload travels in the frames.
     pub(crate) inline: bool,
+    /// The host is to ask for signs of life: it does not see that we have ended.
+    pub(crate) probed: bool,
     /// The application's name, for the host's logs.
     pub(crate) name: [u8; 32],
 }
@@ -153,6 +155,8 @@ pub(crate) struct Conversation {
     brought: u16,
     /// What the host has brought of a payload that it split.
     taken: Progress,
+    /// The host has asked for a sign of life, and got none yet.
+    probed: bool,
 }
 
 impl Conversation {
@@ -170,6 +174,7 @@ impl Conversation {
             ledger: Ledger::new(0, 0, 0),
             brought: 0,
             taken: Progress::default(),
+            probed: false,
         }
     }
 
@@ -218,15 +223,15 @@ impl Conversation {
     /// the frame's length; 0 if `out` is too small for any conversation.
     pub(crate) fn hello(&mut self, nonce: u64, out: &mut [u8]) -> usize {
         self.forget();
+        let features = match self.setup.inline {
+            true => FEATURE_INLINE,
+            false => FEATURE_FLUSH | FEATURE_STORE,
+        } | if self.setup.probed { FEATURE_PROBE } else { 0 };
         let hello = Hello {
             version_min: VERSION,
             version_max: VERSION,
             frame_size_max: self.setup.frame_size.into(),
-            features: match self.setup.inline {
-                true => FEATURE_INLINE,
-                false => FEATURE_FLUSH | FEATURE_STORE,
-            }
-            .into(),
+            features: features.into(),
             nonce: nonce.into(),
             buffers_wanted: self.setup.buffers_wanted.into(),
             reserved: [0; 12],
@@ -284,10 +289,11 @@ impl Conversation {
                 || self.owes_credit())
     }
 
-    /// Whether the host has used half of the window since it was last told.
+    /// Whether the host has used half of the window since it was last told, or waits for a
+    /// sign of life.
     fn owes_credit(&self) -> bool {
         let granted = credit(self.expected, self.told_limit);
-        granted <= self.setup.window / 2
+        granted <= self.setup.window / 2 || self.probed
     }
 
     /// Writes the next frame that is due: buffers to resume, slots, buffers to
@@ -354,6 +360,7 @@ impl Conversation {
             self.next_seq = self.next_seq.wrapping_add(1);
         }
         self.told_limit = limit;
+        self.probed = false;
         HEADER_LEN + len
     }
 
@@ -449,6 +456,7 @@ impl Conversation {
         self.told_limit = self.setup.window;
         self.brought = 0;
         self.taken = Progress::default();
+        self.probed = false;
         self.ledger = Ledger::new(epoch, geometry.buffer_count, geometry.buffer_size);
         // HELLO asked for buffers: so many are on their way.
         self.ledger.want(welcome.granted.get());
@@ -534,6 +542,10 @@ impl Conversation {
             }
             // A second answer to a HELLO that was repeated.
             Kind::Credit | Kind::Welcome => Ok(Arrival::Nothing),
+            Kind::Probe => {
+                self.probed = true;
+                Ok(Arrival::Nothing)
+            }
             Kind::Slots | Kind::Inline | Kind::Hello | Kind::Return | Kind::Resume => {
                 Err(self.broken(Reason::BadFrame, header.seq))
             }

@@ -12,6 +12,7 @@ fn setup() -> Setup {
         buffers_wanted: 4,
         slots_max: 32,
         inline: false,
+        probed: true,
         name: [0; 32],
     }
 }
@@ -196,6 +197,34 @@ fn sequence_and_credit_go_around_the_end_of_the_numbers() {
     for seq in [u32::MAX, 0] {
         let slots = frame(Kind::Slots, seq, 1, &slots(&[Slot::default()]));
         assert_eq!(conversation.receive(&slots, 1), Ok(Arrival::Slots(1)));
+    }
+}
+
+#[test]
+fn a_question_is_answered_once_by_whatever_there_is_to_say() {
+    let mut conversation = open(100);
+    let probe = frame(Kind::Probe, 0, 100, &[]);
+    assert_eq!(conversation.receive(&probe, 1), Ok(Arrival::Nothing));
+    assert_eq!(conversation.receive(&probe, 1), Ok(Arrival::Nothing));
+    let frames = output(&mut conversation);
+    assert_eq!(
+        frames.iter().map(|(h, _)| (h.kind, h.seq)).collect::<Vec<_>>(),
+        [(Kind::Credit, 0)]
+    );
+    assert_eq!(conversation.receive(&probe, 1), Ok(Arrival::Nothing));
+    assert!(conversation.push(&Slot::default()));
+    let frames = output(&mut conversation);
+    assert_eq!(frames.iter().map(|(h, _)| h.kind).collect::<Vec<_>>(), [Kind::Slots]);
+}
+
+#[test]
+fn who_is_seen_to_end_does_not_ask_to_be_asked() {
+    for probed in [false, true] {
+        let mut conversation = Conversation::new(Setup { probed, ..setup() });
+        let mut out = [0; 256];
+        let len = conversation.hello(1, &mut out);
+        let hello = Hello::read(Frame::parse(&out[..len]).unwrap().body).unwrap();
+        assert_eq!(hello.features.get() & FEATURE_PROBE != 0, probed);
     }
 }
 

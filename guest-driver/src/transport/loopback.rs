@@ -287,7 +287,9 @@ impl Host {
                 self.frame(Kind::Resumed, &body);
             }
             Kind::Credit => {}
-            Kind::Welcome | Kind::Grant | Kind::Resumed => panic!("not a guest's frame"),
+            Kind::Welcome | Kind::Grant | Kind::Resumed | Kind::Probe => {
+                panic!("not a guest's frame")
+            }
         }
         if self.generous && header.kind.is_sequenced() {
             self.frame(Kind::Credit, &[]);

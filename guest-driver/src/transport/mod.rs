@@ -115,6 +115,11 @@ pub(crate) trait Transport: std::fmt::Debug + Send {
     /// Frames that can arrive before any has been taken.
     fn capacity(&self) -> u32;
 
+    /// Whether the host does not see by itself that this process has ended.
+    fn ends_unseen(&self) -> bool {
+        false
+    }
+
     /// Lends room for one frame to `fill`, which returns the bytes that it
     /// wrote; none sends nothing. `false` if there is no room for a frame now.
     fn send(&mut self, fill: &mut dyn FnMut(&mut [u8]) -> usize) -> Result<bool, TransportError>;

@@ -8,6 +8,9 @@
 //! call to send and none to receive, and a copy of its slots; payload stays in the
 //! region. Of several applications, the kernel gives each the frames of its own channel.
 //!
+//! The host does not see that a process has ended whose device stays, so it asks for signs
+//! of life: an application that does not poll for half a minute is taken for dead.
+//!
 //! What overflows a ring is lost, so the host is given credit for no more frames
 //! than the ring has places. A device's queue that is full leaves frames in the ring,
 //! which are then sent before any other.
@@ -131,6 +134,11 @@ impl Transport for PacketSocket {
 
     fn capacity(&self) -> u32 {
         self.link.window as u32
+    }
+
+    /// The socket goes, and the device stays.
+    fn ends_unseen(&self) -> bool {
+        true
     }
 
     fn send(&mut self, fill: &mut dyn FnMut(&mut [u8]) -> usize) -> Result<bool, TransportError> {
