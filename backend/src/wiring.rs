@@ -35,12 +35,13 @@ use crate::lanes::LaneEngine;
 use crate::link::{self, ControlError, Post};
 use crate::metrics::{GuestSnapshot, PortSnapshot, Snapshot};
 use crate::port::{LimitedPort, Port, Station};
+use crate::switch::JoinError;
 use crate::sys::clock::realtime_ns;
 use crate::sys::{prefer_huge_pages, wake};
 use crate::vhost::{Device, DeviceOptions, Endpoint, EndpointError, RegionFd};
 use crate::worker::{Ended, GuestTask, Network, Others, Parts, PmemPort, Role, Sources, join};
 
-use demand::Demand;
+use demand::{Demand, Served};
 use shared::{Ends, Shared};
 use threads::{Placed, Threads};
 
@@ -100,6 +101,14 @@ pub enum Error {
     NothingToLimit {
         /// The guest's name.
         guest: String,
+    },
+    /// A port that other guests have.
+    #[error("guest {guest}: {source}")]
+    Join {
+        /// The guest's name.
+        guest: String,
+        /// Why it cannot come to them.
+        source: JoinError,
     },
     /// The control socket.
     #[error("control: {0}")]
@@ -184,7 +193,8 @@ pub fn run_fitted(
     }
 
     let (opened, shared, common) = open_all(config, inherited, fittings)?;
-    let mut demand = Demand::open(config, common)?;
+    let (switches, _nics, doors) = shared.into_parts();
+    let mut demand = Demand::open(config, common, doors)?;
     let mut placed = Vec::new();
     let mut regions = Vec::with_capacity(opened.len());
     for (ready, guest) in opened.into_iter().zip(&config.guests) {
@@ -199,7 +209,6 @@ pub fn run_fitted(
         }
         regions.push((names, region, made));
     }
-    let (switches, _nics) = shared.into_parts();
     placed.extend(switches);
     let threads = Threads::start(placed, config.workers.as_ref())?;
     let keep = |(names, region, made): (Vec<String>, Region, Made)| {
@@ -212,10 +221,9 @@ pub fn run_fitted(
     demand.serve(&signals);
     tracing::info!("stopping");
     let mut all = vec![threads];
-    for (names, region, threads) in demand.into_guests() {
-        regions.push((names, region));
-        all.push(threads);
-    }
+    let Served { guests, threads, regions: _more_nics } = demand.into_served();
+    regions.extend(guests);
+    all.extend(threads);
     stop_all(config, regions, all)
 }
 
@@ -225,11 +233,13 @@ fn stop_all(
     threads: Vec<Threads>,
 ) -> Result<(), Error> {
     let (mut ended, mut workers) = (Vec::new(), Vec::new());
-    for threads in threads {
+    // Who came last ends first: what he sends last goes by a port that was there before.
+    for threads in threads.into_iter().rev() {
         let (tasks, counted) = threads.stop();
         ended.extend(tasks);
-        workers.extend(counted);
+        workers.push(counted);
     }
+    let workers = workers.into_iter().rev().flatten().collect();
     let mut snapshot = Snapshot { workers, ..Snapshot::default() };
     let mut outcome = Ok(());
     // In the order of the configuration, and then in that of asking.
@@ -305,7 +315,7 @@ fn open_all(
         return Err(Error::NoSuchGuest(name.clone()));
     }
     let mut common = Common::default();
-    let mut shared = Shared::open(&config.guests, &mut common)?;
+    let mut shared = Shared::open(&config.guests, &config.templates, &mut common)?;
     let ready: Result<Vec<_>, _> = config
         .guests
         .iter()
@@ -314,7 +324,7 @@ fn open_all(
                 .iter()
                 .position(|(name, _)| *name == guest.name)
                 .map(|index| inherited.swap_remove(index).1);
-            let ends = shared.take(&guest.name);
+            let ends = |_: &mut Common| Ok(shared.take(&guest.name));
             open(guest, ends, &mut common, fd, fittings)
         })
         .collect();
@@ -326,10 +336,11 @@ fn lane_name(guest: &str, index: usize) -> String {
     if index == 0 { guest.to_owned() } else { format!("{guest}/{index}") }
 }
 
-/// Opens everything of one guest, but for the ends of a switch that it has.
+/// Opens everything of one guest, but for the ends of a switch, which it is given when it
+/// has a region.
 fn open(
     guest: &Guest,
-    ends: Option<Ends>,
+    ends: impl FnOnce(&mut Common) -> Result<Option<Ends>, Error>,
     common: &mut Common,
     fd: Option<OwnedFd>,
     fittings: &dyn Fittings,
@@ -340,7 +351,7 @@ fn open(
 
     let (region, made) =
         open_region(guest).map_err(|source| Error::Region { guest: name(), source })?;
-    let (attachments, ports) = match ends {
+    let (attachments, ports) = match ends(common)? {
         Some(Ends { attachments, ports }) => (attachments, ports),
         None => (vec![attach(guest, guest.mtu, &region, common)?], None),
     };

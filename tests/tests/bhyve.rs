@@ -144,10 +144,14 @@ fn serve(host: &Namespace, dir: &Path) -> Process {
 }
 
 fn machine(guest: &Namespace, dir: &Path, options: &str) -> Process {
+    machine_as(guest, dir, "web1", options)
+}
+
+fn machine_as(guest: &Namespace, dir: &Path, name: &str, options: &str) -> Process {
     let socket = dir.join("control.sock");
     let option = format!("5,virtio-net,paste=ix0,socket={}{options}", socket.display());
     let mut command = guest.command(vm_program());
-    let mut vm = Process::spawn("vm", command.args(["vm0", "web1", &option]));
+    let mut vm = Process::spawn("vm", command.args(["vm0", name, &option]));
     vm.wait_output("running");
     vm
 }
@@ -191,6 +195,120 @@ fn a_machine_that_nobody_configured_has_its_network_by_one_line() {
     let (frames, kicks) =
         (&guest["counters"]["device.tx_frames"], &guest["counters"]["worker.turns"]);
     println!("{frames} frames in, {kicks} turns");
+}
+
+/// Machines of one template on one device: the first one opens it for all, or guests of the
+/// configuration have it already.
+#[test]
+fn machines_of_one_template_share_the_port_that_it_names() {
+    require!(Need::Namespaces, Need::Program("gcc"), Need::Program("ping"), Need::Built("pasted"));
+    for with_configured in [false, true] {
+        let host = Namespace::new();
+        host.tap_with("tap0", &format!("{NEAR}/24"));
+        let dir = tempfile::tempdir().expect("a directory");
+        let configured = "[[guest]]\nname = \"web9\"\nmac = \"02:00:00:00:00:09\"\nport = \
+            \"tap:tap0\"\naddresses = [\"10.7.0.9/24\"]\nsources = [\"10.7.0.209\"]\n\
+            region = { size = \"16MiB\" }\n";
+        let config = format!(
+            "control = \"{}\"\nstats = \"{}\"\n{}\n[[template]]\ninterface = \"ix0\"\n\
+             guests_max = 2\naddresses = [\"10.7.0.16/24\"]\nport = \"tap:tap0\"\n\
+             sources = [\"10.7.0.128/25\"]\nregion = {{ size = \"16MiB\" }}\n",
+            dir.path().join("control.sock").display(),
+            dir.path().join("stats.json").display(),
+            if with_configured { configured } else { "" },
+        );
+        std::fs::write(dir.path().join("pasted.toml"), config).expect("a file");
+        let mut pasted = serve(&host, dir.path());
+        let numbers: &[u8] = if with_configured { &[9, 1, 2] } else { &[1, 2] };
+        let mut machines = Vec::new();
+        for number in numbers {
+            let net = Namespace::new();
+            let mac = format!("02:00:00:00:00:{number:02x}");
+            let name = format!("web{number}");
+            let vm = machine_as(&net, dir.path(), &name, &format!(",mac={mac}"));
+            net.run(|| {
+                run(&["ip", "link", "set", "vm0", "address", &mac]);
+                run(&["ip", "addr", "add", &format!("10.7.0.20{number}/24"), "dev", "vm0"]);
+                run(&["ip", "link", "set", "vm0", "up"]);
+            });
+            machines.push((net, vm));
+        }
+        // A third one of the template is one too many.
+        let socket = dir.path().join("control.sock");
+        let option = format!("6,virtio-net,paste=ix0,socket={}", socket.display());
+        let mut command = host.command(vm_program());
+        command.args(["vm3", "web3", &option]).stderr(Stdio::piped()).stdout(Stdio::null());
+        let refused = command.output().expect("it runs");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("guests_max"));
+        for number in numbers {
+            let address = format!("10.7.0.20{number}");
+            for net in std::iter::once(&host).chain(machines.iter().map(|(net, _)| net)) {
+                wait::until(&format!("{address} answers"), || {
+                    let args = ["-c", "3", "-i", "0.05", "-W", "1", "-q", &address];
+                    let output = net.command("ping").args(args).output().expect("ping runs");
+                    output.status.success().then_some(())
+                });
+            }
+        }
+        for (_, vm) in &mut machines {
+            vm.terminate();
+            assert_eq!(vm.wait().code(), Some(0), "the machine's exit");
+        }
+        pasted.terminate();
+        assert_eq!(pasted.wait().code(), Some(0), "pasted's exit");
+        let stats = std::fs::read(dir.path().join("stats.json")).expect("statistics");
+        let stats: serde_json::Value = serde_json::from_slice(&stats).expect("JSON");
+        let guests = stats["guests"].as_array().expect("a list");
+        let names: Vec<_> = guests.iter().map(|guest| guest["name"].as_str().unwrap()).collect();
+        let expected: Vec<_> = numbers.iter().map(|number| format!("web{number}")).collect();
+        assert_eq!(names, expected);
+        for guest in guests {
+            let counter = |name: &str| guest["counters"][name].as_u64().unwrap_or_default();
+            let held = counter("pool.free") + counter("pool.port");
+            assert_eq!(held, counter("pool.buffers"), "buffers are missing");
+            assert!(counter("worker.plain_in") > 0 && counter("worker.plain_out") > 0);
+        }
+        let port = &stats["shared_ports"][0];
+        assert_eq!(port["port"], "tap:tap0");
+        assert!(port["counters"]["switch.switched"].as_u64() > Some(0), "{port:#}");
+    }
+}
+
+/// By AF_XDP the NIC has to be told of each guest that comes: its frames, and who asks for
+/// its address.
+#[test]
+fn a_nic_lets_in_what_is_for_guests_that_came_late() {
+    require!(Need::Namespaces, Need::Program("gcc"), Need::Program("ping"), Need::Built("pasted"));
+    let (host, peer) = (Namespace::new(), Namespace::new());
+    host.link("x0", &peer, &format!("{NEAR}/24"));
+    let dir = tempfile::tempdir().expect("a directory");
+    let config = format!(
+        "control = \"{}\"\nstats = \"{}\"\n[[template]]\naddresses = [\"10.7.0.16/24\"]\n\
+         port = \"xdp:x0\"\nguests_max = 3\nregion = {{ size = \"16MiB\" }}\n",
+        dir.path().join("control.sock").display(),
+        dir.path().join("stats.json").display(),
+    );
+    std::fs::write(dir.path().join("pasted.toml"), config).expect("a file");
+    let mut pasted = serve(&host, dir.path());
+    let mut machines = Vec::new();
+    for number in 1..=3 {
+        let net = Namespace::new();
+        let options = format!(",mac=02:00:00:00:00:{number:02x}");
+        machines.push((machine_as(&net, dir.path(), &format!("web{number}"), &options), net));
+    }
+    for address in ["10.7.0.16", "10.7.0.17", "10.7.0.18"] {
+        wait::until(&format!("{address} answers"), || {
+            let args = ["-c", "3", "-i", "0.05", "-W", "1", "-q", address];
+            let output = peer.command("ping").args(args).output().expect("ping runs");
+            output.status.success().then_some(())
+        });
+    }
+    for (vm, _) in &mut machines {
+        vm.terminate();
+        assert_eq!(vm.wait().code(), Some(0), "the machine's exit");
+    }
+    pasted.terminate();
+    assert_eq!(pasted.wait().code(), Some(0), "pasted's exit");
 }
 
 #[test]

@@ -241,7 +241,7 @@ fn read_templates(
             table.remove(key);
         }
         let guests_max = guests_max.value;
-        templates.push(Template { interface, guests_max, at: value.span(), table });
+        templates.push(Template { interface, guests_max, made: 0, at: value.span(), table });
     }
     Some(templates)
 }

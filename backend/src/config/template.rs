@@ -10,6 +10,7 @@ use toml::{Table, Value};
 
 use super::read::is_name;
 use super::{Config, ConfigErrors, Guest, Prefix};
+use crate::attachment::Spec;
 
 /// Guests of a template, where it does not say how many.
 pub(super) const GUESTS_DEFAULT: u32 = 16;
@@ -21,6 +22,8 @@ pub struct Template {
     pub interface: Option<String>,
     /// Guests that it makes at most: each has addresses of its own.
     pub guests_max: u32,
+    /// Those that it has made.
+    pub(super) made: u32,
     /// Where it stands in the file.
     pub(super) at: Range<usize>,
     /// The keys of a guest.
@@ -83,20 +86,28 @@ impl Config {
             return Err(TemplateError::Name(wanted.name.to_owned()));
         }
         let own =
-            |t: &&Template| t.interface.is_some() && t.interface.as_deref() == wanted.interface;
-        let any = |t: &&Template| t.interface.is_none();
-        let template = self.templates.iter().find(own).or(self.templates.iter().find(any));
-        let template = template.ok_or_else(|| TemplateError::NoTemplate {
+            |t: &Template| t.interface.is_some() && t.interface.as_deref() == wanted.interface;
+        let any = |t: &Template| t.interface.is_none();
+        let index = self.templates.iter().position(own).or(self.templates.iter().position(any));
+        let index = index.ok_or_else(|| TemplateError::NoTemplate {
             name: wanted.name.to_owned(),
             interface: wanted.interface.unwrap_or("").to_owned(),
         })?;
+        let template = &self.templates[index];
+        if template.made >= template.guests_max {
+            return Err(TemplateError::Full(template.guests_max));
+        }
         let table = template.guest(wanted, &self.guests)?;
         let mut document = self.document.clone();
         let guests = document.entry("guest").or_insert_with(|| Value::Array(Vec::new()));
         if let Value::Array(guests) = guests {
             guests.push(Value::Table(table));
         }
-        Config::judge("the template", &document.to_string()).map_err(TemplateError::Invalid)
+        let judged = Config::judge("the template", &document.to_string());
+        let mut config = judged.map_err(TemplateError::Invalid)?;
+        config.templates.clone_from(&self.templates);
+        config.templates[index].made += 1;
+        Ok(config)
     }
 
     /// The templates that no guest can come of, and why.
@@ -114,6 +125,17 @@ impl Config {
 }
 
 impl Template {
+    /// The device that all of its guests name; `None` if each has one of its own, or it
+    /// depends on what is asked for.
+    pub fn port(&self) -> Option<Spec> {
+        let text = self.table.get("port")?.as_str()?;
+        let text = match &self.interface {
+            Some(interface) => text.replace("{interface}", interface),
+            None => text.to_owned(),
+        };
+        Spec::parse(&text).ok().filter(|_| !text.contains('{'))
+    }
+
     /// The table of a guest, with addresses that none of `guests` has.
     fn guest(&self, wanted: &Wanted<'_>, guests: &[Guest]) -> Result<Table, TemplateError> {
         let interface = wanted.interface.unwrap_or("");
@@ -262,6 +284,22 @@ mod tests {
         let fresh = Config::parse("t", TEXT).unwrap();
         let first = fresh.with_guest(&wanted("a", "ix0")).unwrap();
         assert_eq!(first.guests[0].address(), config.guests[0].address());
+    }
+
+    #[test]
+    fn a_template_is_full_whatever_its_guests_addresses_are() {
+        let text = TEXT
+            .replace("addresses = [\"10.7.0.16/24\"]", "addresses = \"guest\"")
+            .replace("tap:{guest}", "tap:{interface}");
+        let mut config = Config::parse("t", &text).unwrap();
+        let port = config.templates[0].port().unwrap();
+        assert_eq!((port.device(), config.templates[1].port().is_none()), ("ix0", true));
+        for name in ["a", "b", "c", "d"] {
+            config = config.with_guest(&wanted(name, "ix0")).unwrap();
+            assert!(config.guests.last().unwrap().shares_addresses);
+        }
+        let error = config.with_guest(&wanted("e", "ix0")).unwrap_err();
+        assert!(matches!(error, TemplateError::Full(4)), "{error}");
     }
 
     #[test]

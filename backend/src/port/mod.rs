@@ -198,6 +198,14 @@ pub trait Port: Send {
     /// monotonic clock, in ns.
     fn next_deadline(&self) -> Option<u64>;
 
+    /// Has the device let in what is for one more guest, where it tells guests apart.
+    ///
+    /// # Errors
+    /// Why it does not; those that were there are served as before.
+    fn admit(&mut self, _station: &Station) -> Result<(), PortError> {
+        Ok(())
+    }
+
     /// What has happened so far.
     fn counters(&self) -> &PortCounters;
 

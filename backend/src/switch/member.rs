@@ -86,6 +86,11 @@ impl Member {
         &self.name
     }
 
+    /// It is this one's, by the table of guests.
+    pub(super) fn set_guest(&mut self, guest: usize) {
+        self.guest = guest;
+    }
+
     /// Whose it is, by the table of guests.
     pub(super) fn guest(&self) -> usize {
         self.guest

@@ -18,6 +18,7 @@
 //! | `table` | whose a frame is |
 //! | `member` | the switch's end of a guest's rings |
 //! | `port` | the guest's end, which is a port as any other |
+//! | `joiner` | how a guest comes while the others are served |
 //! | `bell` | how one side wakes the other when it sleeps, and only then |
 //!
 //! That region is the port's own memory where the port can have it so: registered with
@@ -35,6 +36,7 @@
 //! guest's frames say of their sender is judged before they come here.
 
 mod bell;
+mod joiner;
 mod member;
 mod port;
 mod table;
@@ -42,6 +44,7 @@ mod table;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 
 use paste_pmem::{Buffers, Owner, Pool};
 use paste_stack::frame::HEAD_MAX;
@@ -53,9 +56,11 @@ use crate::sys::Token;
 use crate::sys::wake::{Waker, Wakeups};
 use crate::worker::{Rest, Task};
 use bell::Bell;
+use joiner::Newcomer;
 use member::Member;
 use table::{HEADER_LEN, Route, Table};
 
+pub use joiner::{JoinError, Joiner};
 pub use port::SwitchPort;
 
 /// Frames taken from the port in one turn.
@@ -147,7 +152,11 @@ pub struct Switch {
     /// Whose turn it is first.
     first: usize,
     bell: Arc<Bell>,
+    /// What wakes it.
+    waker: Waker,
     wakeups: Wakeups,
+    /// Guests that come while it is served.
+    newcomers: Option<Receiver<Newcomer>>,
     poll_ns: u64,
     port_retry_at: Option<u64>,
     /// How often the port went out of service or came back.
@@ -185,8 +194,10 @@ impl Switch {
             tx: TxBatch::new(TX_BUDGET),
             done: Vec::with_capacity(DONE_ROOM),
             first: 0,
-            bell: Arc::new(Bell::new(waker)),
+            bell: Arc::new(Bell::new(waker.clone())),
+            waker,
             wakeups,
+            newcomers: None,
             poll_ns,
             port_retry_at: None,
             port_changes: 0,
@@ -233,6 +244,37 @@ impl Switch {
         let (member, port) = member::pair(name, guest, caps, buffers, Arc::clone(&self.bell), pair);
         self.members.push(member);
         port
+    }
+
+    /// Lets guests come while others are served: at most `room` more.
+    pub fn joiner(&mut self, room: usize) -> Joiner {
+        let (sender, newcomers) = joiner::channel();
+        self.newcomers = Some(newcomers);
+        Joiner {
+            sender,
+            waker: self.waker.clone(),
+            caps: self.port.caps(),
+            buffers: self.pool.buffers().clone(),
+            bell: Arc::clone(&self.bell),
+            room,
+        }
+    }
+
+    /// Takes in who has come.
+    fn admit(&mut self) {
+        while let Some(newcomer) = self.newcomers.as_ref().and_then(|all| all.try_recv().ok()) {
+            let Newcomer { station, mut member } = newcomer;
+            if let Err(error) = self.port.admit(&station) {
+                // It has its end, and others reach it; the NIC's frames do not.
+                tracing::error!(guest = member.name(), %error, "the port cannot take in a guest");
+            }
+            member.set_guest(self.guests.len());
+            tracing::info!(guest = member.name(), "a guest has come to the shared port");
+            let members = self.members.len()..self.members.len() + 1;
+            self.table.add(&station);
+            self.guests.push(Guest { members, choice: None });
+            self.members.push(member);
+        }
     }
 
     fn port_failed(&mut self, now: Now, error: &PortError) {
@@ -467,10 +509,12 @@ impl Task for Switch {
         if token == TOKEN_WAKE {
             self.wakeups.drain();
         }
-        false
+        token == TOKEN_WAKE && self.newcomers.is_some()
     }
 
-    fn control(&mut self, _now: Now) {}
+    fn control(&mut self, _now: Now) {
+        self.admit();
+    }
 
     fn ends_last(&self) -> bool {
         true

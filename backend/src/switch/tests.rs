@@ -32,7 +32,7 @@ struct Wire {
 }
 
 #[derive(Clone, Debug, Default)]
-struct Nic(Arc<Mutex<Wire>>, PortCounters);
+struct Nic(Arc<Mutex<Wire>>, Arc<Mutex<Vec<Station>>>, PortCounters);
 
 impl Nic {
     fn wire(&self) -> MutexGuard<'_, Wire> {
@@ -96,6 +96,11 @@ impl Port for Nic {
         Ok(count)
     }
 
+    fn admit(&mut self, station: &Station) -> Result<(), PortError> {
+        self.1.lock().unwrap().push(station.clone());
+        Ok(())
+    }
+
     fn is_sending(&self) -> bool {
         !self.wire().reading.is_empty()
     }
@@ -111,7 +116,7 @@ impl Port for Nic {
     }
 
     fn counters(&self) -> &PortCounters {
-        &self.1
+        &self.2
     }
 }
 
@@ -204,8 +209,13 @@ struct Rig {
 
 impl Rig {
     fn new(guests: usize) -> Rig {
+        Rig::with_room(guests, 0)
+    }
+
+    /// Likewise, with room for so many more.
+    fn with_room(guests: usize, room: usize) -> Rig {
         let nic = Nic::default();
-        let count = buffers_needed(guests);
+        let count = buffers_needed(guests + room);
         let (waker, wakeups) = wake::pair().unwrap();
         let mut switch = Switch::new(
             "tap:tap0".to_owned(),
@@ -286,6 +296,55 @@ fn a_frame_for_all_reaches_everybody_but_its_sender() {
     assert_eq!(rig.guests[2].bodies(), [b"from a guest"]);
     assert_eq!(rig.sent(), [frame(ALL, rig.guests[0].mac, b"from a guest")]);
     rig.check();
+}
+
+#[test]
+fn guests_come_while_others_are_served_until_there_is_no_room() {
+    let mut rig = Rig::with_room(2, 2);
+    let mut joiner = rig.switch.joiner(2);
+    let station = |index: u8| Station {
+        mac: [0x52, 0x54, 0, 0, 1, index],
+        vlan: None,
+        addresses: vec![[10, 7, 0, index].into()],
+    };
+    let join = |joiner: &mut Joiner, index: u8, mtu| {
+        let pair = wake::pair().unwrap();
+        joiner.join(&format!("late{index}"), &station(index), mtu, pair)
+    };
+    let refused = join(&mut joiner, 1, MTU + 1).unwrap_err();
+    assert_eq!(refused, JoinError::Mtu { asked: MTU + 1, mtu: MTU });
+    for index in [1, 2] {
+        let port = join(&mut joiner, index, MTU).unwrap();
+        assert!(rig.switch.wakeups.drain(), "it is woken");
+        let mac = station(index).mac;
+        rig.guests.push(End { port, pool: pool(600), mac, tx: TxBatch::new(64) });
+        // It may send before the switch has looked, as far as it has buffers: with none.
+        assert!(!rig.guests.last_mut().unwrap().send(ALL, b"early", None));
+        rig.arrives(mac, b"too early");
+        rig.turn();
+        assert!(rig.guests.last_mut().unwrap().receive().is_empty());
+        rig.switch.control(Now::default());
+        rig.turn();
+        // From the NIC, from others, to all, and to others.
+        rig.arrives(mac, b"from outside");
+        assert!(rig.guests[0].send(mac, b"from a guest", None));
+        rig.turn();
+        let last = rig.guests.last_mut().unwrap();
+        assert_eq!(last.bodies(), [&b"from outside"[..], b"from a guest"]);
+        assert!(last.send(ALL, b"to all", None));
+        rig.turn();
+        assert!(rig.guests.last_mut().unwrap().bodies().is_empty());
+        assert_eq!(rig.guests[1].bodies(), [b"to all"]);
+        assert_eq!(rig.sent().len(), 1);
+    }
+    assert_eq!(*rig.nic.1.lock().unwrap(), [station(1), station(2)], "the NIC lets them in");
+    assert_eq!(join(&mut joiner, 3, MTU).unwrap_err(), JoinError::Full);
+    rig.check();
+    // Whoever comes when it has ended is told.
+    let mut rig = Rig::with_room(1, 1);
+    let mut joiner = rig.switch.joiner(1);
+    drop(rig.switch);
+    assert_eq!(join(&mut joiner, 1, MTU).unwrap_err(), JoinError::Gone);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Guests that VMMs ask for on the control socket: those of the configuration, and those
 //! that are made of a template the first time. Once made, a guest stays, with its
-//! addresses, until the process ends.
+//! addresses, until the process ends. Where its template names a port that several can
+//! share, it comes to those that are there.
 
 use std::collections::HashMap;
 use std::io::{self, Read};
@@ -10,14 +11,15 @@ use std::time::Duration;
 
 use paste_pmem::Region;
 
+use super::shared::{Door, Ends, Shared};
 use super::threads::{Placed, Threads};
-use super::{Error, Plain, Ready, lane_name, open};
-use crate::attachment::Common;
-use crate::config::{Config, TemplateError, Wanted};
+use super::{Error, Plain, Ready, lane_name, open, station};
+use crate::attachment::{Attachment, Common};
+use crate::config::{Config, Guest, Template, TemplateError, Wanted};
 use crate::link::wire::STATUS_REFUSED;
 use crate::link::{Control, Post, Request};
 use crate::sys::clock::monotonic_ns;
-use crate::sys::{EventLoop, Token};
+use crate::sys::{EventLoop, Token, wake};
 
 const TOKEN_SIGNAL: Token = 0;
 const TOKEN_CONTROL: Token = 1;
@@ -52,6 +54,54 @@ struct Made {
     threads: Threads,
 }
 
+/// What came of demand, for its end.
+pub(super) struct Served {
+    /// The lanes and the region of each guest.
+    pub(super) guests: Vec<(Vec<String>, Region)>,
+    /// Those of ports before those of guests.
+    pub(super) threads: Vec<Threads>,
+    /// Where frames of ports lie: they have to outlive the threads.
+    pub(super) regions: Vec<Region>,
+}
+
+/// Ports that guests may come to, and those of them that were made.
+struct SharedPorts {
+    doors: Vec<Door>,
+    regions: Vec<Region>,
+    threads: Vec<Threads>,
+}
+
+impl SharedPorts {
+    /// The guest's end of the port that it shares; `None` if it has one of its own. The
+    /// first one of a template that others may follow opens the port for all of them.
+    fn come(
+        &mut self,
+        guest: &Guest,
+        templates: &[Template],
+        common: &mut Common,
+    ) -> Result<Option<Ends>, Error> {
+        if let Some(door) = self.doors.iter_mut().find(|door| door.is_of(guest)) {
+            let system = |source| Error::System { what: "a pipe cannot be made", source };
+            let pair = wake::pair().map_err(system)?;
+            let joined = door.joiner.join(&guest.name, &station(guest), guest.mtu, pair);
+            let port =
+                joined.map_err(|source| Error::Join { guest: guest.name.clone(), source })?;
+            let attachments = vec![Attachment::Port(Box::new(port))];
+            return Ok(Some(Ends { attachments, ports: None }));
+        }
+        let mut shared = Shared::default();
+        if !shared.open_first(guest, templates, common)? {
+            return Ok(None);
+        }
+        let ends = shared.take(&guest.name);
+        let (switches, regions, doors) = shared.into_parts();
+        self.threads.push(Threads::start(switches, None)?);
+        self.regions.extend(regions);
+        self.doors.extend(doors);
+        Ok(ends)
+    }
+}
+
 /// The control socket and who is behind it.
 pub(super) struct Demand {
     control: Option<Control>,
@@ -59,15 +109,22 @@ pub(super) struct Demand {
     config: Config,
     common: Common,
     known: HashMap<String, Known>,
+    ports: SharedPorts,
     made: Vec<Made>,
 }
 
 impl Demand {
     /// Opens the control socket, if there is to be one.
-    pub(super) fn open(config: &Config, common: Common) -> Result<Demand, Error> {
+    pub(super) fn open(config: &Config, common: Common, doors: Vec<Door>) -> Result<Demand, Error> {
         let control = config.control.as_deref().map(Control::bind).transpose()?;
-        let config = config.clone();
-        Ok(Demand { control, config, common, known: HashMap::new(), made: Vec::new() })
+        Ok(Demand {
+            control,
+            config: config.clone(),
+            common,
+            known: HashMap::new(),
+            ports: SharedPorts { doors, regions: Vec::new(), threads: Vec::new() },
+            made: Vec::new(),
+        })
     }
 
     /// A guest of the configuration can be asked for.
@@ -106,9 +163,15 @@ impl Demand {
         Ok(events.wait(timeout)?.contains(&TOKEN_SIGNAL))
     }
 
-    /// The guests that were made, with their threads.
-    pub(super) fn into_guests(self) -> impl Iterator<Item = (Vec<String>, Region, Threads)> {
-        self.made.into_iter().map(|made| (made.names, made.region, made.threads))
+    /// What was made.
+    pub(super) fn into_served(self) -> Served {
+        let SharedPorts { regions, mut threads, .. } = self.ports;
+        let mut guests = Vec::with_capacity(self.made.len());
+        for made in self.made {
+            guests.push((made.names, made.region));
+            threads.push(made.threads);
+        }
+        Served { guests, threads, regions }
     }
 
     fn answer(&mut self, request: Request) {
@@ -150,8 +213,9 @@ impl Demand {
         let Some(guest) = config.guests.last() else {
             return Err(Refusal::Interface(String::new()));
         };
-        let Ready { lanes, region, made, post } =
-            open(guest, None, &mut self.common, None, &Plain)?;
+        let Self { config: before, common, ports, .. } = self;
+        let ends = |common: &mut Common| ports.come(guest, &before.templates, common);
+        let Ready { lanes, region, made, post } = open(guest, ends, common, None, &Plain)?;
         let placed = |(index, lane): (usize, _)| Placed {
             name: lane_name(name, index),
             task: Box::new(lane),

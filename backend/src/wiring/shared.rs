@@ -1,5 +1,6 @@
 //! Ports that several guests share: each is opened once, with a region of the host's
-//! own, and its switch is a task beside the guests.
+//! own, and its switch is a task beside the guests. One that a template names has room for
+//! the guests that come of it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,10 +12,10 @@ use super::{
     Error, HEADROOM, OpenRegionError, fill_random, lane_name, no_random, poll_ns, station,
 };
 use crate::attachment::{Attachment, Common, OpenContext};
-use crate::config::Guest;
+use crate::config::{GUESTS_MAX, Guest, Template};
 use crate::lanes::{Choice, Ports, SECRET_LEN};
 use crate::port::Station;
-use crate::switch::{Switch, buffers_needed};
+use crate::switch::{Joiner, Switch, buffers_needed};
 use crate::sys::clock::realtime_ns;
 use crate::sys::wake;
 
@@ -22,6 +23,8 @@ use crate::sys::wake;
 #[derive(Default)]
 pub(super) struct Shared {
     nics: Vec<Nic>,
+    /// Of those that guests may come to.
+    doors: Vec<Door>,
     /// The ends that are not taken yet, by the guest's name.
     ends: HashMap<String, Ends>,
 }
@@ -41,9 +44,21 @@ struct Nic {
     region: Region,
 }
 
+/// What guests come to a shared port by.
+pub(super) struct Door {
+    /// The kind of device, its name, and the part of it.
+    device: (&'static str, String, Option<u32>),
+    pub(super) joiner: Joiner,
+}
+
 impl Shared {
-    /// Opens every port that more than one guest names, or one with several lanes.
-    pub(super) fn open(guests: &[Guest], common: &mut Common) -> Result<Shared, Error> {
+    /// Opens every port that more than one guest names, or one with several lanes, or one
+    /// and a template.
+    pub(super) fn open(
+        guests: &[Guest],
+        templates: &[Template],
+        common: &mut Common,
+    ) -> Result<Shared, Error> {
         let mut shared = Shared::default();
         let mut seen = Vec::new();
         for guest in guests.iter().filter(|guest| guest.port.kind().shared) {
@@ -54,20 +69,37 @@ impl Shared {
             seen.push(device);
             let sharing: Vec<&Guest> =
                 guests.iter().filter(|g| self::device(g) == device).collect();
-            if sharing.iter().map(|guest| lanes(guest)).sum::<usize>() > 1 {
-                shared.add(&sharing, common)?;
+            let room = room(templates, guest);
+            if sharing.iter().map(|guest| lanes(guest)).sum::<usize>() + room > 1 {
+                shared.add(&sharing, room, common)?;
             }
         }
         Ok(shared)
     }
 
-    fn add(&mut self, guests: &[&Guest], common: &mut Common) -> Result<(), Error> {
+    /// Opens the port of a guest that is the first one there, if a template has others come
+    /// to it. Returns whether it did.
+    pub(super) fn open_first(
+        &mut self,
+        guest: &Guest,
+        templates: &[Template],
+        common: &mut Common,
+    ) -> Result<bool, Error> {
+        let room = room(templates, guest);
+        if room > 1 {
+            self.add(&[guest], room - 1, common)?;
+        }
+        Ok(room > 1)
+    }
+
+    /// A port of these guests, with room for so many more.
+    fn add(&mut self, guests: &[&Guest], room: usize, common: &mut Common) -> Result<(), Error> {
         let system = |what| move |source| Error::System { what, source };
         let first = guests[0];
         let name = first.port.to_string();
         let mtu = guests.iter().map(|guest| guest.mtu).max().unwrap_or(first.mtu);
-        let region =
-            region(guests).map_err(|source| Error::Region { guest: first.name.clone(), source })?;
+        let region = region(guests, room)
+            .map_err(|source| Error::Region { guest: first.name.clone(), source })?;
         let stations: Vec<_> = guests.iter().map(|guest| station(guest)).collect();
         let mut context = OpenContext {
             mtu,
@@ -110,7 +142,12 @@ impl Shared {
             let attachments = ends.into_iter().map(attachment).collect();
             self.ends.insert(guest.name.clone(), Ends { attachments, ports });
         }
-        tracing::info!(port = %name, guests = guests.len(), "port shared");
+        if room > 0 {
+            let (kind, device, part) = device(first);
+            let device = (kind, device.to_owned(), part);
+            self.doors.push(Door { device, joiner: switch.joiner(room) });
+        }
+        tracing::info!(port = %name, guests = guests.len(), room, "port shared");
         self.nics.push(Nic { name, switch, region });
         Ok(())
     }
@@ -120,13 +157,32 @@ impl Shared {
         self.ends.remove(guest)
     }
 
-    /// The switches, and the regions that have to outlive them.
-    pub(super) fn into_parts(self) -> (Vec<Placed>, Vec<Region>) {
+    /// The switches, the regions that have to outlive them, and what guests come to them by.
+    pub(super) fn into_parts(self) -> (Vec<Placed>, Vec<Region>, Vec<Door>) {
         let part = |Nic { name, switch, region }| {
             (Placed { name, task: Box::new(switch), worker: None }, region)
         };
-        self.nics.into_iter().map(part).unzip()
+        let (placed, regions) = self.nics.into_iter().map(part).unzip();
+        (placed, regions, self.doors)
     }
+}
+
+impl Door {
+    /// Whether it is that of the port which the guest names.
+    pub(super) fn is_of(&self, guest: &Guest) -> bool {
+        let (kind, name, part) = &self.device;
+        (*kind, name.as_str(), *part) == device(guest)
+    }
+}
+
+/// Guests that come of templates to the port that a guest names, at most.
+fn room(templates: &[Template], guest: &Guest) -> usize {
+    let names = |template: &&Template| {
+        let port = template.port().filter(|port| port.kind().shared);
+        port.is_some_and(|port| (port.kind().prefix, port.device(), port.part()) == device(guest))
+    };
+    let room = templates.iter().filter(names).map(|template| template.guests_max as usize);
+    room.sum::<usize>().min(GUESTS_MAX)
 }
 
 /// Workers that serve a guest, each a lane of it.
@@ -135,15 +191,15 @@ fn lanes(guest: &Guest) -> usize {
 }
 
 /// What guests share who name the same.
-fn device(guest: &Guest) -> (&str, &str, Option<u32>) {
+fn device(guest: &Guest) -> (&'static str, &str, Option<u32>) {
     (guest.port.kind().prefix, guest.port.device(), guest.port.part())
 }
 
-/// Memory for the frames of a NIC with these guests.
-fn region(guests: &[&Guest]) -> Result<Region, OpenRegionError> {
+/// Memory for the frames of a NIC with these guests and so many more.
+fn region(guests: &[&Guest], room: usize) -> Result<Region, OpenRegionError> {
     let sizes = guests.iter().map(|guest| guest.region.buffer_size);
     let buffer_size = sizes.max().unwrap_or(paste_pmem::BUFFER_SIZE_MIN);
-    let needed = buffers_needed(guests.iter().map(|guest| lanes(guest)).sum());
+    let needed = buffers_needed(guests.iter().map(|guest| lanes(guest)).sum::<usize>() + room);
     let buffers = needed as u64 * u64::from(buffer_size);
     // Beside the buffers it has a head and tables, which are less than that.
     let size = (2 * buffers).max(SIZE_MIN).next_multiple_of(SIZE_STEP);

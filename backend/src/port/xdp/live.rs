@@ -99,6 +99,18 @@ impl Live {
         self.seat.mode()
     }
 
+    /// Has the device let in what is for the guests that are wanted now.
+    ///
+    /// # Errors
+    /// [`XdpError`]; those that it served are served as before.
+    pub(super) fn renew(&mut self, wanted: &Wanted) -> Result<(), XdpError> {
+        let own = self.link.mac.unwrap_or_default();
+        let membership = wanted.join(&self.link, own)?;
+        self.seat.renew(wanted, wanted.addressees(own))?;
+        self._membership = membership;
+        Ok(())
+    }
+
     /// Frames that the kernel had no buffer or no room for.
     pub(super) fn missed(&self) -> u64 {
         self.queues.iter().map(Queue::dropped).sum()

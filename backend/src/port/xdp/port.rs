@@ -12,7 +12,7 @@ use rustix::net::xdp::{XdpDesc, XdpDescOptions};
 
 use super::super::{
     Caps, ETHERNET_LEN, FRAME_OVERHEAD, Now, Port, PortCounters, PortError, Received, RxBatch,
-    give_back, is_malformed,
+    Station, give_back, is_malformed,
 };
 use super::ledger::{Ledger, Slots};
 use super::live::{self, Live, Wanted};
@@ -632,6 +632,17 @@ fn judge_size(wanted: &Wanted) -> Result<(), XdpError> {
 impl Port for XdpPort {
     fn caps(&self) -> Caps {
         Caps { mtu: self.wanted.mtu, tx_csum: false, rx_partial: false, gather: true }
+    }
+
+    fn admit(&mut self, station: &Station) -> Result<(), PortError> {
+        self.wanted.stations.push(station.clone());
+        // Without a device, it is known when there is one.
+        let Some(live) = &mut self.live else { return Ok(()) };
+        let renewed = live.renew(&self.wanted);
+        renewed.map_err(|error| {
+            self.wanted.stations.pop();
+            self.failed("letting in frames for one more guest", io::Error::other(error))
+        })
     }
 
     fn receive(

@@ -59,15 +59,7 @@ impl XdpDevices {
                 let (wanted, is) = (mode.name(), device.mode.name());
                 return Err(XdpError::OtherMode { name, wanted, is });
             }
-            let mut guests = lock(&device.guests);
-            let mut with = guests.clone();
-            with.insert(queue, own);
-            let all: Vec<_> = with.values().flatten().cloned().collect();
-            let program = wanted.load(device.map.as_fd(), &all)?;
-            bpf::replace(device.attached.as_fd(), program.as_fd())
-                .map_err(wanted.failed("BPF_LINK_UPDATE"))?;
-            *guests = with;
-            drop(guests);
+            device.renew(queue, wanted, own)?;
             return Ok(Seat { device, queue });
         }
         let map = wanted.map(link.queues)?;
@@ -80,7 +72,35 @@ impl XdpDevices {
     }
 }
 
+impl Device {
+    /// Writes the program anew with these guests of one port and all those of others.
+    fn renew(
+        &self,
+        queue: Option<u32>,
+        wanted: &Wanted,
+        own: Vec<Addressee>,
+    ) -> Result<(), XdpError> {
+        let mut guests = lock(&self.guests);
+        let mut with = guests.clone();
+        with.insert(queue, own);
+        let all: Vec<_> = with.values().flatten().cloned().collect();
+        let program = wanted.load(self.map.as_fd(), &all)?;
+        bpf::replace(self.attached.as_fd(), program.as_fd())
+            .map_err(wanted.failed("BPF_LINK_UPDATE"))?;
+        *guests = with;
+        Ok(())
+    }
+}
+
 impl Seat {
+    /// Has the program know these guests of the port.
+    ///
+    /// # Errors
+    /// [`XdpError`]; the device is as it was.
+    pub(super) fn renew(&self, wanted: &Wanted, own: Vec<Addressee>) -> Result<(), XdpError> {
+        self.device.renew(self.queue, wanted, own)
+    }
+
     /// The map of sockets, by queue.
     pub(super) fn map(&self) -> BorrowedFd<'_> {
         self.device.map.as_fd()
