@@ -3,14 +3,18 @@
 //! far apart its ranges are.
 //!
 //! The mirror itself is written behind it, with blocks in order and each one once
-//! for all the commits that it was part of: a *checkpoint*. After a loss of power
-//! the journal's records are written over the mirror again.
+//! for all the commits that it was part of: a *checkpoint*. It is done as late as it
+//! can be, because what is stored soon is given up soon too, and what nobody needs any
+//! more is not written ([`Occupied`]). After a loss of power the journal's records are
+//! written over the mirror again.
 //!
 //! # The file
 //!
 //! A header of one block, then two areas of equal length. Records fill one area;
-//! while they fill the other, the first is checkpointed, and it is used again when
-//! that is done. A record begins with a block:
+//! while they fill the second half of the other, the first is checkpointed, and it is
+//! used again when that is done. A commit is one record, or several if it is large:
+//! they are synced together, but never with one of the area before. A record begins
+//! with a block:
 //!
 //! | at | bytes | |
 //! | --- | --- | --- |
@@ -37,27 +41,28 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
-use crate::ranges::{FlushRange, Ranges};
+use crate::dirty::{BLOCK, Dirty};
+use crate::occupied::{Occupied, Turns};
+use crate::ranges::FlushRange;
 use crate::storage::Storage;
 use crate::sys::Mapping;
 
-/// What records are rounded up to.
-const BLOCK: u64 = 4096;
-/// Bytes of a record at most: more is better written where it belongs.
+/// Bytes of a record at most.
 const RECORD_MAX: u64 = 2 << 20;
 const HEAD: usize = 64;
 const RANGE: usize = 16;
 const MAGIC: [u8; 8] = *b"PASTEREC";
 const FILE_MAGIC: [u8; 8] = *b"PASTEJNL";
 const AREA_MIN: u64 = 256 << 10;
-const AREA_MAX: u64 = 16 << 20;
-/// Ranges of an area that are kept apart.
-const RANGES: usize = 32 << 10;
+const AREA_MAX: u64 = 128 << 20;
+/// Ranges of one record at most.
+const RANGES: usize = 8192;
 
 /// Bytes of each area for a mirror of `len` bytes.
 pub(crate) fn area_len(len: u64) -> u64 {
-    (len / 16).next_multiple_of(BLOCK).clamp(AREA_MIN, AREA_MAX)
+    (len / 2).next_multiple_of(BLOCK).clamp(AREA_MIN, AREA_MAX)
 }
 
 /// Bytes of the file with such areas.
@@ -108,136 +113,237 @@ pub(crate) struct WriteFailed {
     pub(crate) source: io::Error,
 }
 
+/// Memory that a file can be written from directly.
+struct Aligned {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Aligned {
+    fn new(len: usize) -> Aligned {
+        let bytes = vec![0; len + BLOCK as usize];
+        let start = bytes.as_ptr().align_offset(BLOCK as usize).min(BLOCK as usize);
+        Aligned { bytes, start }
+    }
+
+    fn first(&mut self, len: usize) -> &mut [u8] {
+        &mut self.bytes[self.start..][..len]
+    }
+}
+
+/// How far the ranges of a commit are in records.
+pub(crate) struct Cut<'a> {
+    ranges: &'a [FlushRange],
+    /// Bytes of the first one that are.
+    done: u64,
+}
+
+impl<'a> Cut<'a> {
+    pub(crate) fn new(ranges: &'a [FlushRange]) -> Cut<'a> {
+        Cut { ranges, done: 0 }
+    }
+}
+
+/// What a checkpoint has to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Nothing yet, or there is none under way.
+    Nothing,
+    /// To write these blocks to the mirror, and to say so by
+    /// [`Journal::checkpoint_wrote`].
+    Write(FlushRange),
+    /// To sync the mirror, and to say so by [`Journal::checkpointed`].
+    Sync,
+}
+
 /// The records that are written, and what of the mirror waits for them.
 pub(crate) struct Journal {
     storage: Box<dyn Storage>,
     sequence: u64,
     area: u64,
-    /// The mirror's blocks that the records of each area are newer than.
-    dirty: [Ranges; 2],
+    /// Bytes of what the mirror is of.
+    len: u64,
+    /// What the records of each area are newer than in the mirror, and the turns of the
+    /// buffers when they were written.
+    dirty: [Dirty; 2],
+    turns: [Turns; 2],
+    occupied: Arc<Occupied>,
     current: usize,
     /// Where the next record goes, from the start of its area.
     at: u64,
     number: u64,
     /// A recovery may find records.
     found: bool,
-    /// The checkpoint under way: of the other area, and its first range that is
-    /// not written.
-    checkpoint: Option<usize>,
-    record: Vec<u8>,
+    /// Something was written and not synced.
+    unsynced: bool,
+    /// The checkpoint under way: of the other area, and how far it is.
+    checkpoint: Option<u64>,
+    /// The ranges of the next record.
+    parts: Vec<FlushRange>,
+    record: Aligned,
 }
 
 impl Journal {
-    /// An empty journal for a mirror whose superblock has this sequence. `number` is
-    /// that of the last record with this sequence, 0 if there is none.
-    pub(crate) fn new(storage: Box<dyn Storage>, sequence: u64, area: u64, number: u64) -> Journal {
+    /// An empty journal for a mirror of `len` bytes, whose superblock has this sequence.
+    /// `number` is that of the last record with this sequence, 0 if there is none.
+    /// `occupied` says what of a record need not get to the mirror.
+    pub(crate) fn new(
+        storage: Box<dyn Storage>,
+        sequence: u64,
+        area: u64,
+        number: u64,
+        len: u64,
+        occupied: Arc<Occupied>,
+    ) -> Journal {
         Journal {
             storage,
             sequence,
             area,
-            dirty: [Ranges::new(RANGES), Ranges::new(RANGES)],
+            len,
+            dirty: [Dirty::new(len), Dirty::new(len)],
+            turns: [occupied.turns(), occupied.turns()],
+            occupied,
             current: 0,
             at: 0,
             number,
             found: number > 0,
+            unsynced: false,
             checkpoint: None,
-            record: Vec::with_capacity(RECORD_MAX.min(area) as usize),
+            parts: Vec::with_capacity(RANGES),
+            record: Aligned::new(RECORD_MAX.min(area) as usize),
         }
     }
 
-    /// Whether these ranges fit into a record.
+    /// Whether these ranges are for the journal: more than half an area is better
+    /// written where it belongs.
     pub(crate) fn takes(&self, ranges: &[FlushRange]) -> bool {
-        let bytes = ranges.iter().fold(0u64, |sum, range| sum.saturating_add(range.len));
-        record_len(ranges.len() as u64, bytes) <= RECORD_MAX.min(self.area)
+        let bytes = ranges
+            .iter()
+            .fold(0u64, |sum, range| sum.saturating_add(range.len).saturating_add(RANGE as u64));
+        bytes <= self.area / 2
     }
 
-    /// Whether there is room for them in the area that is being filled.
-    fn has_room(&self, ranges: &[FlushRange]) -> bool {
-        let bytes = ranges.iter().map(|range| range.len).sum();
-        self.at + record_len(ranges.len() as u64, bytes) <= self.area
-    }
-
-    /// Whether [`Journal::append`] has to wait for a checkpoint first.
-    pub(crate) fn must_checkpoint(&self, ranges: &[FlushRange]) -> bool {
-        !self.has_room(ranges) && self.checkpoint.is_some()
-    }
-
-    /// Writes a record of what the ranges hold now, which [`Journal::takes`], and
-    /// gives where it lies in the file, for [`Journal::appended`] when it is
-    /// synced.
-    pub(crate) fn append(
-        &mut self,
-        mapping: &Mapping,
-        ranges: &[FlushRange],
-    ) -> Result<u64, WriteFailed> {
-        if !self.has_room(ranges) {
-            debug_assert!(self.checkpoint.is_none() && self.dirty[1 - self.current].is_empty());
-            self.dirty[self.current].align(BLOCK);
-            self.checkpoint = Some(0);
-            self.current = 1 - self.current;
-            self.at = 0;
+    /// Takes what is next of a commit's ranges for a record, and gives the record's
+    /// length. `None` after the last.
+    pub(crate) fn next_record(&mut self, cut: &mut Cut<'_>) -> Option<u64> {
+        self.parts.clear();
+        let (max, mut bytes) = (RECORD_MAX.min(self.area), 0);
+        while let Some(&range) = cut.ranges.first() {
+            let head = (HEAD + (self.parts.len() + 1) * RANGE) as u64;
+            let room = max.saturating_sub(head + bytes);
+            if room == 0 || self.parts.len() == RANGES {
+                break;
+            }
+            let left = range.len - cut.done;
+            let len = left.min(room);
+            self.parts.push(FlushRange { offset: range.offset + cut.done, len });
+            bytes += len;
+            if len < left {
+                cut.done += len;
+                break;
+            }
+            (cut.ranges, cut.done) = (&cut.ranges[1..], 0);
         }
-        let record = &mut self.record;
-        record.clear();
-        record.resize(HEAD, 0);
-        let mut bytes = 0;
-        for range in ranges {
-            record.extend_from_slice(&range.offset.to_le_bytes());
-            record.extend_from_slice(&range.len.to_le_bytes());
-            bytes += range.len;
-        }
-        for range in ranges {
-            let from = record.len();
-            record.resize(from + range.len as usize, 0);
-            let read = mapping.read_words_at(range.offset as usize, &mut record[from..]);
+        (!self.parts.is_empty()).then(|| record_len(self.parts.len() as u64, bytes))
+    }
+
+    /// Whether a record of so many bytes has room in the area that is being filled.
+    /// Otherwise it has to be synced, the checkpoint under way ended, and
+    /// [`Journal::turn`] called.
+    pub(crate) fn has_room(&self, len: u64) -> bool {
+        self.at + len <= self.area
+    }
+
+    /// Begins to fill the other area, and to checkpoint this one.
+    pub(crate) fn turn(&mut self) {
+        debug_assert!(self.checkpoint.is_none() && !self.unsynced);
+        self.checkpoint = Some(0);
+        self.current = 1 - self.current;
+        self.at = 0;
+    }
+
+    /// Writes a record of what the ranges of [`Journal::next_record`] hold now. It is
+    /// durable after [`Journal::sync`].
+    pub(crate) fn append(&mut self, mapping: &Mapping) -> Result<u64, WriteFailed> {
+        let bytes: u64 = self.parts.iter().map(|range| range.len).sum();
+        let len = record_len(self.parts.len() as u64, bytes) as usize;
+        let record = self.record.first(len);
+        record[..HEAD].fill(0);
+        let (mut entry, mut from) = (HEAD, HEAD + self.parts.len() * RANGE);
+        for range in &self.parts {
+            record[entry..entry + 8].copy_from_slice(&range.offset.to_le_bytes());
+            record[entry + 8..entry + RANGE].copy_from_slice(&range.len.to_le_bytes());
+            entry += RANGE;
+            let end = from + range.len as usize;
+            let read = mapping.read_words_at(range.offset as usize, &mut record[from..end]);
             debug_assert!(read, "judged when it was added");
+            from = end;
         }
-        record.resize(record.len().next_multiple_of(BLOCK as usize), 0);
+        record[from..].fill(0);
         record[..8].copy_from_slice(&MAGIC);
         record[8..16].copy_from_slice(&self.sequence.to_le_bytes());
         record[16..24].copy_from_slice(&(self.number + 1).to_le_bytes());
         record[24..32].copy_from_slice(&bytes.to_le_bytes());
-        record[32..36].copy_from_slice(&(ranges.len() as u32).to_le_bytes());
+        record[32..36].copy_from_slice(&(self.parts.len() as u32).to_le_bytes());
         let crc = crc(record);
         record[36..40].copy_from_slice(&crc.to_le_bytes());
-        let (at, len) = (start(self.area, self.current) + self.at, record.len());
-        self.found = true;
+        let at = start(self.area, self.current) + self.at;
+        (self.found, self.unsynced) = (true, true);
         self.storage.write_at(record, at).map_err(|source| WriteFailed { at, len, source })?;
+        // Also if its commit fails: it is there, and the next one goes behind it.
+        self.at += len as u64;
+        self.number += 1;
+        for &range in &self.parts {
+            self.dirty[self.current].mark(range);
+            self.occupied.note(range, &mut self.turns[self.current]);
+        }
         Ok(len as u64)
     }
 
-    /// Waits until what was written is in storage.
-    pub(crate) fn sync(&mut self) -> io::Result<()> {
-        self.storage.sync()
+    /// Waits until what was written is in storage. Whether there was anything.
+    pub(crate) fn sync(&mut self) -> io::Result<bool> {
+        if !self.unsynced {
+            return Ok(false);
+        }
+        self.storage.sync()?;
+        self.unsynced = false;
+        Ok(true)
     }
 
-    /// The record of these ranges, `len` bytes, is durable.
-    pub(crate) fn appended(&mut self, ranges: &[FlushRange], len: u64) {
-        self.at += len;
-        self.number += 1;
-        for &range in ranges {
-            self.dirty[self.current].push(range);
+    /// What the checkpoint under way has to do next: if `whole`, up to its end;
+    /// otherwise so that it ends well before the area is full, and begins as late as that
+    /// allows.
+    pub(crate) fn checkpoint_next(&mut self, whole: bool, max: u64) -> Next {
+        let Some(cursor) = self.checkpoint else { return Next::Nothing };
+        let goal = if whole { self.len } else { self.goal() };
+        if cursor >= goal {
+            return if goal == self.len { Next::Sync } else { Next::Nothing };
+        }
+        let other = 1 - self.current;
+        let is_void = |at| self.occupied.is_void(at, &self.turns[other]);
+        match self.dirty[other].next_run(cursor, goal, max, is_void) {
+            Some(run) => Next::Write(run),
+            None => {
+                self.checkpoint = Some(goal);
+                if goal == self.len { Next::Sync } else { Next::Nothing }
+            }
         }
     }
 
-    /// The next ranges, blocks, that the checkpoint under way has to write to the
-    /// mirror, of about `bytes` together, for [`Journal::checkpoint_wrote`]. Empty
-    /// when they are all written: the mirror is to be synced, and then
-    /// [`Journal::checkpointed`]. `None` if there is no checkpoint under way.
-    pub(crate) fn to_checkpoint(&self, bytes: u64) -> Option<&[FlushRange]> {
-        let ranges = &self.dirty[1 - self.current].as_slice()[self.checkpoint?..];
-        let (mut sum, mut count) = (0, 0);
-        while count < ranges.len() && sum < bytes {
-            sum += ranges[count].len;
-            count += 1;
-        }
-        Some(&ranges[..count])
+    /// How far a checkpoint should be: from half of the area on, it keeps step with what
+    /// fills it.
+    fn goal(&self) -> u64 {
+        let (begin, end) = (self.area / 2, self.area / 8 * 7);
+        let done = self.at.clamp(begin, end) - begin;
+        let goal = u128::from(self.len) * u128::from(done) / u128::from(end - begin);
+        let goal = goal as u64;
+        if goal == self.len { goal } else { goal - goal % BLOCK }
     }
 
-    /// So many of them are written.
-    pub(crate) fn checkpoint_wrote(&mut self, count: usize) {
+    /// They are written.
+    pub(crate) fn checkpoint_wrote(&mut self, run: FlushRange) {
         if let Some(cursor) = &mut self.checkpoint {
-            *cursor += count;
+            *cursor = run.end().min(self.len);
         }
     }
 
@@ -247,13 +353,12 @@ impl Journal {
         self.checkpoint = None;
     }
 
-    /// Everything in the mirror that any record is newer than. When it is written
-    /// and synced, [`Journal::forget`] is to be called, and nothing before that.
-    pub(crate) fn take_dirty(&mut self, into: &mut Ranges) {
-        for dirty in &mut self.dirty {
-            into.append(dirty);
+    /// Adds what any record is newer than in the mirror. When all of it is written and
+    /// synced, [`Journal::forget`] may be called.
+    pub(crate) fn add_dirty(&self, to: &mut Dirty) {
+        for (dirty, turns) in self.dirty.iter().zip(&self.turns) {
+            to.merge(dirty, |at| self.occupied.is_void(at, turns));
         }
-        self.checkpoint = None;
     }
 
     /// Whether there is no record that a recovery would find.
@@ -266,12 +371,16 @@ impl Journal {
     /// # Errors
     /// Of the storage; records may be found then, or not.
     pub(crate) fn forget(&mut self) -> io::Result<()> {
-        for index in [0, 1] {
-            self.storage.write_at(&[0; BLOCK as usize], start(self.area, index))?;
+        // The older ones first: without the newer ones they would undo what those did.
+        for index in [1 - self.current, self.current] {
+            let zeros = self.record.first(BLOCK as usize);
+            zeros.fill(0);
+            self.storage.write_at(zeros, start(self.area, index))?;
+            self.storage.sync()?;
         }
-        self.storage.sync()?;
-        self.dirty.iter_mut().for_each(Ranges::clear);
-        (self.current, self.at, self.checkpoint, self.found) = (0, 0, None, false);
+        self.dirty.iter_mut().for_each(Dirty::clear);
+        (self.current, self.at, self.checkpoint) = (0, 0, None);
+        (self.found, self.unsynced) = (false, false);
         Ok(())
     }
 }
@@ -404,11 +513,12 @@ fn read_record(
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     use proptest::prelude::*;
 
     use super::*;
+    use crate::layout::Part;
     use crate::sys;
 
     const AREA: u64 = 16 << 10;
@@ -463,6 +573,7 @@ mod tests {
     struct Bench {
         mapping: Mapping,
         file: Shared,
+        occupied: Arc<Occupied>,
         journal: Journal,
     }
 
@@ -470,18 +581,23 @@ mod tests {
         let memory = sys::memory_file("journal", LEN, Default::default()).unwrap();
         let mapping = Mapping::from_fd(memory.as_fd(), 0, LEN as usize, true).unwrap();
         let file = Shared::new();
-        let journal = Journal::new(Box::new(file.clone()), 1, AREA, 0);
-        Bench { mapping, file, journal }
+        // One buffer, at the end.
+        let buffers = Part { offset: LEN - BLOCK, len: BLOCK };
+        let occupied = Arc::new(Occupied::new(buffers, BLOCK as u32));
+        let journal = Journal::new(Box::new(file.clone()), 1, AREA, 0, LEN, Arc::clone(&occupied));
+        Bench { mapping, file, occupied, journal }
     }
 
     impl Bench {
         fn append(&mut self, offset: u64) {
             let range = [FlushRange { offset, len: 8 }];
-            if self.journal.must_checkpoint(&range) {
+            let len = self.journal.next_record(&mut Cut::new(&range)).unwrap();
+            if !self.journal.has_room(len) {
                 self.journal.checkpointed();
+                self.journal.turn();
             }
-            let len = self.journal.append(&self.mapping, &range).unwrap();
-            self.journal.appended(&range, len);
+            assert_eq!(self.journal.append(&self.mapping).unwrap(), len);
+            assert!(self.journal.sync().unwrap());
         }
     }
 
@@ -513,10 +629,70 @@ mod tests {
     fn what_is_too_large_is_not_taken() {
         let bench = bench();
         let range = |len| [FlushRange { offset: 0, len }];
-        assert!(bench.journal.takes(&range(AREA - 80)));
-        assert!(!bench.journal.takes(&range(AREA - 79)));
+        assert!(bench.journal.takes(&range(AREA / 2 - 16)));
+        assert!(!bench.journal.takes(&range(AREA / 2 - 15)));
         assert!(!bench.journal.takes(&range(u64::MAX)));
         assert!(!bench.journal.takes(&[range(u64::MAX)[0], range(u64::MAX)[0]]));
+    }
+
+    proptest! {
+        /// A commit of any ranges is cut into records that fit, and nothing is left out.
+        #[test]
+        fn records_have_all_of_a_commit(
+            lens in prop::collection::vec(1u64..40_000, 1..30),
+        ) {
+            let mut bench = bench();
+            let ranges: Vec<FlushRange> =
+                lens.iter().map(|&len| FlushRange { offset: len % 1000, len }).collect();
+            let mut cut = Cut::new(&ranges);
+            let mut parts = Vec::new();
+            while let Some(len) = bench.journal.next_record(&mut cut) {
+                prop_assert!(len <= AREA && len % BLOCK == 0);
+                parts.extend_from_slice(&bench.journal.parts);
+            }
+            let mut parts = parts.into_iter();
+            for range in ranges {
+                let mut at = range.offset;
+                while at < range.end() {
+                    let part = parts.next().expect("all of it");
+                    prop_assert!(part.offset == at && part.end() <= range.end());
+                    at = part.end();
+                }
+            }
+            prop_assert_eq!(parts.next(), None);
+        }
+    }
+
+    /// A checkpoint begins when half of the next area is full, keeps step with it, and
+    /// is done before that one is.
+    #[test]
+    fn a_checkpoint_is_as_late_as_can_be() {
+        let mut bench = bench();
+        (0..4).for_each(|at| bench.append(at * 8192));
+        let next = |bench: &mut Bench| bench.journal.checkpoint_next(false, BLOCK);
+        assert_eq!(next(&mut bench), Next::Nothing, "there is none");
+        bench.append(60_000);
+        bench.append(60_000);
+        assert_eq!(next(&mut bench), Next::Nothing, "half is full");
+        bench.append(60_000);
+        // Two thirds of the way to seven eighths.
+        for at in [0, 8192, 16_384, 24_576] {
+            let run = FlushRange { offset: at, len: BLOCK };
+            assert_eq!(next(&mut bench), Next::Write(run));
+            bench.journal.checkpoint_wrote(run);
+        }
+        assert_eq!(next(&mut bench), Next::Nothing);
+        bench.append(60_000);
+        assert_eq!(next(&mut bench), Next::Sync);
+        bench.journal.checkpointed();
+        assert_eq!(next(&mut bench), Next::Nothing);
+        // What is void is not written, even if all is to be done at once.
+        (0..5).for_each(|_| bench.append(LEN - 8));
+        let at_once = bench.journal.checkpoint_next(true, BLOCK);
+        assert_eq!(at_once, Next::Write(FlushRange { offset: LEN - BLOCK, len: BLOCK }));
+        bench.occupied.set(0, false);
+        bench.occupied.set(0, true);
+        assert_eq!(bench.journal.checkpoint_next(true, BLOCK), Next::Sync);
     }
 
     #[test]

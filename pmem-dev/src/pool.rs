@@ -22,6 +22,7 @@ use paste_abi::CHANNELS_MAX;
 use crate::buffers::Buffers;
 use crate::claims;
 use crate::layout::Part;
+use crate::occupied::Occupied;
 use crate::sys::Mapping;
 
 /// Who owns a buffer.
@@ -125,6 +126,8 @@ struct ClaimBits {
 pub struct Pool {
     buffers: Buffers,
     claims: Option<ClaimBits>,
+    /// Who asks which buffers are a guest's, or were and are claimed.
+    occupied: Option<Arc<Occupied>>,
     entries: Box<[Entry]>,
     lists: [List; CODES],
 }
@@ -174,7 +177,8 @@ impl Pool {
     pub fn new(buffers: Buffers) -> Pool {
         let entry = Entry { next: END, prev: END, owner: POOL, guests: false };
         let entries = vec![entry; buffers.count() as usize].into_boxed_slice();
-        let mut pool = Pool { buffers, claims: None, entries, lists: [List::EMPTY; CODES] };
+        let mut pool =
+            Pool { buffers, claims: None, occupied: None, entries, lists: [List::EMPTY; CODES] };
         for buf in (0..pool.buffers.count()).rev() {
             pool.link(buf, POOL);
         }
@@ -184,14 +188,17 @@ impl Pool {
     /// The buffers of a region whose claim table is `table` of `mapping`: those
     /// claimed now are [`Owner::Claimed`], all others free, to be taken in the
     /// order of their indices. `None` if the table does not lie in the mapping.
+    /// `occupied` is kept told of what is a guest's, and of what is claimed.
     pub(crate) fn with_claims(
         buffers: Buffers,
         mapping: &Arc<Mapping>,
         table: Part,
+        occupied: Option<Arc<Occupied>>,
     ) -> Option<Pool> {
         // Read once into memory of the host's, and judged from there.
         let bits = claims::snapshot(mapping, table, buffers.count())?;
         let mut pool = Pool::new(buffers);
+        pool.occupied = occupied;
         pool.lists[usize::from(POOL)] = List::EMPTY;
         for buf in (0..pool.buffers.count()).rev() {
             let claimed = bits[buf as usize / 64] >> (buf % 64) & 1 == 1;
@@ -215,6 +222,7 @@ impl Pool {
             let mut pool = Pool {
                 buffers: self.buffers.clone(),
                 claims: self.claims.clone(),
+                occupied: self.occupied.clone(),
                 entries: self.entries.clone(),
                 lists: [List::EMPTY; CODES],
             };
@@ -367,11 +375,14 @@ impl Pool {
             // Port and stack find their buffers by their own means, and what is
             // claimed is only ever asked for by name.
             PORT | STACK | ELSEWHERE => return,
-            CLAIMED => {
-                entry.guests = true;
-                return;
-            }
+            CLAIMED => entry.guests = true,
             _ => entry.guests = code >= GUEST,
+        }
+        if let Some(occupied) = &self.occupied {
+            occupied.set(buf, entry.guests);
+        }
+        if code == CLAIMED {
+            return;
         }
         let head = std::mem::replace(&mut self.lists[usize::from(code)].head, buf);
         entry.next = head;

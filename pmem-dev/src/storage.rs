@@ -18,6 +18,15 @@ pub trait Storage: Send {
     /// Those of pwrite(2); some of it may have been written.
     fn write_at(&mut self, data: &[u8], at: u64) -> io::Result<()>;
 
+    /// Reads bytes at `at`, as they were written last, synced or not. Need not be able
+    /// to.
+    ///
+    /// # Errors
+    /// Those of pread(2), and of a file that ends before.
+    fn read_at(&mut self, _out: &mut [u8], _at: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Waits until all that was written is in storage.
     ///
     /// # Errors
@@ -34,6 +43,10 @@ impl Storage for File {
         Storage::write_at(&mut &*self, data, at)
     }
 
+    fn read_at(&mut self, out: &mut [u8], at: u64) -> io::Result<()> {
+        Storage::read_at(&mut &*self, out, at)
+    }
+
     fn sync(&mut self) -> io::Result<()> {
         self.sync_data()
     }
@@ -46,6 +59,10 @@ impl Storage for File {
 impl Storage for &File {
     fn write_at(&mut self, data: &[u8], at: u64) -> io::Result<()> {
         self.write_all_at(data, at)
+    }
+
+    fn read_at(&mut self, out: &mut [u8], at: u64) -> io::Result<()> {
+        self.read_exact_at(out, at)
     }
 
     fn sync(&mut self) -> io::Result<()> {

@@ -225,7 +225,7 @@ struct Small {
 impl Small {
     fn new() -> Small {
         let dir = tempfile::tempdir().expect("a directory can be made");
-        run("mount", &["-t", "tmpfs", "-o", "size=19m", "paste-tests"], dir.path());
+        run("mount", &["-t", "tmpfs", "-o", "size=33m", "paste-tests"], dir.path());
         Small { dir }
     }
 

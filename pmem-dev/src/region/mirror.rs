@@ -8,7 +8,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -22,6 +22,7 @@ use crate::devdax;
 use crate::flusher::Flusher;
 use crate::journal::{self, Journal};
 use crate::layout::SIZE_MIN;
+use crate::occupied::Occupied;
 use crate::superblock::{self, Found};
 use crate::sys::{self, Mapping};
 use crate::uuid::Uuid;
@@ -82,6 +83,19 @@ pub(super) fn replay(
     let (sequence, len) = (block.sequence.get(), block.guest_len.get());
     journal::replay(&file, block.journal_area.get(), sequence, len, apply)
         .map_err(|e| system(&name, "read", e))
+}
+
+/// Opens a journal's file a second time, past the system's cache: nobody reads what is
+/// written to it, but after a crash. `None` where that cannot be.
+fn open_direct(path: &Path, journal: &File) -> Option<File> {
+    let file =
+        File::options().read(true).write(true).custom_flags(libc::O_DIRECT).open(path).ok()?;
+    let identity = |file: &File| file.metadata().map(|m| (m.dev(), m.ino())).ok();
+    // A disk with larger blocks than records have takes none of them.
+    let mut block = vec![0; 2 * BLOCK];
+    let start = block.as_ptr().align_offset(BLOCK).min(BLOCK);
+    file.read_exact_at(&mut block[start..start + BLOCK], 0).ok()?;
+    (identity(&file)? == identity(journal)?).then_some(file)
 }
 
 /// A mirror that was there already.
@@ -211,14 +225,17 @@ impl Mirror {
         guest: Arc<Mapping>,
         block: &Superblock,
         suspect: Arc<AtomicBool>,
+        occupied: Arc<Occupied>,
     ) -> Result<Option<Flusher>, RegionError> {
         let Some(OpenJournal { file, area }) = &self.journal else { return Ok(None) };
         let duplicate =
             |file: &File| file.try_clone().map_err(|e| system(&self.name, "duplicate", e));
         // One before this one may have left records.
         let last = self.settle(&self.marked(block))?;
-        let mut journal =
-            Journal::new(Box::new(duplicate(file)?), block.sequence.get(), *area, last);
+        let (sequence, len) = (block.sequence.get(), block.guest_len.get());
+        let storage =
+            open_direct(&journal_path(&self.path), file).map_or_else(|| duplicate(file), Ok)?;
+        let mut journal = Journal::new(Box::new(storage), sequence, *area, last, len, occupied);
         if last > 0 {
             journal.forget().map_err(|e| system(&self.name, "write the journal of", e))?;
         }

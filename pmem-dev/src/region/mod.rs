@@ -26,6 +26,7 @@ use crate::devdax;
 use crate::domain::Domain;
 use crate::flusher::Flusher;
 use crate::layout::{Geometry, PAGE, SIZE_MIN};
+use crate::occupied::Occupied;
 use crate::pool::Pool;
 use crate::superblock::{self, Found, SuperblockError};
 use crate::sys::{self, HugePages, Mapping, Os, Shape, System};
@@ -106,6 +107,7 @@ pub struct Region {
     mirror: Option<Mirror>,
     /// Its storage has failed a sync: see [`Flusher`].
     suspect: Arc<AtomicBool>,
+    occupied: Arc<Occupied>,
 }
 
 impl Region {
@@ -195,6 +197,7 @@ impl Region {
             domain,
             mirror: None,
             suspect: Arc::default(),
+            occupied: occupied(&geometry),
         })
     }
 
@@ -269,6 +272,7 @@ impl Region {
             domain,
             mirror: None,
             suspect: Arc::default(),
+            occupied: occupied(&geometry),
         };
         Ok((region, Opened { clean, repaired: damaged }))
     }
@@ -360,7 +364,8 @@ impl Region {
         let mapping = Arc::clone(&self.guest);
         let suspect = Arc::clone(&self.suspect);
         if let Some(mirror) = &self.mirror {
-            return mirror.flusher(mapping, &self.block, suspect);
+            let occupied = Arc::clone(&self.occupied);
+            return mirror.flusher(mapping, &self.block, suspect, occupied);
         }
         if self.domain != Domain::Mirror {
             return Ok(None);
@@ -428,11 +433,17 @@ impl Region {
     }
 
     /// The owners of the buffers, as the claim table has them now: what is
-    /// claimed is handed out to nobody, and everything else is free.
+    /// claimed is handed out to nobody, and everything else is free. There is one at
+    /// a time: what is free in it need not outlive a loss of power.
     pub fn pool(&self) -> Pool {
-        Pool::with_claims(self.buffers(), &self.guest, self.geometry.claims())
+        let occupied = self.mirror.is_some().then(|| Arc::clone(&self.occupied));
+        Pool::with_claims(self.buffers(), &self.guest, self.geometry.claims(), occupied)
             .expect("a geometry holds only a claim table that lies in the mapping")
     }
+}
+
+fn occupied(geometry: &Geometry) -> Arc<Occupied> {
+    Arc::new(Occupied::new(geometry.buffers(), geometry.buffer_size()))
 }
 
 /// Opens and locks the device at `path` for a new region of `size` bytes; `None` if
