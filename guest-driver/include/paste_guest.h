@@ -308,8 +308,9 @@ int32_t paste_open(const char *socket,
 
 /**
  * As paste_open, inside a virtual machine: by its network device `interface`, with the
- * region that its kernel shows at `region`, such as "/dev/dax0.0". Without one, NULL,
- * payload travels in the frames.
+ * region that its kernel shows at `region`, such as "/dev/dax0.0"; or "pci", for the PCI
+ * device that has it, an ivshmem or paste-region device, or "pci:0000:00:06.0", for the
+ * one at this address. Without one, NULL, payload travels in the frames.
  */
 int32_t paste_open_device(const char *interface,
                           const char *region,

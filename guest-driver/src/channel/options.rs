@@ -18,8 +18,9 @@ pub enum Endpoint {
     Packet {
         /// Name of the network device, such as `eth0`. It is up.
         interface: String,
-        /// The device of the region, such as `/dev/dax0.0`; without one, slots are
-        /// inline, as with [`Options::inline`].
+        /// The device of the region, such as `/dev/dax0.0`; `pci`, for the ivshmem or
+        /// paste-region device that has it, or `pci:0000:00:06.0`, for the one at this
+        /// address. Without any, slots are inline, as with [`Options::inline`].
         region: Option<PathBuf>,
     },
 }
@@ -31,7 +32,7 @@ impl Endpoint {
     }
 
     /// The backend behind the network device `interface`, with the region that the
-    /// kernel shows at `region`.
+    /// kernel shows at `region`: see [`Endpoint::Packet`].
     #[cfg(target_os = "linux")]
     pub fn packet(interface: impl Into<String>, region: impl Into<PathBuf>) -> Endpoint {
         Endpoint::Packet { interface: interface.into(), region: Some(region.into()) }

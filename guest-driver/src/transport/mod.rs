@@ -8,6 +8,8 @@
 pub(crate) mod loopback;
 #[cfg(target_os = "linux")]
 pub(crate) mod packet;
+#[cfg(target_os = "linux")]
+mod region;
 pub(crate) mod vhost_user;
 
 use std::time::Duration;
@@ -75,6 +77,17 @@ pub enum TransportError {
         .0.display()
     )]
     OtherRegion(std::path::PathBuf),
+    /// No PCI device shows the region.
+    #[error(
+        "no PCI device shows the region that the host serves: is there an ivshmem or paste-region \
+         device, and may this user map it (root)?"
+    )]
+    NoRegionDevice,
+    /// It is no address of a PCI device.
+    #[error(
+        "\"{0}\" is no address of a PCI device: write one as lspci -D does, as in 0000:00:06.0"
+    )]
+    PciAddress(String),
     /// This processor cannot make stores durable as the region asks for.
     #[error(transparent)]
     Domain(#[from] paste_pmem::DomainError),

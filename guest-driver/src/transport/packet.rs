@@ -1,6 +1,6 @@
 //! An application in a virtual machine, beside the kernel's own driver: frames go
 //! through a packet socket on the network device, and the region is the device
-//! DAX that the kernel shows it as.
+//! DAX that the kernel shows it as, or memory of a PCI device ([`region`]).
 //!
 //! It needs nothing but the kernel: CAP_NET_RAW for the socket, and the right to
 //! open the region's device. The socket's rings are memory that is shared with the
@@ -15,17 +15,13 @@
 //! than the ring has places. A device's queue that is full leaves frames in the ring,
 //! which are then sent before any other.
 
-use std::fs::File;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use paste_abi::ETHERTYPE;
 use paste_abi::frame::{FRAME_SIZE_MAX, FRAME_SIZE_MIN, is_paste};
-use paste_pmem::RegionMedium;
 
-use super::{Polling, Timeout, Transport, TransportError, TransportStats};
+use super::{Polling, Timeout, Transport, TransportError, TransportStats, region};
 use crate::sys::packet::{Device, Packets, Wanted};
 use crate::sys::{self, Mapping};
 
@@ -44,7 +40,7 @@ const RESERVED: usize = 8;
 /// How long to wait before frames that found the device's queue full are tried again.
 const FULL: Duration = Duration::from_millis(1);
 
-/// A packet socket and a device DAX.
+/// A packet socket, and the region's device.
 #[derive(Debug)]
 pub(crate) struct PacketSocket {
     interface: String,
@@ -220,23 +216,7 @@ impl Transport for PacketSocket {
 
     fn map_region(&mut self, uuid: [u8; 16], len: u64) -> Result<Mapping, TransportError> {
         let region = self.region.as_ref().ok_or(TransportError::Unsupported("a region"))?;
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .open(region)
-            .map_err(TransportError::system("opening the region's device"))?;
-        let len = usize::try_from(len)
-            .map_err(|_| TransportError::Protocol("the region is larger than memory can be"))?;
-        let map = || {
-            Mapping::from_fd(file.as_fd(), 0, len, true)
-                .map_err(|error| TransportError::Map { what: "mapping the region", error })
-        };
-        // A guest with more than one such device may have named another one's.
-        let medium = RegionMedium::new(Arc::new(map()?), None);
-        match paste_pmem::guest_layout(&medium) {
-            Ok((found, _)) if found.0 == uuid => map(),
-            _ => Err(TransportError::OtherRegion(region.clone())),
-        }
+        region::map(region, uuid, len)
     }
 
     fn reconnect(&mut self) -> Result<(), TransportError> {

@@ -129,6 +129,8 @@ pub struct Setup {
     pub drivers: Vec<&'static str>,
     /// Files of regions: the first is `/dev/dax0.0` in the machine.
     pub regions: Vec<PathBuf>,
+    /// Files of regions that ivshmem devices show, each of a power of two of bytes.
+    pub shown: Vec<PathBuf>,
     /// Its network devices.
     pub nics: Vec<Nic>,
     /// It boots again when it is reset; without, it ends.
@@ -185,6 +187,14 @@ impl Vm {
                 region.display()
             ));
             qemu.args(["-device", &format!("virtio-pmem-pci,memdev=pm{index}")]);
+        }
+        for (index, region) in setup.shown.iter().enumerate() {
+            let len = region.metadata().expect("the region is there").len();
+            qemu.arg("-object").arg(format!(
+                "memory-backend-file,id=shm{index},mem-path={},size={len},share=on",
+                region.display()
+            ));
+            qemu.args(["-device", &format!("ivshmem-plain,memdev=shm{index}")]);
         }
         for (index, nic) in setup.nics.iter().enumerate() {
             nic.describe(index, &mut qemu);
