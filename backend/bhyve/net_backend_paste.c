@@ -26,17 +26,10 @@
  */
 
 #include <sys/param.h>
-#ifndef WITHOUT_CAPSICUM
-#include <sys/capsicum.h>
-#endif
 #include <sys/endian.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
-#include <sys/un.h>
 
-#ifndef WITHOUT_CAPSICUM
-#include <capsicum_helpers.h>
-#endif
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -56,19 +49,14 @@
 #include "net_backends.h"
 #include "net_backends_priv.h"
 #include "net_utils.h"
+#include "paste_link.h"
 #include "paste_wire.h"
 #include "pci_emul.h"
-
-#define	PASTE_SOCKET	"/var/run/pasted/control.sock"
 
 /* Records in each direction. */
 #define	PASTE_RECORDS	16
 /* Of those to pasted, what only PASTE frames may fill. */
 #define	PASTE_RESERVE	4
-/* Seconds to wait for an answer, and between attempts. */
-#define	PASTE_ANSWER	5
-#define	PASTE_RETRY	1
-
 #define	PASTE_ETHERTYPE	0x88b5
 
 /*
@@ -171,52 +159,6 @@ paste_record_good(const struct paste_record *r)
 	return (at == r->len);
 }
 
-static void
-paste_wake(struct paste_priv *p)
-{
-	/* A pipe that is full wakes as well. */
-	(void)!write(p->wake[1], "", 1);
-}
-
-static void
-paste_drain(int fd)
-{
-	char buf[64];
-
-	while (read(fd, buf, sizeof(buf)) > 0)
-		;
-}
-
-static void
-paste_limit(int fd __unused, bool reads __unused, bool writes __unused)
-{
-#ifndef WITHOUT_CAPSICUM
-	cap_rights_t rights;
-
-	cap_rights_init(&rights, CAP_EVENT);
-	if (reads)
-		cap_rights_set(&rights, CAP_READ);
-	if (writes)
-		cap_rights_set(&rights, CAP_WRITE);
-	if (caph_rights_limit(fd, &rights) == -1)
-		EPRINTLN("paste: a descriptor's rights cannot be limited: %s",
-		    strerror(errno));
-#endif
-}
-
-/* Waits for an answer of pasted's; false if there is none in time. */
-static bool
-paste_wait_answer(int sock)
-{
-	struct pollfd pfd = { .fd = sock, .events = POLLIN };
-	int ready;
-
-	do {
-		ready = poll(&pfd, 1, PASTE_ANSWER * 1000);
-	} while (ready == -1 && errno == EINTR);
-	return (ready == 1);
-}
-
 /*
  * Asks for the guest on a new socket.  Returns it, or -1 with errno, or -2 when
  * pasted has said no.
@@ -233,25 +175,16 @@ paste_ask(struct paste_priv *p, bool has_driver, uint64_t features,
 		struct paste_head head;
 		struct paste_welcome welcome;
 	} __attribute__((packed)) answer;
-	struct sockaddr_un sun;
 	ssize_t n;
 	int error, size, sock;
 
-	sock = socket(PF_LOCAL, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	sock = paste_connect(p->dir, p->name);
 	if (sock == -1)
 		return (-1);
 	/* A record must fit at once, and several should. */
 	size = PASTE_RECORDS * PASTE_RECORD_MAX;
 	(void)setsockopt(sock, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
 	(void)setsockopt(sock, SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
-
-	memset(&sun, 0, sizeof(sun));
-	sun.sun_family = AF_LOCAL;
-	strlcpy(sun.sun_path, p->name, sizeof(sun.sun_path));
-	if (connectat(p->dir, sock, (const struct sockaddr *)&sun,
-	    sizeof(sun)) == -1)
-		goto fail;
-	paste_limit(sock, true, true);
 
 	memset(&ask, 0, sizeof(ask));
 	ask.head.version = PASTE_WIRE_VERSION;
@@ -264,7 +197,7 @@ paste_ask(struct paste_priv *p, bool has_driver, uint64_t features,
 	memcpy(ask.hello.interface, p->ifname, sizeof(ask.hello.interface));
 	if (send(sock, &ask, sizeof(ask), MSG_NOSIGNAL) != sizeof(ask))
 		goto fail;
-	if (!paste_wait_answer(sock)) {
+	if (!paste_wait_answer(sock, PASTE_ANSWER)) {
 		errno = ETIMEDOUT;
 		goto fail;
 	}
@@ -532,51 +465,6 @@ paste_number(const char *text, unsigned long max, unsigned long *out)
 	return (errno != 0 || *text == '\0' || *end != '\0' || *out > max ? -1 : 0);
 }
 
-static int
-paste_copy(char *to, size_t size, const char *what, const char *text)
-{
-	if (strlcpy(to, text, size) < size && text[0] != '\0')
-		return (0);
-	EPRINTLN("paste: %s \"%s\": it has 1 to %zu characters", what, text,
-	    size - 1);
-	return (-1);
-}
-
-/* Where pasted is: opens the directory, as connecting needs it later on. */
-static int
-paste_open_dir(struct paste_priv *p, const char *path)
-{
-	char dir[sizeof(((struct sockaddr_un *)0)->sun_path)];
-	const char *slash;
-
-	slash = strrchr(path, '/');
-	if (slash == NULL || (size_t)(slash - path) >= sizeof(dir)) {
-		EPRINTLN("paste: socket \"%s\": it is an absolute path of at most "
-		    "%zu characters", path, sizeof(dir) - 1);
-		return (-1);
-	}
-	memcpy(dir, path, (size_t)(slash - path));
-	dir[slash - path] = '\0';
-	if (paste_copy(p->name, sizeof(p->name), "socket", slash + 1) == -1)
-		return (-1);
-	p->dir = open(dir[0] == '\0' ? "/" : dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (p->dir == -1) {
-		EPRINTLN("paste: %s: %s: is pasted running, with \"control\" in its "
-		    "configuration?", dir, strerror(errno));
-		return (-1);
-	}
-#ifndef WITHOUT_CAPSICUM
-	cap_rights_t rights;
-
-	cap_rights_init(&rights, CAP_CONNECTAT, CAP_LOOKUP);
-	if (caph_rights_limit(p->dir, &rights) == -1) {
-		EPRINTLN("paste: %s: %s", dir, strerror(errno));
-		return (-1);
-	}
-#endif
-	return (0);
-}
-
 /*
  * The address that the device has by default: the front end makes it of slot and
  * function, which are found by where the configuration has this node.  Without
@@ -660,15 +548,9 @@ paste_options(struct paste_priv *p, const char *devname, nvlist_t *nvl)
 		paste_default_mac(p, nvl);
 	}
 	value = get_config_value_node(nvl, "socket");
-	return (paste_open_dir(p, value != NULL ? value : PASTE_SOCKET));
-}
-
-static void
-paste_close(int *fd)
-{
-	if (*fd != -1)
-		close(*fd);
-	*fd = -1;
+	p->dir = paste_open_dir(value != NULL ? value : PASTE_SOCKET, p->name,
+	    sizeof(p->name));
+	return (p->dir == -1 ? -1 : 0);
 }
 
 static void
@@ -680,7 +562,7 @@ paste_cleanup(struct net_backend *be)
 		pthread_mutex_lock(&p->txmtx);
 		p->stop = true;
 		pthread_mutex_unlock(&p->txmtx);
-		paste_wake(p);
+		paste_wake(p->wake[1]);
 		pthread_join(p->thread, NULL);
 		p->has_thread = false;
 	}
@@ -853,7 +735,7 @@ paste_send(struct net_backend *be, const struct iovec *iov, int iovcnt)
 	}
 	pthread_mutex_unlock(&p->txmtx);
 	if (wake)
-		paste_wake(p);
+		paste_wake(p->wake[1]);
 	return ((ssize_t)total);
 }
 
@@ -874,7 +756,7 @@ paste_done(struct paste_priv *p)
 		paste_drain(p->note[0]);
 	pthread_mutex_unlock(&p->rxmtx);
 	if (wake)
-		paste_wake(p);
+		paste_wake(p->wake[1]);
 }
 
 /* The record that frames are taken from, or NULL. */
@@ -1006,7 +888,7 @@ paste_set_cap(struct net_backend *be, uint64_t features, unsigned int vnet_hdr_l
 	p->tx.used = 0;
 	p->asleep = false;
 	pthread_mutex_unlock(&p->txmtx);
-	paste_wake(p);
+	paste_wake(p->wake[1]);
 	return (0);
 }
 

@@ -19,6 +19,10 @@
 #define	PASTE_WELCOME		2	/* from pasted: the answer */
 #define	PASTE_FRAMES		3	/* both ways */
 #define	PASTE_FEATURES		4	/* to pasted: a driver begins; and its echo */
+#define	PASTE_REGION		5	/* to pasted: asks for a guest's region */
+#define	PASTE_SEGMENT		6	/* from pasted: the answer */
+#define	PASTE_FLUSH		7	/* to pasted: make durable what was stored */
+#define	PASTE_FLUSHED		8	/* from pasted: the answer */
 
 /* The longest record, and what a frame in it may have, virtio-net header included. */
 #define	PASTE_RECORD_MAX	(68 * 1024)
@@ -55,6 +59,28 @@ struct paste_welcome {
 	uint8_t		mac[6];
 	uint8_t		reserved[14];
 	char		text[160];
+} __attribute__((packed));
+
+struct paste_region {
+	uint64_t	len;		/* of the segment that comes with it; or 0 */
+	char		name[64];
+	uint8_t		reserved[24];
+} __attribute__((packed));
+
+struct paste_segment {
+	uint64_t	len;		/* that the segment has to have */
+	uint64_t	guest_offset;	/* where the guest's part begins in it */
+	uint64_t	guest_len;
+	uint16_t	status;
+	uint8_t		durable;	/* PASTE_FLUSH is of use */
+	uint8_t		reserved[5];
+	char		text[160];
+} __attribute__((packed));
+
+struct paste_flushed {
+	uint64_t	number;		/* as PASTE_FLUSH has it */
+	int32_t		outcome;	/* 0, or -1 */
+	uint32_t	reserved;
 } __attribute__((packed));
 
 #endif /* PASTE_WIRE_H */

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
-use crate::config::{Config, Guest, Socket, SocketMode, parse_size};
+use crate::config::{Config, Guest, Socket, SocketMode, Wanted, parse_size};
 
 /// Where a VMM on FreeBSD looks for the control socket without being told.
 const BHYVE_CONTROL: &str = "/var/run/pasted/control.sock";
@@ -133,7 +133,7 @@ pub enum ArgsFailure {
     Output(#[from] std::io::Error),
 }
 
-/// One argument of a guest of the configuration, or of a template. `None` if neither is
+/// The arguments of a guest of the configuration, or of a template. `None` if neither is
 /// there.
 fn bhyve(
     config: &Config,
@@ -149,15 +149,33 @@ fn bhyve(
         },
         None => config.templates.first()?.interface.as_deref().unwrap_or("ix0"),
     };
+    let socket = match control == Path::new(BHYVE_CONTROL) {
+        true => String::new(),
+        false => format!(",socket={}", control.display()),
+    };
     let mut option = format!("{},virtio-net,paste={interface},guest={}", args.slot, args.guest);
     if let Some(Guest { mac, mtu, .. }) = guest {
         // Writing to a string cannot fail.
         let _ = write!(option, ",mac={mac},mtu={mtu}");
     }
-    if control != Path::new(BHYVE_CONTROL) {
-        let _ = write!(option, ",socket={}", control.display());
+    let mut text = format!("-s {}\n", shell(&(option + &socket)));
+    let wanted = Wanted { name: &args.guest, interface: Some(interface), mac: None, mtu: None };
+    let has_segment = match guest {
+        Some(guest) => guest.region.segment,
+        None => config
+            .with_guest(&wanted)
+            .is_ok_and(|config| config.guests.last().is_some_and(|guest| guest.region.segment)),
+    };
+    if has_segment {
+        // Behind the network device, by which a template's guest is made.
+        let slot = match args.slot {
+            31 => "31:1".to_owned(),
+            slot => (slot + 1).to_string(),
+        };
+        let option = format!("{slot},paste-region,guest={}{socket}", args.guest);
+        let _ = writeln!(text, "-s {}", shell(&option));
     }
-    Some(format!("-s {}\n", shell(&option)))
+    Some(text)
 }
 
 fn qemu(guest: &Guest, socket: &Socket, memory: u64) -> String {
@@ -403,6 +421,17 @@ mod tests {
             print_of(&text, "bhyve web2").unwrap(),
             "-s 5,virtio-net,paste=tap2,guest=web2,mac=52:54:00:00:00:02,mtu=1400\n"
         );
+        // With a device that shows the region, where the VMM has that.
+        let text = CONFIG
+            .replace("[[template]]", "[[template]]\nregion = { size = \"16MiB\", segment = true }");
+        let socket = "socket=/run/pasted/control.sock";
+        assert_eq!(
+            print_of(&text, "bhyve web9 --slot 7").unwrap(),
+            format!(
+                "-s 7,virtio-net,paste=ix1,guest=web9,{socket}\n-s 8,paste-region,guest=web9,{socket}\n"
+            )
+        );
+        assert!(print_of(&text, "bhyve web9 --slot 31").unwrap().contains("-s 31:1,paste-region,"));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use std::time::Duration;
 use paste_abi::control::FlushDomain;
 use paste_pmem::{
     Backing, Domain, Geometry, GeometryError, HugePages, Identity, Opened, Origin, Provided,
-    Region, RegionError, Spec, Uuid,
+    Region, RegionError, Segment, Spec, Uuid,
 };
 use paste_stack::Stack;
 use paste_stack::config;
@@ -32,14 +32,16 @@ use crate::durability::Durability;
 use crate::engine::share::{Link, Share, ShareOptions};
 use crate::engine::{RegionMemory, StackPort, UserEngine};
 use crate::lanes::LaneEngine;
-use crate::link::{self, ControlError, Post};
+use crate::link::{self, ControlError, Post, RegionLink};
 use crate::metrics::{GuestSnapshot, PortSnapshot, Snapshot};
 use crate::port::{LimitedPort, Port, Station};
 use crate::switch::JoinError;
 use crate::sys::clock::realtime_ns;
 use crate::sys::{prefer_huge_pages, wake};
 use crate::vhost::{Device, DeviceOptions, Endpoint, EndpointError, RegionFd};
-use crate::worker::{Ended, GuestTask, Network, Others, Parts, PmemPort, Role, Sources, join};
+use crate::worker::{
+    Ended, GuestTask, Network, Others, Parts, PmemPort, RegionPort, Role, Sources, join,
+};
 
 use demand::{Demand, Served};
 use shared::{Ends, Shared};
@@ -121,8 +123,9 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
-    /// `--fd` names a guest that the configuration does not have.
-    #[error("--fd: there is no guest {0} in the configuration")]
+    /// `--fd` names a guest that the configuration does not have, or one that waits for its
+    /// VMM's memory.
+    #[error("--fd: there is no guest {0} in the configuration that a VMM attaches to by a socket")]
     NoSuchGuest(String),
     /// The CPU of a worker is not to be had.
     #[error(
@@ -197,7 +200,7 @@ pub fn run_fitted(
     let mut demand = Demand::open(config, common, doors)?;
     let mut placed = Vec::new();
     let mut regions = Vec::with_capacity(opened.len());
-    for (ready, guest) in opened.into_iter().zip(&config.guests) {
+    for (ready, guest) in opened.into_iter().zip(open_at_start(config)) {
         let Ready { lanes, region, made, post } = ready;
         demand.knows(&guest.name, post);
         let mut names = Vec::with_capacity(lanes.len());
@@ -310,25 +313,34 @@ fn open_all(
     fittings: &dyn Fittings,
 ) -> Result<(Vec<Ready>, Shared, Common), Error> {
     if let Some((name, _)) =
-        inherited.iter().find(|(name, _)| config.guests.iter().all(|g| g.name != *name))
+        inherited.iter().find(|(name, _)| open_at_start(config).all(|g| g.name != *name))
     {
         return Err(Error::NoSuchGuest(name.clone()));
     }
     let mut common = Common::default();
     let mut shared = Shared::open(&config.guests, &config.templates, &mut common)?;
-    let ready: Result<Vec<_>, _> = config
-        .guests
-        .iter()
+    let ready: Result<Vec<_>, _> = open_at_start(config)
         .map(|guest| {
             let fd = inherited
                 .iter()
                 .position(|(name, _)| *name == guest.name)
                 .map(|index| inherited.swap_remove(index).1);
             let ends = |_: &mut Common| Ok(shared.take(&guest.name));
-            open(guest, ends, &mut common, fd, fittings)
+            open(guest, ends, &mut common, fd, None, fittings)
         })
         .collect();
     Ok((ready?, shared, common))
+}
+
+/// The guests that need no memory of a VMM's to be there.
+fn open_at_start(config: &Config) -> impl Iterator<Item = &Guest> {
+    config.guests.iter().filter(|guest| !guest.region.segment)
+}
+
+/// Memory of a VMM's for a guest's region, and the link of the device that shows it.
+struct Given {
+    segment: Segment,
+    link: RegionLink,
 }
 
 /// What a lane of a guest is called: the first one as the guest, others with a number.
@@ -343,14 +355,16 @@ fn open(
     ends: impl FnOnce(&mut Common) -> Result<Option<Ends>, Error>,
     common: &mut Common,
     fd: Option<OwnedFd>,
+    given: Option<Given>,
     fittings: &dyn Fittings,
 ) -> Result<Ready, Error> {
     let name = || guest.name.clone();
     let mac = guest.mac.octets();
     let system = |what| move |source| Error::System { what, source };
 
+    let (segment, shown) = given.map(|given| (given.segment, given.link)).unzip();
     let (region, made) =
-        open_region(guest).map_err(|source| Error::Region { guest: name(), source })?;
+        open_region(guest, segment).map_err(|source| Error::Region { guest: name(), source })?;
     let (attachments, ports) = match ends(common)? {
         Some(Ends { attachments, ports }) => (attachments, ports),
         None => (vec![attach(guest, guest.mtu, &region, common)?], None),
@@ -443,6 +457,7 @@ fn open(
         memory: RegionMemory::new(pool),
         channels: Channels::new(terms, durability),
         pmem: None,
+        region: None,
         sources: guest.spoof_check.then(|| sources(guest)),
         poll_ns: poll_ns(guest),
     };
@@ -475,6 +490,7 @@ fn open(
     let mut parts = parts(0, role, device, engine, pool, durability);
     let (post, offers) = link::mailbox(waker);
     (parts.pmem, parts.offers) = (pmem.take(), Some(offers));
+    parts.region = shown.map(RegionPort::new);
     let mut lanes = vec![GuestTask::new(parts, wakeups)];
     lanes.append(&mut further);
     tracing::info!(guest = %guest.name, socket = ?guest.socket.as_ref().map(|socket| &socket.path),
@@ -605,15 +621,20 @@ fn stack_config(guest: &Guest) -> paste_stack::Config {
 }
 
 /// Opens the guest's region, restores it from its mirror, or makes it where there
-/// is none yet.
-fn open_region(guest: &Guest) -> Result<(Region, Made), OpenRegionError> {
-    let RegionSpec { size, path, mirror, buffer_size, pmem_socket: _ } = &guest.region;
+/// is none yet. It lies in the segment, if there is one; without, one that is to lie in
+/// such waits in memory that no guest sees.
+fn open_region(guest: &Guest, segment: Option<Segment>) -> Result<(Region, Made), OpenRegionError> {
+    let RegionSpec { size, path, mirror, buffer_size, segment: in_segment, .. } = &guest.region;
+    // What waits for a segment is another region, which no application takes for its own:
+    // it has nothing of the mirror's.
+    let mirror = mirror.clone().filter(|_| segment.is_some() || !in_segment);
     let spec = Spec {
-        backing: match path {
-            None => Backing::Memory(HugePages::No),
-            Some(path) => Backing::File(path.clone()),
+        backing: match (segment, path) {
+            (Some(segment), _) => Backing::Segment(segment),
+            (None, None) => Backing::Memory(HugePages::No),
+            (None, Some(path)) => Backing::File(path.clone()),
         },
-        mirror: mirror.clone(),
+        mirror,
         geometry: Geometry::new(*size, *buffer_size)?,
         identity: Identity {
             guest: &guest.name,

@@ -55,10 +55,10 @@ pub use pool::{Held, Owner, OwnerError, Pool, Reclaimed};
 pub use ranges::FlushRange;
 pub use region::{
     Backing, Expect, Finding, Identity, Image, Opened, Origin, Progress, Provided, Region,
-    RegionError, Spec, provide,
+    RegionError, Segment, Spec, provide,
 };
 pub use region_medium::RegionMedium;
 pub use storage::Storage;
 pub use superblock::{NameError, SuperblockError, guest_layout};
-pub use sys::{HugePages, Instruction, MAPPINGS_MAX, MapError, Mapping, ShapeError};
+pub use sys::{HugePages, Instruction, MAPPINGS_MAX, MapError, Mapping, SegmentError, ShapeError};
 pub use uuid::{Uuid, UuidError};

@@ -76,7 +76,7 @@ find_config_node(const char *path)
 }
 
 /*
- * "5,virtio-net,paste=ix0,mtu=1500": the first part behind the device is the
+ * "5,virtio-net,paste=ix0,mtu=1500": the first part behind a network device is the
  * backend whole, and the others are values.
  */
 nvlist_t *
@@ -93,7 +93,7 @@ config_slot(const char *option)
 	device = strsep(&at, ",");
 	snprintf(path, sizeof(path), "%s.device", node->path);
 	config_set(path, device != NULL ? device : "");
-	part = strsep(&at, ",");
+	part = device != NULL && strcmp(device, "virtio-net") == 0 ? strsep(&at, ",") : NULL;
 	if (part != NULL) {
 		snprintf(path, sizeof(path), "%s.backend", node->path);
 		config_set(path, part);

@@ -3,7 +3,10 @@
  * and come from a TAP device.  Threads are as in bhyve: one transmits, the event
  * thread receives, and a third one kicks.
  *
- *	vm TAP NAME SLOT-OPTION
+ *	vm TAP NAME SLOT-OPTION [SLOT-OPTION]
+ *
+ * With a second device that shows the guest its region, it is in a directory with
+ * another one, "vmm.io".
  *
  * Prints "running" with the features that were negotiated, and ends on SIGTERM.
  */
@@ -25,6 +28,7 @@
 #include <unistd.h>
 
 #include "bhyve.h"
+#include "vmm.h"
 
 #define	HDR	12
 #define	FRAME	(HDR + 14 + 65535 + 64)
@@ -120,6 +124,7 @@ kick(void *unused)
 int
 main(int argc, char **argv)
 {
+	struct pci_devinst region;
 	struct ifreq ifr;
 	pthread_t tx, vcpu;
 	sigset_t signals;
@@ -127,8 +132,8 @@ main(int argc, char **argv)
 	unsigned int offload;
 	int size = HDR, signal;
 
-	if (argc != 4) {
-		fprintf(stderr, "usage: vm TAP NAME SLOT-OPTION\n");
+	if (argc != 4 && argc != 5) {
+		fprintf(stderr, "usage: vm TAP NAME SLOT-OPTION [SLOT-OPTION]\n");
 		return (2);
 	}
 	sigemptyset(&signals);
@@ -150,6 +155,11 @@ main(int argc, char **argv)
 	be = net_begin(config_slot(argv[3]), receive, NULL);
 	if (be == NULL)
 		return (1);
+	if (argc == 5) {
+		if (!pci_begin(&region, vmm_begin(argv[2]), config_slot(argv[4])))
+			return (1);
+		pci_emulation()->pe_baraddr(&region, 2, 1, 0x400000000);
+	}
 	/* The guest's driver accepts what its kernel and the host both can. */
 	features = be->get_cap(be);
 	offload = 0;

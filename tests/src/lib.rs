@@ -15,6 +15,8 @@
 
 #[cfg(target_os = "linux")]
 pub mod backend;
+#[cfg(target_os = "linux")]
+pub mod bhyve;
 pub mod c;
 #[cfg(target_os = "linux")]
 pub mod client;

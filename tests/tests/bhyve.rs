@@ -12,12 +12,16 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use paste_tests::backend::FIXED_BODY;
+use paste_tests::bhyve::{self, root};
 use paste_tests::netns::Namespace;
 use paste_tests::process::Process;
 use paste_tests::require;
 use paste_tests::require::{Need, built};
+use paste_tests::resp::{Client, Reply};
 use paste_tests::{client, wait};
-use pasted::link::wire::{self, HEAD_LEN, Hello, Kind, RECORD_MAX, Welcome};
+use pasted::link::wire::{
+    self, Flushed, HEAD_LEN, Hello, Kind, RECORD_MAX, Region, Segment, Welcome,
+};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recv,
     send, socket_with,
@@ -32,26 +36,9 @@ const NEAR: &str = "10.7.0.1";
 /// The address of the stack port: the first of the template, as it has one guest.
 const STACK: &str = "10.7.0.16";
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests lie in the project")
-}
-
 /// Builds `tests/bhyve/NAME.c` with the backend's files, unchanged.
 fn build(name: &str, sanitize: bool) -> PathBuf {
-    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bhyve-{name}"));
-    let mut gcc = Command::new("gcc");
-    gcc.current_dir(root()).args(["-std=gnu17", "-D_GNU_SOURCE", "-DWITHOUT_CAPSICUM"]);
-    gcc.args(["-Wall", "-Wextra", "-Werror", "-O1", "-g"]);
-    gcc.args(["-Itests/bhyve", "-Itests/bhyve/include", "-Itests/bhyve/linux", "-Ibackend/bhyve"]);
-    gcc.args(["-include", "tests/bhyve/linux/compat.h"]);
-    if sanitize {
-        gcc.arg("-fsanitize=thread");
-    }
-    gcc.args(["backend/bhyve/net_backend_paste.c", "tests/bhyve/bhyve.c"]);
-    gcc.args(["tests/bhyve/linux/compat.c", &format!("tests/bhyve/{name}.c"), "-lpthread", "-o"]);
-    let output = gcc.arg(&out).output().expect("gcc runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    out
+    bhyve::build(Path::new(env!("CARGO_TARGET_TMPDIR")), name, sanitize)
 }
 
 fn vm_program() -> &'static Path {
@@ -91,17 +78,35 @@ impl Scene {
             .replace("vale0:{guest}", "tap:tap0")
             .replace("guests_max = 16", "guests_max = 1")
             .replace("spoof_check = false", &format!("sources = [\"{KERNEL}/32\"]\n{lines}"));
+        let with_segment = format!(
+            "\nregion = {{ size = \"16MiB\", segment = true, mirror = \"{}\" }}",
+            dir.path().join("mirror").display()
+        );
+        let config = match options.ends_with(WITH_REGION) {
+            true => config.replace("\nregion = { size = \"64MiB\" }", &with_segment),
+            false => config,
+        };
         std::fs::write(dir.path().join("pasted.toml"), config).expect("a file");
         let pasted = serve(&host, dir.path());
         before(&dir.path().join("control.sock"));
         let vm = machine(&guest, dir.path(), options);
+        let scene = Scene { vm, pasted, guest, host, dir };
+        scene.up();
+        scene
+    }
+
+    fn socket(&self) -> String {
+        self.dir.path().join("control.sock").display().to_string()
+    }
+
+    /// Sets the machine's network device up.
+    fn up(&self) {
         // The address that the stand-in's front end makes of slot 5.
-        guest.run(|| {
+        self.guest.run(|| {
             run(&["ip", "link", "set", "vm0", "address", "00:a0:98:00:05:00"]);
             run(&["ip", "addr", "add", &format!("{KERNEL}/24"), "dev", "vm0"]);
             run(&["ip", "link", "set", "vm0", "up"]);
         });
-        Scene { vm, pasted, guest, host, dir }
     }
 
     /// A server in the machine, on its kernel's sockets, that sends back what it gets.
@@ -129,7 +134,7 @@ impl Scene {
         let stats: serde_json::Value = serde_json::from_slice(&stats).expect("JSON");
         let guest = stats["guests"][0].clone();
         let counter = |name: &str| guest["counters"][name].as_u64().unwrap_or_default();
-        let held = counter("pool.free") + counter("pool.port");
+        let held = counter("pool.free") + counter("pool.port") + counter("pool.claimed");
         assert_eq!(held, counter("pool.buffers"), "buffers are missing");
         guest
     }
@@ -149,12 +154,25 @@ fn machine(guest: &Namespace, dir: &Path, options: &str) -> Process {
 
 fn machine_as(guest: &Namespace, dir: &Path, name: &str, options: &str) -> Process {
     let socket = dir.join("control.sock");
+    let (options, region) = match options.strip_suffix(WITH_REGION) {
+        Some(options) => (options, true),
+        None => (options, false),
+    };
     let option = format!("5,virtio-net,paste=ix0,socket={}{options}", socket.display());
     let mut command = guest.command(vm_program());
-    let mut vm = Process::spawn("vm", command.args(["vm0", name, &option]));
+    command.current_dir(dir).args(["vm0", name, &option]);
+    if region {
+        // Left there by the machine before.
+        let _ = std::fs::create_dir(dir.join("vmm.io"));
+        command.arg(format!("6,paste-region,socket={}", socket.display()));
+    }
+    let mut vm = Process::spawn("vm", &mut command);
     vm.wait_output("running");
     vm
 }
+
+/// Behind the options of a machine's network device: it has one that shows the region.
+const WITH_REGION: &str = " and a region";
 
 fn run(words: &[&str]) {
     let output = Command::new(words[0]).args(&words[1..]).output().expect("it runs");
@@ -381,6 +399,84 @@ fn a_restart_of_the_backend_is_survived() {
 }
 
 #[test]
+fn an_application_in_it_keeps_values_in_the_region() {
+    require!(
+        Need::Namespaces,
+        Need::Program("gcc"),
+        Need::Program("ping"),
+        Need::Built("pasted"),
+        Need::Built("examples/kv")
+    );
+    let mut scene = Scene::start("", WITH_REGION);
+    scene.ping(3);
+    let region = scene.dir.path().join("vmm.io/web1.paste");
+    let kv = |scene: &Scene| {
+        let mut command = scene.guest.command(built("examples/kv"));
+        command.args(["--interface", "vm0", "--region"]).arg(&region);
+        Process::spawn("kv", &mut command)
+    };
+    let value = |round: u8| vec![b'a' + round; 5000];
+    let check = |scene: &Scene, round: u8| {
+        scene.host.run(|| {
+            let found = wait::until("the store answers", || {
+                Client::connect(STACK, 6379).ok()?.ask(&[b"GET", b"k"]).ok()
+            });
+            assert_eq!(found, Reply::Bulk(Some(value(round))));
+        });
+    };
+    let mut store = kv(&scene);
+    for round in 0..4 {
+        scene.host.run(|| {
+            let stored = wait::until("the store answers", || {
+                Client::connect(STACK, 6379).ok()?.ask(&[b"SET", b"k", &value(round)]).ok()
+            });
+            assert_eq!(stored, Reply::Simple("OK".to_owned()));
+        });
+        check(&scene, round);
+        match round {
+            // The host's process ends, in any way; the machine, and with it its memory.
+            0 => {
+                scene.pasted.kill();
+                scene.pasted = serve(&scene.host, scene.dir.path());
+            }
+            1 => {
+                scene.pasted.terminate();
+                assert_eq!(scene.pasted.wait().code(), Some(0));
+                scene.pasted = serve(&scene.host, scene.dir.path());
+            }
+            2 => {
+                store.kill();
+                scene.vm.kill();
+                scene.vm = wait::until("the guest is free", || {
+                    let mut vm = Process::spawn(
+                        "vm",
+                        scene.guest.command(vm_program()).current_dir(scene.dir.path()).args([
+                            "vm0",
+                            "web1",
+                            &format!("5,virtio-net,paste=ix0,socket={}", scene.socket()),
+                            &format!("6,paste-region,socket={}", scene.socket()),
+                        ]),
+                    );
+                    wait::until("it begins, or ends", || {
+                        (vm.output().contains("running") || !vm.is_alive()).then_some(())
+                    });
+                    vm.is_alive().then_some(vm)
+                });
+                scene.up();
+                store = kv(&scene);
+            }
+            _ => {}
+        }
+        check(&scene, round);
+    }
+    store.terminate();
+    assert_eq!(store.wait().code(), Some(0), "the store's exit");
+    let guest = scene.stop();
+    let counter = |name: &str| guest["counters"][name].as_u64().unwrap_or_default();
+    assert!(counter("flush.commits") > 0 && counter("pool.claimed") > 0, "{guest}");
+}
+
+#[test]
 fn who_cannot_be_served_is_told_why() {
     require!(Need::Namespaces, Need::Program("gcc"), Need::Program("ping"), Need::Built("pasted"));
     let mut scene = Scene::start("", "");
@@ -562,6 +658,7 @@ fn it_compiles_for_freebsd() {
         command.args(["-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wstrict-prototypes"]);
         command.args(["-Werror", "-Itests/bhyve/include", "-Itests/bhyve/freebsd"]);
         command.args(["-Ibackend/bhyve", "backend/bhyve/net_backend_paste.c"]);
+        command.arg("backend/bhyve/pci_paste_region.c");
         command.args(["tests/bhyve/freebsd/link.c", "-lpthread", "-o"]);
         command.arg(dir.path().join(target));
         let output = command.output().expect("the compiler runs");
@@ -587,11 +684,17 @@ int main(void) {
     AT(paste_hello, name); AT(paste_hello, interface); AT(paste_hello, has_driver);
     AT(paste_welcome, features); AT(paste_welcome, status); AT(paste_welcome, mtu);
     AT(paste_welcome, mac); AT(paste_welcome, text);
-    printf("sizes %zu %zu %zu\n", sizeof(struct paste_head), sizeof(struct paste_hello),
-        sizeof(struct paste_welcome));
-    printf("numbers %d %d %d %d %d %d %d %d %d %d %d\n", PASTE_WIRE_VERSION, PASTE_HELLO,
-        PASTE_WELCOME, PASTE_FRAMES, PASTE_FEATURES, PASTE_RECORD_MAX, PASTE_FRAME_MIN,
-        PASTE_FRAME_MAX, PASTE_ALIGN, PASTE_STATUS_BUSY, PASTE_STATUS_REFUSED);
+    AT(paste_region, len); AT(paste_region, name); AT(paste_region, reserved);
+    AT(paste_segment, len); AT(paste_segment, guest_offset); AT(paste_segment, guest_len);
+    AT(paste_segment, status); AT(paste_segment, durable); AT(paste_segment, text);
+    AT(paste_flushed, number); AT(paste_flushed, outcome); AT(paste_flushed, reserved);
+    printf("sizes %zu %zu %zu %zu %zu %zu\n", sizeof(struct paste_head),
+        sizeof(struct paste_hello), sizeof(struct paste_welcome), sizeof(struct paste_region),
+        sizeof(struct paste_segment), sizeof(struct paste_flushed));
+    printf("numbers %d %d %d %d %d %d %d %d %d %d %d %d %d %d %d\n", PASTE_WIRE_VERSION,
+        PASTE_HELLO, PASTE_WELCOME, PASTE_FRAMES, PASTE_FEATURES, PASTE_REGION, PASTE_SEGMENT,
+        PASTE_FLUSH, PASTE_FLUSHED, PASTE_RECORD_MAX, PASTE_FRAME_MIN, PASTE_FRAME_MAX,
+        PASTE_ALIGN, PASTE_STATUS_BUSY, PASTE_STATUS_REFUSED);
     return 0;
 }
 "#;
@@ -611,14 +714,28 @@ int main(void) {
         "paste_head.version 0\npaste_head.kind 1\npaste_head.count 2\npaste_head.reserved 4".into(),
         at!(Hello, "paste_hello": features, mtu, mac, name, interface, has_driver),
         at!(Welcome, "paste_welcome": features, status, mtu, mac, text),
-        format!("sizes {HEAD_LEN} {} {}", size_of::<Hello>(), size_of::<Welcome>()),
+        at!(Region, "paste_region": len, name, reserved),
+        at!(Segment, "paste_segment": len, guest_offset, guest_len, status, durable, text),
+        at!(Flushed, "paste_flushed": number, outcome, reserved),
         format!(
-            "numbers {} {} {} {} {} {RECORD_MAX} {} {} {} {} {}\n",
+            "sizes {HEAD_LEN} {} {} {} {} {}",
+            size_of::<Hello>(),
+            size_of::<Welcome>(),
+            size_of::<Region>(),
+            size_of::<Segment>(),
+            size_of::<Flushed>()
+        ),
+        format!(
+            "numbers {} {} {} {} {} {} {} {} {} {RECORD_MAX} {} {} {} {} {}\n",
             wire::VERSION,
             Kind::Hello as u8,
             Kind::Welcome as u8,
             Kind::Frames as u8,
             Kind::Features as u8,
+            Kind::Region as u8,
+            Kind::Segment as u8,
+            Kind::Flush as u8,
+            Kind::Flushed as u8,
             wire::FRAME_MIN,
             wire::FRAME_MAX,
             wire::ALIGN,

@@ -222,6 +222,35 @@ pub(super) fn between(guests: &[Draft], findings: &mut Findings) {
         });
     }
     shared_devices(guests, findings);
+    segments(guests, findings);
+}
+
+/// Reports guests in a segment of a VMM's that have what would be open before the VMM is
+/// there, or stay open when it is exchanged.
+fn segments(guests: &[Draft], findings: &mut Findings) {
+    for (index, guest) in guests.iter().enumerate() {
+        let Some(region) = guest.region.as_ref().filter(|region| region.value.segment) else {
+            continue;
+        };
+        let device = |guest: &Draft| {
+            let port = &guest.port.as_ref()?.value;
+            Some((port.kind().prefix, port.device().to_owned(), port.part()))
+        };
+        let own = device(guest);
+        let mut others = guests.iter().enumerate().filter(|(at, _)| *at != index);
+        let shares = own.is_some() && others.any(|(_, other)| device(other) == own);
+        let worker = guest.workers.as_ref().is_some_and(|workers| !workers.value.is_empty());
+        let has_socket = guest.socket.as_ref().is_some_and(Option::is_some);
+        let reasons = [
+            (has_socket, "a socket: its VMM asks on the control socket"),
+            (worker, "a worker: it has one of its own"),
+            (shares, "a port that another guest names: give it one of its own"),
+        ];
+        for (_, why) in reasons.iter().filter(|(holds, _)| *holds) {
+            let message = format!("{}: segment = true is not possible with {why}", guest.who);
+            findings.add(region.at.clone(), message);
+        }
+    }
 }
 
 /// Reports guests on workers that are not there, and guests on several that can have but

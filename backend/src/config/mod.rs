@@ -229,6 +229,9 @@ pub struct RegionSpec {
     /// The file that outlives the process; without one, the region goes with
     /// the process.
     pub path: Option<PathBuf>,
+    /// It lies in memory that the VMM has and shows its guest; the guest is opened when the
+    /// VMM comes.
+    pub segment: bool,
     /// The file on a disk that keeps what is to outlive the machine.
     pub mirror: Option<PathBuf>,
     /// Bytes of one buffer, a power of two.
@@ -250,6 +253,7 @@ impl Default for RegionSpec {
         RegionSpec {
             size: REGION_SIZE_DEFAULT,
             path: None,
+            segment: false,
             mirror: None,
             buffer_size: BUFFER_SIZE_MIN,
             pmem_socket: None,

@@ -596,11 +596,12 @@ fn read_region(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<Re
         return Some(At { at: text.at, value: RegionSpec::default() });
     };
     let who = format!("{}region: ", fields.who);
-    let keys = ["size", "path", "mirror", "buffer_size", "pmem_socket"];
+    let keys = ["size", "path", "segment", "mirror", "buffer_size", "pmem_socket"];
     let inner = Fields::new(table, value.span(), who, &keys, findings);
     let size = read_region_size(&inner, findings);
     let path = read_path(&inner, "path", "path = \"/dev/shm/web1.region\"", findings);
     let mirror = read_path(&inner, "mirror", "mirror = \"/var/lib/pasted/web1.mirror\"", findings);
+    let segment = read_bool(&inner, "segment", false, findings);
     let pmem_socket = match inner.get("pmem_socket") {
         Some(value) => Some(read_socket(&inner, "pmem_socket", value, findings)?.value),
         None => None,
@@ -616,14 +617,23 @@ fn read_region(fields: &Fields<'_, '_>, findings: &mut Findings) -> Option<At<Re
         inner.wrong(&buffer_size.at, message, findings);
         return None;
     }
-    let (path, mirror) = (path?, mirror?);
+    let (path, mirror, segment) = (path?, mirror?, segment?.value);
+    let other = [("path", path.is_some()), ("pmem_socket", pmem_socket.is_some())];
+    if let Some((key, _)) = other.iter().find(|(_, given)| segment && *given) {
+        let message = format!(
+            "{key} is not possible with segment = true, which is memory of the VMM's: leave one \
+             of them out"
+        );
+        inner.wrong(&value.span(), message, findings);
+        return None;
+    }
     if mirror.is_some() && mirror == path {
         let message = "mirror is the region's own path: name another file, or leave it out";
         inner.wrong(&value.span(), message, findings);
         return None;
     }
     let buffer_size = buffer_size.value;
-    let region = RegionSpec { size: size?, path, mirror, buffer_size, pmem_socket };
+    let region = RegionSpec { size: size?, path, segment, mirror, buffer_size, pmem_socket };
     Some(At { at: value.span(), value: region })
 }
 

@@ -58,6 +58,7 @@ fn the_least_that_a_guest_needs() {
         RegionSpec {
             size: 64 << 20,
             path: None,
+            segment: false,
             mirror: None,
             buffer_size: 2048,
             pmem_socket: None
@@ -93,7 +94,10 @@ fn everything_that_can_be_said() {
     let (path, mirror) = (Some("/dev/shm/web1".into()), Some("/srv/web1".into()));
     let pmem_socket = Some(Socket { path: "/run/p.sock".into(), mode: SocketMode::Server });
     let size = 1 << 30;
-    assert_eq!(guest.region, RegionSpec { size, path, mirror, buffer_size: 16384, pmem_socket });
+    assert_eq!(
+        guest.region,
+        RegionSpec { size, path, segment: false, mirror, buffer_size: 16384, pmem_socket }
+    );
     assert_eq!(guest.poll, Poll::Always);
     assert!(!guest.spoof_check && guest.accept_ra);
     assert_eq!((guest.flows_max, guest.mtu), (1000, 9000));
@@ -364,6 +368,16 @@ fn one_wrong_value_is_named_with_its_place() {
             "8:41: guest \"web1\": region: pmem_socket has no path: write pmem_socket = \"/run/pasted/web1-pmem.sock\"",
         ),
         (
+            "region = { size = \"4MiB\", segment = true, path = \"/srv/r\" }",
+            "8:10: guest \"web1\": region: path is not possible with segment = true, which is \
+             memory of the VMM's: leave one of them out",
+        ),
+        (
+            "region = { size = \"4MiB\", segment = true }",
+            "8:10: guest \"web1\": segment = true is not possible with a socket: its VMM asks on \
+             the control socket",
+        ),
+        (
             "spoof_check = \"no\"",
             "8:15: guest \"web1\": spoof_check is a string: write spoof_check = true or false",
         ),
@@ -626,6 +640,28 @@ fn a_name_twice_is_told_by_number() {
         &["web.toml:9:8: guest \"web1\": name is that of guest 1 too: give every guest a name of \
            its own"],
     );
+}
+
+#[test]
+fn a_segment_is_for_a_guest_with_a_port_of_its_own() {
+    let text = |other: &str, worker: &str| {
+        format!(
+            "control = \"/run/control.sock\"\nworkers = 1\n[[guest]]\nname = \"web1\"\n\
+             mac = \"52:54:00:00:00:01\"\naddresses = [\"10.7.0.2/24\"]\nport = \"tap:tap0\"\n\
+             region = {{ size = \"4MiB\", segment = true }}\n{worker}[[guest]]\nname = \"web2\"\n\
+             mac = \"52:54:00:00:00:02\"\naddresses = [\"10.7.0.3/24\"]\nport = \"tap:{other}\"\n"
+        )
+    };
+    let guests = parse(&text("tap1", "")).unwrap().guests;
+    assert!(guests[0].region.segment && !guests[1].region.segment);
+    for (text, why) in [
+        (text("tap0", ""), "a port that another guest names: give it one of its own"),
+        (text("tap1", "worker = 0\n"), "a worker: it has one of its own"),
+    ] {
+        let message =
+            format!("web.toml:8:10: guest \"web1\": segment = true is not possible with {why}");
+        refused(&text, &[&message]);
+    }
 }
 
 #[test]

@@ -10,17 +10,21 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, Mode};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect,
-    listen, recv, socket_with,
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen,
+    socket_with,
 };
 use zerocopy::{FromBytes, FromZeros};
 
 use super::offer::Offer;
+use super::region::RegionOffer;
 use super::size_buffers;
-use super::wire::{self, HEAD_LEN, Hello, Kind, STATUS_REFUSED, WireError};
+use super::wire::{self, HEAD_LEN, Hello, Kind, Region, STATUS_REFUSED, WireError};
+use crate::sys::fds;
 
 /// Permissions of the socket: owner and group may ask.
 const SOCKET_MODE: u32 = 0o660;
+/// Room for the longest first record, and for one byte more, which shows a longer one.
+const RECORD_LEN: usize = HEAD_LEN + size_of::<Hello>() + 1;
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 16;
 /// Connections that have not said anything yet, at most.
@@ -70,6 +74,26 @@ pub struct Request {
     pub interface: Option<String>,
     /// The connection and what it said.
     pub offer: Offer,
+}
+
+/// What a device that shows a guest its region asks for.
+#[derive(Debug)]
+pub struct RegionRequest {
+    /// The guest.
+    pub name: String,
+    /// The memory that it has, and bytes of that; without, it asks how much it has to be.
+    pub segment: Option<(OwnedFd, u64)>,
+    /// The connection.
+    pub offer: RegionOffer,
+}
+
+/// Who asks on the control socket.
+#[derive(Debug)]
+pub enum Asked {
+    /// A network device, for its guest.
+    Guest(Request),
+    /// A device that shows a guest its region.
+    Region(RegionRequest),
 }
 
 /// The control socket.
@@ -154,24 +178,19 @@ impl Control {
     }
 
     /// Everybody who has asked since the last time. Never waits.
-    pub fn poll(&mut self, now_ns: u64) -> Vec<Request> {
+    pub fn poll(&mut self, now_ns: u64) -> Vec<Asked> {
         self.accept(now_ns);
         let mut requests = Vec::new();
         let mut waiting = Vec::new();
         for (socket, until) in self.pending.drain(..) {
-            let mut record = [0; HEAD_LEN + size_of::<Hello>() + 1];
-            let flags = RecvFlags::DONTWAIT;
-            match recv(&socket, &mut record, flags) {
-                Ok((_, 0)) => {}
-                Ok((_, len)) => match judge(&record[..len]) {
-                    Ok(hello) => requests.extend(request(socket, hello)),
-                    Err(error) => {
-                        tracing::warn!(%error, "a VMM asked in a way that is not understood");
-                        let offer = Offer { socket, hello: Hello::new_zeroed() };
-                        offer.refuse(STATUS_REFUSED, &error.to_string());
-                    }
-                },
-                Err(Errno::AGAIN | Errno::INTR) if now_ns < until => {
+            let mut record = [0; RECORD_LEN];
+            let mut descriptors = Vec::new();
+            match fds::receive(&socket, &mut record, &mut descriptors) {
+                Ok(received) if received.bytes == 0 => {}
+                Ok(received) => {
+                    requests.extend(request(socket, &record[..received.bytes], descriptors));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && now_ns < until => {
                     waiting.push((socket, until));
                 }
                 Err(error) => tracing::debug!(%error, "a connection that said nothing is closed"),
@@ -179,6 +198,18 @@ impl Control {
         }
         self.pending = waiting;
         requests
+    }
+
+    /// A device that was told how much memory its guest's region has to have will say more.
+    pub fn keep(&mut self, offer: RegionOffer, now_ns: u64) {
+        self.add(offer.socket, now_ns);
+    }
+
+    fn add(&mut self, socket: OwnedFd, now_ns: u64) {
+        if self.pending.len() == PENDING_MAX {
+            self.pending.remove(0);
+        }
+        self.pending.push((socket, now_ns + PATIENCE_NS));
     }
 
     fn accept(&mut self, now_ns: u64) {
@@ -189,10 +220,7 @@ impl Control {
                     if let Err(error) = size_buffers(&socket) {
                         tracing::warn!(%error, "a link's buffers are small");
                     }
-                    if self.pending.len() == PENDING_MAX {
-                        self.pending.remove(0);
-                    }
-                    self.pending.push((socket, now_ns + PATIENCE_NS));
+                    self.add(socket, now_ns);
                 }
                 Err(Errno::CONNABORTED | Errno::INTR) => {}
                 Err(Errno::AGAIN) => break,
@@ -205,30 +233,75 @@ impl Control {
     }
 }
 
-fn judge(record: &[u8]) -> Result<Hello, WireError> {
-    let (kind, _, body) = wire::head(record)?;
-    if kind != Kind::Hello {
-        return Err(WireError::Kind(kind as u8));
-    }
-    let hello =
-        Hello::read_from_bytes(body).map_err(|_| WireError::Body(body.len(), Kind::Hello as u8))?;
-    if hello.reserved != [0; 15] || hello.has_driver > 1 {
-        Err(WireError::Reserved)
-    } else {
-        Ok(hello)
-    }
+/// A first record, judged.
+enum First {
+    Hello(Hello),
+    Region(Region, Option<OwnedFd>),
 }
 
-fn request(socket: OwnedFd, hello: Hello) -> Option<Request> {
-    let name = wire::text(&hello.name).map(str::to_owned);
-    let interface = match hello.interface[0] {
-        0 => Some(None),
-        _ => wire::text(&hello.interface).map(|name| Some(name.to_owned())),
+fn judge(record: &[u8], mut descriptors: Vec<OwnedFd>) -> Result<First, WireError> {
+    let (kind, _, body) = wire::head(record)?;
+    let wrong_body = || WireError::Body(body.len(), kind as u8);
+    let (first, expected, is_clean) = match kind {
+        Kind::Hello => {
+            let hello = Hello::read_from_bytes(body).map_err(|_| wrong_body())?;
+            (First::Hello(hello), 0, hello.reserved == [0; 15] && hello.has_driver <= 1)
+        }
+        Kind::Region => {
+            let region = Region::read_from_bytes(body).map_err(|_| wrong_body())?;
+            let expected = usize::from(region.len.get() != 0);
+            (First::Region(region, None), expected, region.reserved == [0; 24])
+        }
+        other => return Err(WireError::Kind(other as u8)),
     };
-    let offer = Offer { socket, hello };
+    if !is_clean {
+        return Err(WireError::Reserved);
+    }
+    if descriptors.len() != expected {
+        return Err(WireError::Descriptors(descriptors.len(), kind as u8));
+    }
+    Ok(match first {
+        First::Region(region, _) => First::Region(region, descriptors.pop()),
+        hello => hello,
+    })
+}
+
+fn request(socket: OwnedFd, record: &[u8], descriptors: Vec<OwnedFd>) -> Option<Asked> {
+    // Whoever begins like a device with a region is answered like one.
+    let is_region = matches!(wire::head(record), Ok((Kind::Region, ..)));
+    let refuse = |socket, why: &str| match is_region {
+        true => RegionOffer { socket }.refuse(STATUS_REFUSED, why),
+        false => Offer { socket, hello: Hello::new_zeroed() }.refuse(STATUS_REFUSED, why),
+    };
+    let first = match judge(record, descriptors) {
+        Ok(first) => first,
+        Err(error) => {
+            tracing::warn!(%error, "a VMM asked in a way that is not understood");
+            refuse(socket, &error.to_string());
+            return None;
+        }
+    };
+    let (name, interface) = match &first {
+        First::Region(region, _) => (region.name, [0; 32]),
+        First::Hello(hello) => (hello.name, hello.interface),
+    };
+    let name = wire::text(&name).map(str::to_owned);
+    let interface = match interface[0] {
+        0 => Some(None),
+        _ => wire::text(&interface).map(|name| Some(name.to_owned())),
+    };
     let (Some(name), Some(interface)) = (name, interface) else {
-        offer.refuse(STATUS_REFUSED, "names of guests and interfaces are plain ASCII");
+        refuse(socket, "names of guests and interfaces are plain ASCII");
         return None;
     };
-    Some(Request { name, interface, offer })
+    Some(match first {
+        First::Hello(hello) => {
+            Asked::Guest(Request { name, interface, offer: Offer { socket, hello } })
+        }
+        First::Region(region, fd) => Asked::Region(RegionRequest {
+            name,
+            segment: fd.map(|fd| (fd, region.len.get())),
+            offer: RegionOffer { socket },
+        }),
+    })
 }

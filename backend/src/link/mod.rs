@@ -5,12 +5,13 @@
 //! front end shares the guest's memory, a VMM that emulates the device itself (bhyve)
 //! hands over each frame with its virtio-net header, and many of them in one record. A
 //! guest sees no difference but speed, and PASTE frames pass as any others; their payload
-//! is inline, as the region is not the guest's to see.
+//! is inline, unless a second device of the VMM shows the guest its region.
 //!
 //! | room | what it does |
 //! | --- | --- |
 //! | `wire` | the records, byte for byte |
 //! | `control` | the socket on which VMMs ask for guests, and their first record |
+//! | `region` | devices that show a guest its region, and their requests to make it durable |
 //! | here | the records of one link, once it is a guest's |
 //!
 //! The other side is not trusted: a record that is malformed, or out of turn, ends its
@@ -18,6 +19,7 @@
 
 mod control;
 mod offer;
+mod region;
 #[cfg(test)]
 mod tests;
 pub mod wire;
@@ -30,8 +32,9 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use zerocopy::IntoBytes;
 
-pub use control::{Control, ControlError, Request};
+pub use control::{Asked, Control, ControlError, RegionRequest, Request};
 pub use offer::{Mailbox, Offer, Post, mailbox};
+pub use region::{RegionLink, RegionOffer, SegmentTerms};
 use wire::{ALIGN, FRAME_MAX, HEAD_LEN, Kind, RECORD_MAX, Walk, WireError};
 
 /// Why a link has ended.
@@ -189,7 +192,7 @@ impl Link {
                 }
                 Err(_) => Err(WireError::Body(body.len(), kind as u8).into()),
             },
-            Kind::Hello | Kind::Welcome => Err(WireError::Kind(kind as u8).into()),
+            _ => Err(WireError::Kind(kind as u8).into()),
         }
     }
 

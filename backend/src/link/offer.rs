@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use paste_abi::net_hdr::NET_HDR_LEN;
+use zerocopy::IntoBytes;
 
 use super::wire::{self, HEAD_LEN, Hello, Kind, Welcome};
 use crate::sys::wake::Waker;
@@ -34,23 +35,16 @@ impl Offer {
 }
 
 fn answer(socket: &OwnedFd, features: u64, status: u16, mtu: u16, mac: [u8; 6], why: &str) {
-    let mut text = [0; 160];
-    for (out, byte) in text.iter_mut().zip(why.bytes()) {
-        *out = byte;
-    }
     let welcome = Welcome {
         features: features.into(),
         status: status.into(),
         mtu: mtu.into(),
         mac,
         reserved: [0; 14],
-        text,
+        text: wire::said(why),
     };
-    let mut record = [0; HEAD_LEN + size_of::<Welcome>()];
-    if let Some((head, body)) = record.split_first_chunk_mut::<HEAD_LEN>() {
-        wire::write_head(Kind::Welcome, 0, head);
-        body.copy_from_slice(zerocopy::IntoBytes::as_bytes(&welcome));
-    }
+    let record: [u8; HEAD_LEN + size_of::<Welcome>()] =
+        wire::record(Kind::Welcome, welcome.as_bytes());
     let flags = rustix::net::SendFlags::DONTWAIT | rustix::net::SendFlags::NOSIGNAL;
     if let Err(error) = rustix::net::send(socket, &record, flags) {
         tracing::debug!(%error, "a VMM could not be answered");

@@ -9,8 +9,14 @@ use rustix::net::{
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use super::wire::{FRAME_MAX, HEAD_LEN, Hello, Kind, RECORD_MAX, Walk, Welcome, WireError};
+use paste_pmem::device::Outcome;
+
+use super::wire::{
+    FLUSHES_MAX, FRAME_MAX, Flushed, HEAD_LEN, Hello, Kind, RECORD_MAX, Region, Segment, Walk,
+    Welcome, WireError,
+};
 use super::*;
+use crate::sys::fds;
 
 fn pair() -> (Link, OwnedFd) {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -182,7 +188,7 @@ fn a_vmm_asks_and_is_answered() {
     assert!(control.poll(0).is_empty(), "it has said nothing yet");
     assert_eq!(control.watch().count(), 2);
     say(&vmm, &record(Kind::Hello, 0, hello("web1", "ix0").as_bytes()));
-    let request = control.poll(1).pop().unwrap();
+    let Some(Asked::Guest(request)) = control.poll(1).pop() else { panic!() };
     assert_eq!((request.name.as_str(), request.interface.as_deref()), ("web1", Some("ix0")));
     request.offer.refuse(wire::STATUS_BUSY, "the guest is in use");
     let heard = hear(&vmm);
@@ -237,4 +243,146 @@ fn who_asks_badly_is_told_or_forgotten() {
     assert!(control.poll(until).is_empty());
     assert_eq!(control.watch().count(), 1);
     drop(silent);
+}
+
+fn region(name: &str, len: u64) -> Region {
+    let mut region = Region::new_zeroed();
+    region.name[..name.len()].copy_from_slice(name.as_bytes());
+    region.len = len.into();
+    region
+}
+
+fn answered(vmm: &OwnedFd) -> Segment {
+    let heard = hear(vmm);
+    let (Kind::Segment, 0, body) = wire::head(&heard).unwrap() else { panic!() };
+    Segment::read_from_bytes(body).unwrap()
+}
+
+const TERMS: SegmentTerms =
+    SegmentTerms { len: 16 << 20, guest_offset: 2 << 20, guest_len: 14 << 20, durable: true };
+
+#[test]
+fn a_device_asks_how_much_memory_is_needed_and_gives_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("control.sock");
+    let mut control = Control::bind(&path).unwrap();
+    let vmm = ask(&path);
+    say(&vmm, &record(Kind::Region, 0, region("web1", 0).as_bytes()));
+    let Some(Asked::Region(request)) = control.poll(1).pop() else { panic!() };
+    assert_eq!(request.name, "web1");
+    assert!(request.segment.is_none());
+    request.offer.accept(TERMS);
+    control.keep(request.offer, 1);
+    let segment = answered(&vmm);
+    assert_eq!((segment.status.get(), segment.durable), (0, 1));
+    assert_eq!((segment.len.get(), segment.guest_len.get()), (16 << 20, 14 << 20));
+
+    let (memory, other) = rustix::pipe::pipe().unwrap();
+    let second = record(Kind::Region, 0, region("web1", 16 << 20).as_bytes());
+    fds::send(&vmm, &second, &[memory.as_fd()]).unwrap();
+    let Some(Asked::Region(request)) = control.poll(2).pop() else { panic!() };
+    let (fd, len) = request.segment.unwrap();
+    assert_eq!(len, 16 << 20);
+    rustix::io::write(&other, b"x").unwrap();
+    assert_eq!(rustix::io::read(&fd, &mut [0; 2][..]).unwrap(), 1, "it is the same");
+    request.offer.refuse(wire::STATUS_REFUSED, "no");
+    let segment = answered(&vmm);
+    assert_eq!(segment.status.get(), wire::STATUS_REFUSED);
+    assert!(segment.text.starts_with(b"no\0"));
+}
+
+#[test]
+fn a_device_that_asks_badly_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("control.sock");
+    let mut control = Control::bind(&path).unwrap();
+    let mut odd = region("web1", 0);
+    odd.reserved[23] = 1;
+    let (memory, _other) = rustix::pipe::pipe().unwrap();
+    let one = [memory.as_fd()];
+    let two = [memory.as_fd(), memory.as_fd()];
+    for (body, fds) in [
+        (&[0; 95][..], &[][..]),
+        (odd.as_bytes(), &[]),
+        (region("web 1", 0).as_bytes(), &[]),
+        (region("", 0).as_bytes(), &[]),
+        // Memory without a length, a length without memory, and too much.
+        (region("web1", 0).as_bytes(), &one),
+        (region("web1", 4096).as_bytes(), &[]),
+        (region("web1", 4096).as_bytes(), &two),
+    ] {
+        let vmm = ask(&path);
+        fds::send(&vmm, &record(Kind::Region, 0, body), fds).unwrap();
+        assert!(control.poll(0).is_empty());
+        assert_eq!(answered(&vmm).status.get(), wire::STATUS_REFUSED);
+    }
+    let vmm = ask(&path);
+    fds::send(&vmm, &record(Kind::Hello, 0, hello("web1", "ix0").as_bytes()), &one).unwrap();
+    assert!(control.poll(0).is_empty());
+    let heard = hear(&vmm);
+    assert_eq!(wire::head(&heard).unwrap().0, Kind::Welcome);
+}
+
+fn region_link() -> (RegionLink, OwnedFd, std::sync::Weak<()>) {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let (socket, theirs) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+    let presence = std::sync::Arc::new(());
+    let shown = std::sync::Arc::downgrade(&presence);
+    (RegionOffer { socket }.link(presence).unwrap(), theirs, shown)
+}
+
+fn flush(vmm: &OwnedFd, number: u64) {
+    say(vmm, &record(Kind::Flush, 0, &number.to_le_bytes()));
+}
+
+fn flushed(vmm: &OwnedFd) -> (u64, i32) {
+    let heard = hear(vmm);
+    let (Kind::Flushed, 0, body) = wire::head(&heard).unwrap() else { panic!() };
+    let flushed = Flushed::read_from_bytes(body).unwrap();
+    (flushed.number.get(), i32::from_le_bytes(flushed.outcome))
+}
+
+#[test]
+fn flushes_are_answered_in_order_and_those_that_came_later_wait() {
+    let (mut link, vmm, shown) = region_link();
+    assert_eq!(link.take(), Ok(0));
+    flush(&vmm, 7);
+    flush(&vmm, 8);
+    assert_eq!(link.take(), Ok(2));
+    flush(&vmm, 9);
+    assert_eq!(link.take(), Ok(3));
+    link.answer(2, Outcome::Done).unwrap();
+    assert_eq!((flushed(&vmm), flushed(&vmm)), ((7, 0), (8, 0)));
+    assert_eq!(link.take(), Ok(1));
+    link.answer(1, Outcome::Failed).unwrap();
+    assert_eq!(flushed(&vmm), (9, -1));
+    assert_eq!(link.take(), Ok(0));
+    assert_eq!(shown.strong_count(), 1);
+    drop(vmm);
+    assert_eq!(link.take(), Err(LinkError::Closed));
+    drop(link);
+    assert_eq!(shown.strong_count(), 0);
+}
+
+#[test]
+fn a_device_that_breaks_the_protocol_ends_its_link() {
+    for (bytes, error) in [
+        (record(Kind::Flush, 0, &[0; 7]), WireError::Body(7, 7)),
+        (record(Kind::Flush, 0, &[0; 9]), WireError::Body(9, 7)),
+        (record(Kind::Flushed, 0, &[0; 9]), WireError::Kind(8)),
+        (record(Kind::Flush, 1, &[0; 8]), WireError::Reserved),
+        (b"\x01\x07".to_vec(), WireError::Length(2)),
+    ] {
+        let (mut link, vmm, _) = region_link();
+        say(&vmm, &bytes);
+        assert_eq!(link.take(), Err(LinkError::Wire(error)));
+    }
+    let (mut link, vmm, _) = region_link();
+    for number in 0..FLUSHES_MAX as u64 {
+        flush(&vmm, number);
+    }
+    assert_eq!(link.take(), Ok(FLUSHES_MAX));
+    flush(&vmm, 0);
+    assert_eq!(link.take(), Err(LinkError::Wire(WireError::Flushes)));
 }

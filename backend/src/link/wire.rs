@@ -17,8 +17,18 @@
 //! | 2 | WELCOME | pasted | [`Welcome`]: the answer |
 //! | 3 | FRAMES | both | for each frame its length (4 bytes), the virtio-net header of 12 bytes and the Ethernet frame, both counted by the length, and zeros up to a multiple of 4 |
 //! | 4 | FEATURES | both | 8 bytes: the offloads of virtio-net that a driver has accepted. A driver begins anew. The answer is the same record; what came before it was for an earlier driver |
+//! | 5 | REGION | VMM | [`Region`]: the first record of a device that shows a guest its region |
+//! | 6 | SEGMENT | pasted | [`Segment`]: the answer |
+//! | 7 | FLUSH | VMM | 8 bytes, a number of the VMM's: all that the guest stored before is to be durable |
+//! | 8 | FLUSHED | pasted | [`Flushed`]: the answer, in the order of asking |
 //!
 //! Frames never wait for a driver: before FEATURES there are none.
+//!
+//! A link has either HELLO or REGION, and goes on with the kinds that follow it. A device
+//! that has no segment asks how long it has to be, by a REGION with the length 0, makes it,
+//! and sends a second REGION with its length and a descriptor of it (`SCM_RIGHTS`). One that
+//! has it already sends the second alone. From the answer on the region lies in the
+//! segment, and FLUSH is answered; at most [`FLUSHES_MAX`] may be under way.
 
 use paste_abi::net_hdr::NET_HDR_LEN;
 use zerocopy::little_endian::{U16, U64};
@@ -50,6 +60,14 @@ pub enum Kind {
     Frames = 3,
     /// What the driver has accepted.
     Features = 4,
+    /// Offers memory for a guest's region.
+    Region = 5,
+    /// The answer.
+    Segment = 6,
+    /// Stores are to be durable.
+    Flush = 7,
+    /// The answer.
+    Flushed = 8,
 }
 
 /// The first record: who asks, and for what.
@@ -90,7 +108,57 @@ pub struct Welcome {
     pub text: [u8; 160],
 }
 
+/// The first record of a device that shows a guest its region.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Region {
+    /// Bytes of the segment whose descriptor comes with this; 0 without one.
+    pub len: U64,
+    /// Name of the guest, filled up with zeros.
+    pub name: [u8; 64],
+    /// Zeros.
+    pub reserved: [u8; 24],
+}
+
+/// The answer to REGION.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Segment {
+    /// Bytes that the segment has to have.
+    pub len: U64,
+    /// Where in it begins what the guest may see; what is before that is the host's.
+    pub guest_offset: U64,
+    /// Bytes that the guest may see.
+    pub guest_len: U64,
+    /// 0 if the device has its guest; else `text` says why not, and the socket is closed.
+    pub status: U16,
+    /// 1 if FLUSH makes stores durable; 0 if it always fails, as nothing does.
+    pub durable: u8,
+    /// Zeros.
+    pub reserved: [u8; 5],
+    /// Why not, for people, filled up with zeros.
+    pub text: [u8; 160],
+}
+
+/// The answer to FLUSH.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Flushed {
+    /// That of the FLUSH.
+    pub number: U64,
+    /// As a virtio-pmem device answers (virtio 1.2 section 5.19.7): 0 if it is durable, else
+    /// -1.
+    pub outcome: [u8; 4],
+    /// Zeros.
+    pub reserved: [u8; 4],
+}
+
 const _: () = assert!(size_of::<Hello>() == 128 && size_of::<Welcome>() == 192);
+const _: () = assert!(size_of::<Region>() == 96 && size_of::<Segment>() == 192);
+const _: () = assert!(size_of::<Flushed>() == 16);
+
+/// FLUSHes that may be under way at once.
+pub const FLUSHES_MAX: usize = 64;
 
 /// `status` of a VMM that is refused and may try again: somebody else is attached.
 pub const STATUS_BUSY: u16 = 1;
@@ -118,6 +186,12 @@ pub enum WireError {
     /// The frames of a record do not fill it.
     #[error("frame {0} of the record has a length that is not possible")]
     Frame(u16),
+    /// Descriptors where none belong, or none where one does.
+    #[error("{0} descriptors came with a record of kind {1}")]
+    Descriptors(usize, u8),
+    /// More at once than may be.
+    #[error("more than {FLUSHES_MAX} FLUSHes under way")]
+    Flushes,
 }
 
 /// Reads a record's head. Returns kind, frames, and the body.
@@ -133,6 +207,10 @@ pub fn head(record: &[u8]) -> Result<(Kind, u16, &[u8]), WireError> {
         2 => Kind::Welcome,
         3 => Kind::Frames,
         4 => Kind::Features,
+        5 => Kind::Region,
+        6 => Kind::Segment,
+        7 => Kind::Flush,
+        8 => Kind::Flushed,
         other => return Err(WireError::Kind(other)),
     };
     let count = u16::from_le_bytes([head[2], head[3]]);
@@ -140,6 +218,25 @@ pub fn head(record: &[u8]) -> Result<(Kind, u16, &[u8]), WireError> {
         return Err(WireError::Reserved);
     }
     Ok((kind, count, body))
+}
+
+/// A record of one body.
+pub fn record<const N: usize>(kind: Kind, body: &[u8]) -> [u8; N] {
+    let mut record = [0; N];
+    if let Some((head, rest)) = record.split_first_chunk_mut::<HEAD_LEN>() {
+        write_head(kind, 0, head);
+        rest.copy_from_slice(body);
+    }
+    record
+}
+
+/// What is said to people, as far as there is room for it.
+pub fn said(text: &str) -> [u8; 160] {
+    let mut field = [0; 160];
+    for (out, byte) in field.iter_mut().zip(text.bytes()) {
+        *out = byte;
+    }
+    field
 }
 
 /// Writes a record's head.

@@ -2,22 +2,30 @@
 //! that are made of a template the first time. Once made, a guest stays, with its
 //! addresses, until the process ends. Where its template names a port that several can
 //! share, it comes to those that are there.
+//!
+//! A guest whose region is to lie in a VMM's segment is made when its VMM comes, by either
+//! of its devices. Until the one that shows the region has brought the segment, the region
+//! is memory that the guest cannot see; then the guest is closed and opened once more, in the
+//! segment. Its network device notices a backend that was restarted. The same happens when
+//! another VMM comes with another segment.
 
 use std::collections::HashMap;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use paste_pmem::Region;
+use paste_abi::superblock::HOST_HEAD_LEN;
+use paste_pmem::{Region, RegionError, Segment, SegmentError};
 
 use super::shared::{Door, Ends, Shared};
 use super::threads::{Placed, Threads};
-use super::{Error, Plain, Ready, lane_name, open, station};
+use super::{Error, Given, Plain, Ready, lane_name, open, station};
 use crate::attachment::{Attachment, Common};
 use crate::config::{Config, Guest, Template, TemplateError, Wanted};
-use crate::link::wire::STATUS_REFUSED;
-use crate::link::{Control, Post, Request};
+use crate::link::wire::{STATUS_BUSY, STATUS_REFUSED};
+use crate::link::{Asked, Control, Post, RegionOffer, RegionRequest, Request, SegmentTerms};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::{EventLoop, Token, wake};
 
@@ -38,6 +46,34 @@ enum Refusal {
          guest=NAME"
     )]
     Interface(String),
+    #[error(
+        "there is no guest \"{0}\" yet: it is made when its network device asks, so give that one \
+         the lower slot; or add a [[guest]] to the configuration"
+    )]
+    NotYet(String),
+    #[error(
+        "the guest's region lies elsewhere, where this VMM cannot show it: write segment = true in \
+         its region"
+    )]
+    NoSegment,
+    #[error("the guest is in use: another VMM shows it its region")]
+    Shown,
+    #[error("{0}")]
+    Segment(#[from] SegmentError),
+    #[error("{0}")]
+    Region(#[from] RegionError),
+    #[error("a descriptor cannot be duplicated: {0}")]
+    Descriptor(io::Error),
+}
+
+impl Refusal {
+    /// Whether it may be otherwise a little later.
+    fn status(&self) -> u16 {
+        match self {
+            Refusal::NotYet(_) | Refusal::Shown => STATUS_BUSY,
+            _ => STATUS_REFUSED,
+        }
+    }
 }
 
 /// A guest that can be asked for.
@@ -49,9 +85,12 @@ struct Known {
 
 /// A guest that was made.
 struct Made {
+    /// Its own name, and those of its further lanes.
     names: Vec<String>,
     region: Region,
     threads: Threads,
+    /// The link of the device that shows its region, as long as that is there.
+    shown: Weak<()>,
 }
 
 /// What came of demand, for its end.
@@ -147,8 +186,11 @@ impl Demand {
                 }
             }
             let requests = self.control.as_mut().map(|control| control.poll(monotonic_ns()));
-            for request in requests.into_iter().flatten() {
-                self.answer(request);
+            for asked in requests.into_iter().flatten() {
+                match asked {
+                    Asked::Guest(request) => self.answer(request),
+                    Asked::Region(request) => self.answer_region(request),
+                }
             }
         }
     }
@@ -203,6 +245,9 @@ impl Demand {
                 _ => Ok(known.post.clone()),
             };
         }
+        if let Some(guest) = self.config.guests.iter().find(|guest| guest.name == name) {
+            return self.make(&guest.clone(), interface, None);
+        }
         let config = self.config.with_guest(&Wanted {
             name,
             interface: interface.as_deref(),
@@ -213,9 +258,37 @@ impl Demand {
         let Some(guest) = config.guests.last() else {
             return Err(Refusal::Interface(String::new()));
         };
-        let Self { config: before, common, ports, .. } = self;
-        let ends = |common: &mut Common| ports.come(guest, &before.templates, common);
-        let Ready { lanes, region, made, post } = open(guest, ends, common, None, &Plain)?;
+        let post = self.make(guest, interface, None)?;
+        tracing::info!(guest = %name, "guest made of its template");
+        self.config = config;
+        Ok(post)
+    }
+
+    /// Opens a guest, in a segment or without, and begins to serve it.
+    fn make(
+        &mut self,
+        guest: &Guest,
+        interface: Option<String>,
+        given: Option<(Segment, &RegionOffer)>,
+    ) -> Result<Post, Refusal> {
+        let name = &guest.name;
+        let presence = Arc::new(());
+        // Without a link nobody has it but this function.
+        let shown = Arc::downgrade(&presence);
+        let given = match given {
+            Some((segment, offer)) => {
+                let link = offer.link(presence).map_err(Refusal::Descriptor)?;
+                Some(Given { segment, link })
+            }
+            None => None,
+        };
+        let Self { config, common, ports, .. } = self;
+        let ends = |common: &mut Common| match guest.region.segment {
+            // Opened once more with its segment, it has a port of its own.
+            true => Ok(None),
+            false => ports.come(guest, &config.templates, common),
+        };
+        let Ready { lanes, region, made, post } = open(guest, ends, common, None, given, &Plain)?;
         let placed = |(index, lane): (usize, _)| Placed {
             name: lane_name(name, index),
             task: Box::new(lane),
@@ -225,11 +298,95 @@ impl Demand {
         let names = placed.iter().map(|placed| placed.name.clone()).collect();
         let threads = Threads::start(placed, None)?;
         made.keep();
-        tracing::info!(guest = %name, interface, "guest made of its template");
-        self.known.insert(name.to_owned(), Known { post: post.clone(), interface });
-        self.made.push(Made { names, region, threads });
-        self.config = config;
+        self.known.insert(name.clone(), Known { post: post.clone(), interface });
+        self.made.push(Made { names, region, threads, shown });
         Ok(post)
+    }
+
+    /// Answers the device that shows a guest its region.
+    fn answer_region(&mut self, request: RegionRequest) {
+        let RegionRequest { name, segment, offer } = request;
+        let outcome = match segment {
+            None => self.segment_guest(&name).map(|guest| {
+                let terms = terms(guest);
+                offer.accept(terms);
+                false
+            }),
+            Some((fd, len)) => Segment::new(fd, len)
+                .map_err(Refusal::from)
+                .and_then(|segment| self.put_into(&name, segment, &offer))
+                .map(|()| true),
+        };
+        match outcome {
+            Ok(true) => tracing::info!(guest = %name, "region shown by its VMM"),
+            Ok(false) => {
+                if let Some(control) = &mut self.control {
+                    control.keep(offer, monotonic_ns());
+                }
+            }
+            Err(refusal) => {
+                tracing::warn!(guest = %name, %refusal, "a VMM that shows a region was turned away");
+                offer.refuse(refusal.status(), &refusal.to_string());
+            }
+        }
+    }
+
+    /// The guest of this name, whose region a VMM may have that nobody else shows.
+    fn segment_guest(&self, name: &str) -> Result<&Guest, Refusal> {
+        let guest = self.config.guests.iter().find(|guest| guest.name == name);
+        let guest = guest.ok_or_else(|| Refusal::NotYet(name.to_owned()))?;
+        if !guest.region.segment {
+            return Err(Refusal::NoSegment);
+        }
+        match self.made.iter().find(|made| made.names[0] == name) {
+            Some(made) if made.shown.strong_count() > 0 => Err(Refusal::Shown),
+            _ => Ok(guest),
+        }
+    }
+
+    /// Has a guest's region lie in this segment. A segment that cannot be had leaves the
+    /// guest as it is.
+    fn put_into(
+        &mut self,
+        name: &str,
+        segment: Segment,
+        offer: &RegionOffer,
+    ) -> Result<(), Refusal> {
+        let guest = self.segment_guest(name)?.clone();
+        segment.judge(&guest.name, guest.region.size, guest.region.buffer_size)?;
+        let interface = self.known.get(name).and_then(|known| known.interface.clone());
+        if let Some(at) = self.made.iter().position(|made| made.names[0] == name) {
+            let Made { region, threads, .. } = self.made.remove(at);
+            // What it has counted is not told: it goes on as another one.
+            drop(threads.stop());
+            if let Err(error) = region.close() {
+                tracing::error!(guest = %name, %error, "the region was not closed in good order");
+            }
+            self.known.remove(name);
+        }
+        match self.make(&guest, interface.clone(), Some((segment, offer))) {
+            Ok(_) => {
+                offer.accept(terms(&guest));
+                Ok(())
+            }
+            Err(refusal) => {
+                // Its network has to go on.
+                if let Err(error) = self.make(&guest, interface, None) {
+                    tracing::error!(guest = %name, %error, "the guest is no longer served");
+                }
+                Err(refusal)
+            }
+        }
+    }
+}
+
+/// What the segment of a guest has to be.
+fn terms(guest: &Guest) -> SegmentTerms {
+    SegmentTerms {
+        len: guest.region.size,
+        guest_offset: HOST_HEAD_LEN,
+        guest_len: guest.region.size - HOST_HEAD_LEN,
+        durable: guest.region.mirror.is_some(),
     }
 }
 

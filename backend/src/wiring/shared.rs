@@ -61,7 +61,9 @@ impl Shared {
     ) -> Result<Shared, Error> {
         let mut shared = Shared::default();
         let mut seen = Vec::new();
-        for guest in guests.iter().filter(|guest| guest.port.kind().shared) {
+        // Who waits for a VMM's memory has a port of its own, opened with it.
+        let now = guests.iter().filter(|guest| !guest.region.segment);
+        for guest in now.filter(|guest| guest.port.kind().shared) {
             let device = device(guest);
             if seen.contains(&device) {
                 continue;

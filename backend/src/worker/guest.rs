@@ -20,6 +20,7 @@ use super::counters::GuestCounters;
 use super::lane::{First, Others, Told};
 use super::plain::{self, RingSink, Terms};
 use super::pmem::PmemPort;
+use super::region::RegionPort;
 use super::source::Sources;
 use super::task::{Rest, Task};
 use crate::channel::{Channels, FRAME_SIZE};
@@ -50,6 +51,7 @@ const PORT_RETRY: u64 = 1_000_000_000;
 const TOKEN_WAKE: Token = 0;
 const TOKEN_ENDPOINT: Token = 1;
 const TOKEN_PORT: Token = 2;
+const TOKEN_REGION: Token = 3;
 const TOKEN_DEVICE: Token = 16;
 /// Those of the virtio-pmem device follow this one.
 const TOKEN_PMEM: Token = 64;
@@ -97,6 +99,8 @@ pub struct Parts {
     pub channels: Channels,
     /// The virtio-pmem device, if the guest has one.
     pub pmem: Option<PmemPort>,
+    /// The device that shows the region, if that lies in memory of a VMM's.
+    pub region: Option<RegionPort>,
     /// Who the guest's own kernel may say that it is; anybody, without.
     pub sources: Option<Sources>,
     /// How long to poll before sleeping, ns.
@@ -432,10 +436,13 @@ impl Task for GuestTask {
             self.forget_guest(now);
         }
         self.parts.engine.advance(now, &mut self.parts.memory);
-        let Parts { engine, memory, channels, pmem, device, .. } = &mut self.parts;
+        let Parts { engine, memory, channels, pmem, region, device, .. } = &mut self.parts;
+        let (durability, region_len) = channels.durability_mut();
         if let Some(pmem) = pmem {
-            let (durability, region_len) = channels.durability_mut();
             pmem.ask(durability, region_len);
+        }
+        if let Some(region) = region {
+            region.ask(durability, region_len);
         }
         if channels.next_look().is_some_and(|at| at <= now.monotonic_ns) {
             let was_taken = device.is_rx_taken();
@@ -444,6 +451,9 @@ impl Task for GuestTask {
         let mut settled = channels.settle(now, memory, engine.as_mut());
         if let Some(pmem) = pmem {
             settled += pmem.answer(channels.durability().last_completed());
+        }
+        if let Some(region) = region {
+            settled += region.answer(channels.durability().last_completed());
         }
         let published = match self.publish() {
             Ok(published) => published,
@@ -492,8 +502,11 @@ impl Task for GuestTask {
     }
 
     fn watch<'a>(&'a self, show: &mut dyn FnMut(BorrowedFd<'a>, Token)) {
-        let Parts { role, engine, device, pmem, .. } = &self.parts;
+        let Parts { role, engine, device, pmem, region, .. } = &self.parts;
         show(self.wakeups.as_fd(), TOKEN_WAKE);
+        if let Some(fd) = region.as_ref().and_then(RegionPort::fd) {
+            show(fd, TOKEN_REGION);
+        }
         if let Some(fd) = role.endpoint().and_then(Endpoint::fd) {
             show(fd, TOKEN_ENDPOINT);
         }
@@ -507,13 +520,15 @@ impl Task for GuestTask {
 
     /// None of the numbers ever gets smaller.
     fn generation(&self) -> u64 {
-        let Parts { device, role, pmem, .. } = &self.parts;
+        let Parts { device, role, pmem, region, .. } = &self.parts;
         let pmem = pmem.as_ref().map_or((0, 0), |pmem| pmem.generation());
+        let region = region.as_ref().map_or(0, RegionPort::generation);
         device.watch_generation()
             + role.endpoint().map_or(0, Endpoint::watch_generation)
             + self.port_changes
             + pmem.0
             + pmem.1
+            + region
     }
 
     fn ready(&mut self, token: Token) -> bool {
@@ -526,6 +541,10 @@ impl Task for GuestTask {
                 self.parts.offers.as_mut().is_some_and(Mailbox::look) || lanes
             }
             TOKEN_PORT => false,
+            TOKEN_REGION => {
+                self.parts.region.iter_mut().for_each(RegionPort::call);
+                false
+            }
             TOKEN_ENDPOINT => true,
             token if token >= TOKEN_PMEM => {
                 self.parts.pmem.as_mut().is_some_and(|pmem| pmem.dispatch(token - TOKEN_PMEM))
@@ -586,6 +605,8 @@ impl Task for GuestTask {
         if let Some(pmem) = &mut self.parts.pmem {
             pmem.control(now);
         }
+        // Where descriptors cannot be watched, nothing else says so.
+        self.parts.region.iter_mut().for_each(RegionPort::call);
     }
 
     /// Says good-bye: channels hear of it, flows are reset.
@@ -605,13 +626,16 @@ impl Task for GuestTask {
     }
 
     fn each_counter(&self, visit: &mut dyn FnMut(&str, u64)) {
-        let Parts { engine, channels, device, memory, pmem, .. } = &self.parts;
+        let Parts { engine, channels, device, memory, pmem, region, .. } = &self.parts;
         engine.each_counter(visit);
         channels.counters().each(|name, value| visit(&format!("channel.{name}"), value));
         channels.durability().each_counter(|name, value| visit(&format!("flush.{name}"), value));
         device.counters().each(|name, value| visit(&format!("device.{name}"), value));
         if let Some(pmem) = pmem {
             pmem.each_counter(|name, value| visit(&format!("pmem.{name}"), value));
+        }
+        if let Some(region) = region {
+            region.each_counter(|name, value| visit(&format!("region.{name}"), value));
         }
         self.counters.each(|name, value| visit(&format!("worker.{name}"), value));
         let pool = memory.pool();

@@ -14,7 +14,7 @@
 //! | module | knows |
 //! | --- | --- |
 //! | `task` | what a worker has to know of whom it serves |
-//! | `guest` | the turn of a guest, with `plain`, `pmem` and `source` |
+//! | `guest` | the turn of a guest, with `plain`, `pmem`, `region` and `source` |
 //! | `lane` | how the lanes of a guest hand its queue pairs to each other |
 //! | `credit` | who may have a turn now |
 //! | `slot` | one task on its worker: whether it is polled or asleep |
@@ -45,6 +45,7 @@ mod guest;
 mod lane;
 mod plain;
 mod pmem;
+mod region;
 mod slot;
 mod source;
 mod task;
@@ -66,6 +67,7 @@ pub use counters::{GuestCounters, WorkerCounters};
 pub use guest::{GuestTask, Parts, Role};
 pub use lane::{First, Others, join};
 pub use pmem::PmemPort;
+pub use region::RegionPort;
 use slot::Slot;
 pub use source::{Network, Sources, Spoof};
 pub use task::{Rest, TASK_TOKENS, Task};

@@ -105,6 +105,15 @@ pub enum RegionError {
         /// Name of the region.
         region: String,
     },
+    /// There is data in the segment, and it is not a region.
+    #[error(
+        "{region}: holds what is not a region; give the VM's device a segment of its own, which \
+         holds zeros"
+    )]
+    ForeignSegment {
+        /// Name of the region.
+        region: String,
+    },
     /// It is what a guest maps of a region.
     #[error(
         "{region}: is what this machine, as a guest, was given of a region; see to that region on \

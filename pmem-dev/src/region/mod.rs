@@ -10,6 +10,7 @@ mod file;
 mod image;
 mod mirror;
 mod provide;
+mod segment;
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -41,6 +42,7 @@ pub use image::{Finding, Image};
 use mirror::Mirror;
 pub use mirror::Progress;
 pub use provide::{Origin, Provided, Spec, provide};
+pub use segment::Segment;
 
 /// Where a new region's bytes are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +54,9 @@ pub enum Backing {
     /// any file system; or all of a device DAX (`/dev/daxN.M`) that is there and
     /// holds zeros.
     File(PathBuf),
+    /// Memory that a VMM has made and shows its guest, behind the host's head. It lives as
+    /// long as the machine, or longer than a process of its VMM's.
+    Segment(Segment),
 }
 
 /// Who a new region belongs to.
@@ -135,6 +140,7 @@ impl Region {
         let name = match backing {
             Backing::Memory(_) => format!("memory of {}", identity.guest),
             Backing::File(path) => path.display().to_string(),
+            Backing::Segment(_) => segment::name(identity.guest),
         };
         let mut block =
             superblock::build(&geometry, identity.uuid, identity.guest, identity.created_ns)
@@ -167,14 +173,18 @@ impl Region {
                 let file = open_same(path, &name, &lock)?;
                 (file.into(), Some(Lock(lock)))
             }
+            Backing::Segment(segment) => (segment.file(&name, size)?.into(), None),
         };
         let file: File = file.into();
-        let shape = examine(on, &name, &file)?;
+        let shape = match backing {
+            Backing::Segment(segment) => *segment.shape(),
+            Backing::Memory(_) | Backing::File(_) => examine(on, &name, &file)?,
+        };
         let head = map_head(&name, file.as_fd(), &shape, true)?;
         let guest = map_guest(&name, file.as_fd(), &shape, &geometry, true)?;
         let domain =
             Domain::of(on, file.as_fd(), &shape).map_err(|e| system(&name, "examine", e))?;
-        if shape.is_device {
+        if shape.is_device || matches!(backing, Backing::Segment(_)) {
             // Its first bytes were zeros, but behind them may be what is left of others.
             clear(&guest, progress).map_err(|e| system(&name, "write to", e))?;
         }
@@ -243,6 +253,31 @@ impl Region {
             }
             Err(error) => return Err(RegionError::Superblock { region: name, error }),
         };
+        let (mut region, opened) =
+            Region::found(on, name, (file, Some(Lock(lock))), shape, (head, found), expect)?;
+        // A mirror that is to be served in its region's place.
+        let guest = &region.guest;
+        let replayed = mirror::replay(path, &region.block, |offset, bytes| {
+            let inside = guest.write_at(offset as usize, bytes);
+            debug_assert!(inside, "the journal judges what it gives");
+            Ok(())
+        })?;
+        if replayed > 0 {
+            guest.sync().map_err(|e| system(&region.name, "write to", e))?;
+        }
+        region.block.journal_area = 0.into();
+        Ok((region, opened))
+    }
+
+    /// The region whose superblock was found, once it is what is expected.
+    fn found(
+        on: &dyn System,
+        name: String,
+        (file, lock): (File, Option<Lock>),
+        shape: Shape,
+        (head, found): (Mapping, Found),
+        expect: &Expect<'_>,
+    ) -> Result<(Region, Opened), RegionError> {
         check_len(&name, &found, &shape)?;
         check(&name, &found, found.geometry.file_len(), expect)?;
         let Found { block, geometry, damaged } = found;
@@ -250,20 +285,10 @@ impl Region {
         let domain =
             Domain::of(on, file.as_fd(), &shape).map_err(|e| system(&name, "examine", e))?;
         let clean = block.state.get() == STATE_CLEAN;
-        // A mirror that is to be served in its region's place.
-        let replayed = mirror::replay(path, &block, |offset, bytes| {
-            let inside = guest.write_at(offset as usize, bytes);
-            debug_assert!(inside, "the journal judges what it gives");
-            Ok(())
-        })?;
-        if replayed > 0 {
-            guest.sync().map_err(|e| system(&name, "write to", e))?;
-        }
-        let block = Superblock { journal_area: 0.into(), ..block };
         let region = Region {
             name,
             file: file.into(),
-            _lock: Some(Lock(lock)),
+            _lock: lock,
             shape,
             head,
             guest: Arc::new(guest),

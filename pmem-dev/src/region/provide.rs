@@ -1,5 +1,5 @@
-//! Finding a guest's region wherever its bytes have survived: in its file, in its
-//! mirror, in both, or in neither.
+//! Finding a guest's region wherever its bytes have survived: in its file, or its VM's
+//! segment, in its mirror, in both, or in neither.
 //!
 //! | file | mirror | what is done |
 //! | --- | --- | --- |
@@ -99,12 +99,14 @@ pub(super) fn provide_on(
         size: Some(spec.geometry.file_len()),
         buffer_size: Some(spec.geometry.buffer_size()),
     };
-    let file = match &spec.backing {
+    let loaded = match &spec.backing {
         Backing::Memory(_) => None,
-        Backing::File(path) => match Region::load(on, path, &expect) {
-            Err(RegionError::NotFound { .. }) => None,
-            other => Some(other?),
-        },
+        Backing::File(path) => Some(Region::load(on, path, &expect)),
+        Backing::Segment(segment) => Some(Region::load_segment(on, segment, &expect)),
+    };
+    let file = match loaded {
+        None | Some(Err(RegionError::NotFound { .. })) => None,
+        Some(other) => Some(other?),
     };
     let mut made = Made::default();
     let (mut region, origin) = match &spec.mirror {

@@ -1,5 +1,6 @@
-//! FreeBSD: shared memory objects with seals, and what a file is kept on. There is no
-//! device DAX and no DAX file here: what is durable is so by a file's sync.
+//! FreeBSD: shared memory objects with seals, what a file is kept on, and segments of
+//! bhyve's. There is no device DAX and no DAX file here: what is durable is so by a file's
+//! sync.
 
 use std::ffi::c_void;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -9,7 +10,7 @@ use rustix::fs::{FallocateFlags, FileType, MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
-use super::shape::{HugePages, Shape, ShapeError};
+use super::shape::{HugePages, SegmentError, Shape, ShapeError};
 
 /// The smallest `si_code` of a signal that somebody sent (`SI_USER`, `sys/signal.h`).
 const SI_USER: libc::c_int = 0x10001;
@@ -102,6 +103,27 @@ pub(super) fn shape(fd: BorrowedFd<'_>) -> Result<Shape, ShapeError> {
     }
     let len = u64::try_from(stat.st_size).unwrap_or(0);
     Ok(Shape { len, page: rustix::param::page_size(), is_device: false })
+}
+
+/// How a segment of `len` bytes is mapped, which somebody else has made: a device in
+/// /dev/vmm.io, where vmm(4) shows what `vm_create_devmem` made. Its length cannot be
+/// asked for; the kernel refuses to map what is beyond it (`devmem_mmap_single`).
+pub(crate) fn segment_shape(fd: BorrowedFd<'_>, len: u64) -> Result<Shape, SegmentError> {
+    let stat = rustix::fs::fstat(fd)
+        .map_err(|errno| SegmentError::System { call: "fstat", source: errno.into() })?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice {
+        return Err(SegmentError::NotMemory);
+    }
+    let mut name = [0 as libc::c_char; 256];
+    // SAFETY: `name` has room for as many bytes as are said, and the result points to it.
+    unsafe {
+        libc::devname_r(stat.st_rdev, libc::S_IFCHR, name.as_mut_ptr(), name.len() as libc::c_int)
+    };
+    let mut name = name.iter().map(|&byte| byte as u8);
+    if !b"vmm.io/".iter().all(|&byte| name.next() == Some(byte)) {
+        return Err(SegmentError::NotMemory);
+    }
+    Ok(Shape { len, page: rustix::param::page_size(), is_device: true })
 }
 
 /// Whether a signal with this `si_code` is a fault, and no one's message.

@@ -11,7 +11,7 @@ use rustix::fs::{FallocateFlags, FileType, MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
-use super::shape::{HugePages, Shape, ShapeError};
+use super::shape::{HugePages, SegmentError, Shape, ShapeError};
 use crate::uuid::Uuid;
 
 /// `f_type` of hugetlbfs (`linux/magic.h`).
@@ -116,6 +116,22 @@ pub(super) fn shape(fd: BorrowedFd<'_>) -> Result<Shape, ShapeError> {
         page = page.max(usize::try_from(fs.f_bsize).unwrap_or(0));
     }
     Ok(Shape { len: u64::try_from(stat.st_size).unwrap_or(0), page, is_device: false })
+}
+
+/// How a segment of `len` bytes is mapped, which somebody else has made: here, a memory
+/// file that can no longer shrink.
+pub(crate) fn segment_shape(fd: BorrowedFd<'_>, len: u64) -> Result<Shape, SegmentError> {
+    // Whatever is no memory file has no seals.
+    let seals = rustix::fs::fcntl_get_seals(fd).map_err(|_| SegmentError::NotMemory)?;
+    if !seals.contains(SealFlags::SHRINK) {
+        return Err(SegmentError::Unsealed);
+    }
+    match shape(fd) {
+        Ok(shape) if shape.len == len => Ok(shape),
+        Ok(shape) => Err(SegmentError::Size { have: shape.len, want: len }),
+        Err(ShapeError::System { call, source }) => Err(SegmentError::System { call, source }),
+        Err(_) => Err(SegmentError::NotMemory),
+    }
 }
 
 /// Whether a signal with this `si_code` is a fault, and no one's message.

@@ -25,6 +25,6 @@ pub use cache::Instruction;
 pub(crate) use cache::fence;
 pub use guard::MAPPINGS_MAX;
 pub use mapping::{MapError, Mapping};
-pub(crate) use os::{begin_sync, boot_id, is_volatile, memory_file, reserve};
-pub use shape::{HugePages, ShapeError};
+pub(crate) use os::{begin_sync, boot_id, is_volatile, memory_file, reserve, segment_shape};
+pub use shape::{HugePages, SegmentError, ShapeError};
 pub(crate) use shape::{Os, Shape, System};

@@ -24,8 +24,8 @@ pub(crate) struct Shape {
     pub(crate) len: u64,
     /// Mappings begin and end at multiples of this many bytes, a power of two.
     pub(crate) page: usize,
-    /// A device DAX: it can be mapped and nothing else. What is stored to it is
-    /// synced by the CPU, and its length is not for us to change.
+    /// A device DAX, or one that shows a segment: it can be mapped and nothing else. What
+    /// is stored to it is synced by the CPU, and its length is not for us to change.
     pub(crate) is_device: bool,
 }
 
@@ -50,6 +50,36 @@ pub enum ShapeError {
         size: u64,
         /// Bytes of a unit.
         align: usize,
+    },
+    /// A system call failed.
+    #[error("{call}: {source}")]
+    System {
+        /// The call.
+        call: &'static str,
+        /// Its error.
+        source: std::io::Error,
+    },
+}
+
+/// Why a descriptor is no segment of a VMM's.
+#[derive(Debug, thiserror::Error)]
+pub enum SegmentError {
+    /// It is something else.
+    #[error(
+        "the descriptor is not a segment of memory: on FreeBSD that is a device in /dev/vmm.io, \
+         elsewhere a memory file"
+    )]
+    NotMemory,
+    /// Whoever made it could cut it.
+    #[error("the segment can be cut: seal its memory file against shrinking (F_SEAL_SHRINK)")]
+    Unsealed,
+    /// It is of another size than was said.
+    #[error("the segment has {have} bytes, {want} were announced")]
+    Size {
+        /// Bytes that it has.
+        have: u64,
+        /// Bytes that it was said to have.
+        want: u64,
     },
     /// A system call failed.
     #[error("{call}: {source}")]

@@ -9,6 +9,9 @@
 #include "net_utils.h"
 #include "pci_emul.h"
 
+#include <machine/vmm.h>
+#include "vmmapi.h"
+
 const char *
 get_config_value_node(const nvlist_t *parent, const char *name)
 {
@@ -60,12 +63,58 @@ net_genmac(struct pci_devinst *pi, uint8_t *macaddr)
 }
 
 int
+pci_emul_alloc_bar(struct pci_devinst *pdi, int idx, enum pcibar_type type,
+    uint64_t size)
+{
+	return (pdi == NULL || idx < 0 || type == PCIBAR_NONE || size == 0);
+}
+
+const char *
+vm_get_name(struct vmctx *ctx)
+{
+	return (ctx != NULL ? "vm" : NULL);
+}
+
+int
+vm_get_memseg(struct vmctx *ctx, int ident, size_t *lenp, char *name,
+    size_t namesiz)
+{
+	*lenp = 0;
+	memset(name, 0, namesiz);
+	return (ctx == NULL || ident < 0);
+}
+
+void *
+vm_create_devmem(struct vmctx *ctx, int segid, const char *name, size_t len)
+{
+	return (segid > 0 && *name != '\0' && len > 0 ? ctx : NULL);
+}
+
+int
+vm_mmap_memseg(struct vmctx *ctx, vm_paddr_t gpa, int segid,
+    vm_ooffset_t segoff, size_t len, int prot)
+{
+	return (ctx == NULL || gpa == 0 || segid < 0 || segoff < 0 || len == 0 ||
+	    prot == 0);
+}
+
+int
+vm_munmap_memseg(struct vmctx *ctx, vm_paddr_t gpa, size_t len)
+{
+	return (ctx == NULL || gpa == 0 || len == 0);
+}
+
+int
 main(void)
 {
 	struct net_backend **be;
+	const struct pci_devemu **device;
 	int count = 0;
 
 	for (be = SET_BEGIN(net_backend_set); be < SET_LIMIT(net_backend_set); be++)
 		count += (*be)->init != NULL;
-	return (count == 1 ? 0 : 1);
+	for (device = SET_BEGIN(pci_devemu_set); device < SET_LIMIT(pci_devemu_set);
+	    device++)
+		count += (*device)->pe_init != NULL;
+	return (count == 2 ? 0 : 1);
 }

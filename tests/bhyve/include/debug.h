@@ -4,9 +4,7 @@
 
 #include <stdio.h>
 
-#define EPRINTLN(...) do {			\
-	fprintf(stderr, __VA_ARGS__);		\
-	fprintf(stderr, "\n");			\
-} while (0)
+/* At once, so that a line stays whole among others. */
+#define EPRINTLN(format, ...) fprintf(stderr, format "\n", ##__VA_ARGS__)
 
 #endif
