@@ -17,6 +17,7 @@
 pub mod backend;
 #[cfg(target_os = "linux")]
 pub mod bhyve;
+#[cfg(target_os = "linux")]
 pub mod c;
 #[cfg(target_os = "linux")]
 pub mod client;
