@@ -94,9 +94,6 @@ struct Test {
     /// We send.
     reverse: bool,
     parallel: usize,
-    /// Bytes that the client reads at once. It waits for the whole of them even
-    /// when the test is over, so no stream ends within a block.
-    block: u64,
     streams: Vec<Stream>,
     started: Instant,
     seconds: f64,
@@ -252,7 +249,6 @@ impl Service {
                     said: Vec::new(),
                     reverse: false,
                     parallel: 0,
-                    block: 1,
                     streams: Vec::new(),
                     started: Instant::now(),
                     seconds: 0.0,
@@ -290,8 +286,7 @@ impl Service {
                 let flag = |name: &str| parameters[name].as_bool().unwrap_or(false);
                 test.reverse = flag("reverse");
                 test.parallel = parameters["parallel"].as_u64().unwrap_or(1) as usize;
-                test.block = parameters["len"].as_u64().unwrap_or(0);
-                let possible = test.block > 0 && flag("tcp") && !flag("bidirectional");
+                let possible = flag("tcp") && !flag("bidirectional");
                 if !possible || !(1..=STREAMS_MAX).contains(&test.parallel) {
                     let mut error = vec![state::SERVER_ERROR];
                     error.extend(NOT_IMPLEMENTED.to_be_bytes());
@@ -309,6 +304,9 @@ impl Service {
                 test.phase = Phase::Results;
                 test.seconds = test.started.elapsed().as_secs_f64();
                 self.say(control, [state::EXCHANGE_RESULTS]);
+                // The client reads whole blocks again, and may be within one: it sees
+                // nothing else until its stream has ended.
+                self.close_streams();
             }
             Phase::Results => {
                 // The client's results are its own affair.
@@ -331,14 +329,20 @@ impl Service {
         more.then_some(true)
     }
 
-    /// Ends the test and its streams.
-    fn end_test(&mut self) {
-        for stream in self.test.take().into_iter().flat_map(|test| test.streams) {
-            if let Some(role) = self.roles.get_mut(&stream.flow) {
+    /// Closes the streams of the test.
+    fn close_streams(&mut self) {
+        for stream in self.test.iter().flat_map(|test| &test.streams) {
+            if let Some(role @ Role::Stream(_)) = self.roles.get_mut(&stream.flow) {
                 *role = Role::Ending;
                 self.due.push_back((stream.flow, Deed::Close));
             }
         }
+    }
+
+    /// Ends the test and its streams.
+    fn end_test(&mut self) {
+        self.close_streams();
+        self.test = None;
     }
 
     /// Does what is due, as far as that goes now.
@@ -382,7 +386,8 @@ impl Service {
 
     /// Keeps the streams of a test that we send in going.
     fn send_data(&mut self, channel: &mut Channel) {
-        let Some(test) = self.test.as_mut().filter(|test| test.reverse) else {
+        let sends = |test: &&mut Test| test.reverse && test.phase == Phase::Running;
+        let Some(test) = self.test.as_mut().filter(sends) else {
             for buffer in self.spare.drain(..) {
                 channel.give_back(buffer);
             }
@@ -390,22 +395,19 @@ impl Service {
         };
         let share = (IN_FLIGHT_MAX / test.parallel.max(1)).clamp(1, IN_FLIGHT_STREAM_MAX);
         let options = SendOptions { notify: true, keep: true, ..SendOptions::default() };
-        let running = test.phase == Phase::Running;
         for stream in &mut test.streams {
-            while stream.in_flight < share && (running || stream.bytes % test.block > 0) {
+            while stream.in_flight < share {
                 let buffer = self.spare.pop().or_else(|| fill(channel, self.segment));
                 let Some(mut buffer) = buffer else {
                     return;
                 };
-                let left = test.block - stream.bytes % test.block;
-                let len = (self.segment as u64).min(left) as usize;
-                buffer.set_range(buffer.offset()..buffer.offset() + len);
+                buffer.set_range(buffer.offset()..buffer.offset() + self.segment);
                 if let Err(error) = channel.send(stream.flow, buffer, options) {
                     self.spare.push(error.buffer);
                     return;
                 }
                 stream.in_flight += 1;
-                stream.bytes += len as u64;
+                stream.bytes += self.segment as u64;
             }
         }
     }

@@ -342,8 +342,13 @@ impl Server {
 
 /// Waits until the guest accepts connections from this namespace.
 pub fn wait_serving(net: &Namespace, guest: &Guest) {
+    wait_serving_at(net, guest, 80);
+}
+
+/// Likewise, at this port.
+pub fn wait_serving_at(net: &Namespace, guest: &Guest, port: u16) {
     let ip = guest.ip();
     net.run(|| {
-        wait::until(&format!("{} listens", guest.name), || crate::client::connect(ip, 80).ok());
+        wait::until(&format!("{} listens", guest.name), || crate::client::connect(ip, port).ok());
     });
 }
