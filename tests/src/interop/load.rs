@@ -5,7 +5,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::matrix::{Row, run};
-use super::path::Settings;
+use super::path::{Path, Settings};
 use super::peer::{PeerKind, Service};
 use super::transfer::Direction;
 
@@ -14,6 +14,9 @@ const WRK_CONNECTIONS: u32 = 64;
 /// Seconds after which wrk counts a request as timed out: longer than any row of
 /// retransmissions on a wire that loses one frame in ten.
 const WRK_PATIENCE_S: u32 = 30;
+
+/// Seconds that a program may take beyond those it was told to run for.
+const PATIENCE_S: u32 = 120;
 
 /// iperf3 for so many seconds, with so many streams at once. `post` is its
 /// normal direction, `get` its `--reverse`.
@@ -25,7 +28,7 @@ pub fn run_iperf3(
     streams: u32,
 ) -> Row {
     run("iperf3", kind, direction, settings, Service::Iperf3, |path, row| {
-        let mut command = path.near.command("iperf3");
+        let mut command = limited(path, "iperf3", seconds);
         command.args(["--json", "--client", settings.family.far_ip()]);
         command.args(["--time", &seconds.to_string(), "--parallel", &streams.to_string()]);
         if direction == Direction::Get {
@@ -48,7 +51,7 @@ pub fn run_iperf3(
 /// wrk for so many seconds: small requests and responses on many connections.
 pub fn run_wrk(kind: PeerKind, settings: &Settings, seconds: u32) -> Row {
     run("wrk", kind, Direction::Get, settings, Service::Fixed(0), |path, row| {
-        let mut command = path.near.command("wrk");
+        let mut command = limited(path, "wrk", seconds);
         command.args(["-t2", &format!("-c{WRK_CONNECTIONS}"), &format!("-d{seconds}s")]);
         command.args(["--timeout", &format!("{WRK_PATIENCE_S}s")]);
         let said = output(command.arg(settings.family.far_url("/")))?;
@@ -70,9 +73,22 @@ pub fn run_wrk(kind: PeerKind, settings: &Settings, seconds: u32) -> Row {
     })
 }
 
+/// A program at the near end that runs for so many seconds, or not much longer.
+fn limited(path: &Path, program: &str, seconds: u32) -> Command {
+    let mut command = path.near.command("timeout");
+    command.args([&(seconds + PATIENCE_S).to_string(), program]);
+    command
+}
+
+/// What `timeout` ends with when it had to end the program.
+const TIMED_OUT: i32 = 124;
+
 /// Runs a program to its end.
 fn output(command: &mut Command) -> Result<Vec<u8>, String> {
     let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
+    if output.status.code() == Some(TIMED_OUT) {
+        return Err(format!("{command:?}: it did not end"));
+    }
     if !output.status.success() && output.stdout.is_empty() {
         return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
     }
