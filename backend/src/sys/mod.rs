@@ -24,6 +24,8 @@ pub use freebsd::{
 #[cfg(target_os = "linux")]
 mod linux;
 #[cfg(target_os = "linux")]
+pub use linux::adjoined;
+#[cfg(target_os = "linux")]
 pub use linux::affinity::{CPUS_MAX, pin};
 #[cfg(target_os = "linux")]
 pub use linux::event_loop::EventLoop;

@@ -12,6 +12,8 @@ use rustix::mm::{MapFlags, ProtFlags};
 use super::abi::{NIOCCTRL, NIOCRXSYNC, NIOCTXSYNC};
 use super::area::{Area, Keep};
 use super::kernel::{Body, Descriptor, Kernel, Request, Shared};
+#[cfg(target_os = "linux")]
+use crate::sys::adjoined::{self, Adjoined, Extent, Pages};
 
 /// The device of netmap's module.
 const PATH: &str = "/dev/netmap";
@@ -120,9 +122,8 @@ impl Drop for Mapped {
     }
 }
 
-/// Bytes of a huge page.
 #[cfg(target_os = "linux")]
-const HUGE: usize = 2 << 20;
+impl Keep for Adjoined {}
 
 /// On Linux, netmap takes each page of a range for itself, whatever is mapped there.
 #[cfg(target_os = "linux")]
@@ -136,8 +137,8 @@ pub(super) fn reserve(private: usize, shared: &Shared<'_>) -> Result<Area, Strin
     let statfs = rustix::fs::fstatfs(shared.fd).map_err(|e| format!("fstatfs failed: {e}"))?;
     let on_huge = statfs.f_type as u64 == HUGETLBFS_MAGIC;
     let page = match (is_device, on_huge) {
-        (true, _) => HUGE,
-        (false, true) => usize::try_from(statfs.f_bsize).unwrap_or(HUGE).max(small),
+        (true, _) => adjoined::ALIGN,
+        (false, true) => usize::try_from(statfs.f_bsize).unwrap_or(adjoined::ALIGN).max(small),
         (false, false) => small,
     };
     if shared.buffer_size > page {
@@ -153,57 +154,21 @@ pub(super) fn reserve(private: usize, shared: &Shared<'_>) -> Result<Area, Strin
         );
     }
 
-    // Room for the private part to end where a huge page does.
-    let lead = private.next_multiple_of(HUGE);
-    let shared_len = shared.len.next_multiple_of(page);
-    let whole = lead + shared_len + HUGE;
-    let anonymous = |at: *mut c_void, len, prot, flags| {
-        // SAFETY: either the kernel chooses the place, or it lies in what was reserved
-        // here and nothing uses.
-        unsafe { rustix::mm::mmap_anonymous(at, len, prot, flags) }
-    };
-    let start = anonymous(
-        ptr::null_mut(),
-        whole,
-        ProtFlags::empty(),
-        MapFlags::PRIVATE | MapFlags::NORESERVE,
-    )
-    .map_err(|e| format!("mmap failed: {e}"))?;
-    let Some(base) = NonNull::new(start.cast::<u8>()) else { return Err("mmap failed".into()) };
-    let reserved = Mapped { start: base, len: whole };
-    let aligned = start.addr().next_multiple_of(HUGE) - start.addr();
-    let at = |offset: usize| start.cast::<u8>().wrapping_add(aligned + offset).cast::<c_void>();
-
-    // Rings need pages that follow each other physically: from the kernel's reserve, or
-    // as it finds them.
-    let prot = ProtFlags::READ | ProtFlags::WRITE;
-    let flags = MapFlags::PRIVATE | MapFlags::FIXED;
-    if anonymous(at(0), lead, prot, flags | MapFlags::HUGETLB).is_err() {
-        anonymous(at(0), lead, prot, flags).map_err(|e| format!("mmap failed: {e}"))?;
-        // SAFETY: advice about what was just mapped. A system without such pages refuses
-        // it, and then there are none.
-        let _ = unsafe { rustix::mm::madvise(at(0), lead, rustix::mm::Advice::LinuxHugepage) };
-    }
+    // The private part ends where a huge page does. Rings need pages that follow each
+    // other physically.
+    let lead = private.next_multiple_of(adjoined::ALIGN);
+    let extent =
+        Extent { file: shared.fd, offset: shared.offset, len: shared.len.next_multiple_of(page) };
+    let memory = Adjoined::map(lead, Pages::Huge, &extent)
+        .map_err(|e| format!("the region cannot be mapped once more: {e}"))?;
+    let start = memory.start();
     // SAFETY: just mapped for writing, and private. Every page is there before netmap
     // asks for it.
-    unsafe { ptr::write_bytes(at(0).cast::<u8>(), 0, lead) };
-    // SAFETY: lies in what was reserved, behind the private part.
-    unsafe {
-        rustix::mm::mmap(
-            at(lead),
-            shared_len,
-            prot,
-            MapFlags::SHARED | MapFlags::FIXED,
-            shared.fd,
-            shared.offset,
-        )
-    }
-    .map_err(|e| format!("the region cannot be mapped once more: {e}"))?;
-    let first = NonNull::new(at(lead - private).cast::<u8>()).ok_or("mmap failed")?;
-    // SAFETY: the private part's last bytes and the region's buffers behind them, in one
-    // reservation that lives as long as the area; at a page's start, as `private` is
-    // whole pages.
-    Ok(unsafe { Area::new(first, private + shared.len, Box::new(reserved)) })
+    unsafe { start.write_bytes(0, lead) };
+    // SAFETY: the private part's last bytes and the region's buffers behind them, which
+    // stay mapped as long as the area lives; at a page's start, as `private` is whole
+    // pages.
+    Ok(unsafe { Area::new(start.add(lead - private), private + shared.len, Box::new(memory)) })
 }
 
 /// On FreeBSD, netmap takes the whole object that is mapped at an address, and lays

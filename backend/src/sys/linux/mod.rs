@@ -1,5 +1,6 @@
 //! Linux.
 
+pub mod adjoined;
 pub(super) mod affinity;
 pub(super) mod event_loop;
 pub(super) mod pages;
