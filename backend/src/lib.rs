@@ -17,6 +17,7 @@
 //! | [`link`] | frames of a guest in batches, from VMMs that give no rings away |
 //! | [`vhost`] | the vhost-user session and its rings; not what they carry |
 //! | [`worker`] | the turn, and when to sleep; the parts only by their traits |
+//! | [`ethernet`] | the header of a frame, and no guest |
 //! | [`lanes`] | how one guest is served by several workers |
 //! | [`switch`] | frames of a NIC that several guests share |
 //! | [`wiring`] | who is connected to whom |
@@ -34,6 +35,7 @@ pub mod config;
 pub mod demo;
 pub mod durability;
 pub mod engine;
+pub mod ethernet;
 pub mod lanes;
 pub mod link;
 pub mod logging;

@@ -9,18 +9,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use super::Ports;
+use crate::ethernet::{self, Link};
 
 /// Bytes that are hashed: the longer kind of address, and two ports.
 const KEY_LEN: usize = 20;
 /// Random bytes that a [`Choice`] is made of.
 pub const SECRET_LEN: usize = KEY_LEN * 256 * 4;
 
-const ETHERNET_LEN: usize = 14;
-const VLAN_LEN: usize = 4;
-const ETHERTYPE_IPV4: [u8; 2] = [8, 0];
-const ETHERTYPE_ARP: [u8; 2] = [8, 6];
-const ETHERTYPE_VLAN: [u8; 2] = [0x81, 0];
-const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 const TCP: u8 = 6;
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
@@ -90,23 +85,14 @@ impl Choice {
     }
 
     fn judge(&self, frame: &[u8]) -> Option<Lanes> {
-        let header = frame.first_chunk::<ETHERNET_LEN>()?;
-        let mut ethertype = [header[12], header[13]];
-        let mut packet = &frame[ETHERNET_LEN..];
-        let mut vlan = None;
-        if ethertype == ETHERTYPE_VLAN {
-            let tag = packet.first_chunk::<VLAN_LEN>()?;
-            vlan = Some(u16::from_be_bytes([tag[0], tag[1]]) & 0xfff);
-            ethertype = [tag[2], tag[3]];
-            packet = &packet[VLAN_LEN..];
-        }
+        let Link { vlan, ethertype, packet } = Link::read(frame)?;
         if vlan != self.vlan {
             return None;
         }
         match ethertype {
-            ETHERTYPE_ARP => arp(packet),
-            ETHERTYPE_IPV4 => self.ipv4(packet),
-            ETHERTYPE_IPV6 => self.ipv6(packet),
+            ethernet::ARP => arp(packet),
+            ethernet::IPV4 => self.ipv4(packet),
+            ethernet::IPV6 => self.ipv6(packet),
             _ => None,
         }
     }
@@ -186,13 +172,13 @@ mod tests {
         (Choice::new(Arc::clone(&ports), vlan, &addresses, &secret), ports)
     }
 
-    fn frame(tag: Option<u16>, ethertype: [u8; 2], packet: &[u8]) -> Vec<u8> {
+    fn frame(tag: Option<u16>, ethertype: u16, packet: &[u8]) -> Vec<u8> {
         let mut frame = vec![2; 12];
         if let Some(tag) = tag {
-            frame.extend(ETHERTYPE_VLAN);
+            frame.extend(ethernet::VLAN.to_be_bytes());
             frame.extend(tag.to_be_bytes());
         }
-        frame.extend(ethertype);
+        frame.extend(ethertype.to_be_bytes());
         frame.extend(packet);
         frame
     }
@@ -202,7 +188,7 @@ mod tests {
         packet.extend(from.to_be_bytes());
         packet.extend(to.octets());
         packet.extend(payload);
-        frame(None, ETHERTYPE_IPV4, &packet)
+        frame(None, ethernet::IPV4, &packet)
     }
 
     fn ipv6(next: u8, from: u16, to: Ipv6Addr, payload: &[u8]) -> Vec<u8> {
@@ -210,7 +196,7 @@ mod tests {
         packet.extend(Ipv6Addr::new(0xfd00, 8, 0, 0, 0, 0, 0, from).octets());
         packet.extend(to.octets());
         packet.extend(payload);
-        frame(None, ETHERTYPE_IPV6, &packet)
+        frame(None, ethernet::IPV6, &packet)
     }
 
     fn segment(from: u16, to: u16) -> Vec<u8> {
@@ -252,8 +238,8 @@ mod tests {
             ("UDP by IPv6", ipv6(17, 1, V6, &at)),
             ("to a link-local address", ipv6(TCP, 1, "fe80::1".parse().unwrap(), &at)),
             ("a solicitation", ipv6(ICMPV6, 1, V6, &[135, 0, 0, 0])),
-            ("tagged", frame(Some(7), ETHERTYPE_IPV4, &ipv4(TCP, 1, V4, &at)[14..])),
-            ("another kind", frame(None, [0x88, 0xb6], &[1; 60])),
+            ("tagged", frame(Some(7), ethernet::IPV4, &ipv4(TCP, 1, V4, &at)[14..])),
+            ("another kind", frame(None, 0x88b6, &[1; 60])),
         ] {
             assert_eq!(choice.of(&frame), Lanes::One(0), "{what}");
         }
@@ -267,7 +253,7 @@ mod tests {
         let arp = |op: u8, sender: u8, target: u8| {
             let mut packet = vec![0, 1, 8, 0, 6, 4, 0, op];
             packet.extend([2, 0, 0, 0, 0, 9, 10, 7, 0, sender, 0, 0, 0, 0, 0, 0, 10, 7, 0, target]);
-            frame(None, ETHERTYPE_ARP, &packet)
+            frame(None, ethernet::ARP, &packet)
         };
         assert_eq!(choice.of(&arp(1, 9, 2)), Lanes::One(0), "a request");
         for (what, frame) in [
@@ -287,9 +273,18 @@ mod tests {
         let (choice, ports) = choice(2, Some(7));
         ports.listen(1, 80);
         let packet = ipv4(TCP, 1, V4, &segment(9, 80))[14..].to_vec();
-        let on = |tag| choice.of(&frame(tag, ETHERTYPE_IPV4, &packet));
+        let on = |tag| choice.of(&frame(tag, ethernet::IPV4, &packet));
         assert_eq!([on(Some(7)), on(Some(0xe007))], [Lanes::One(1); 2]);
         assert_eq!([on(None), on(Some(8))], [Lanes::One(0); 2]);
+    }
+
+    #[test]
+    fn a_priority_is_no_vlan() {
+        let (choice, ports) = choice(2, None);
+        ports.listen(1, 80);
+        let packet = ipv4(TCP, 1, V4, &segment(9, 80))[14..].to_vec();
+        let on = |tag| choice.of(&frame(Some(tag), ethernet::IPV4, &packet));
+        assert_eq!([on(0), on(0xe000)], [Lanes::One(1); 2]);
     }
 
     #[test]

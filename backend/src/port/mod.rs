@@ -24,6 +24,8 @@ use std::os::fd::BorrowedFd;
 use paste_pmem::{Buffers, Owner, Pool};
 use paste_stack::{Origin, RxFrame, TxBatch, TxCsum, TxFrame};
 
+use crate::ethernet::LEN as ETHERNET_LEN;
+
 pub use counters::{Drops, PortCounters};
 pub use limit::{LimitedPort, Limits, Rate};
 pub use pipe::{PipeError, PipePort, Wires};
@@ -37,9 +39,6 @@ pub const RX_OFFSET: u16 = 64;
 
 /// Bytes that a frame has beside its MTU: an Ethernet header with a VLAN tag.
 pub const FRAME_OVERHEAD: u16 = 18;
-
-/// Bytes of an Ethernet header without tags.
-const ETHERNET_LEN: usize = 14;
 
 /// The largest MTU whose frames fit a buffer of `buffer_size` bytes behind
 /// [`RX_OFFSET`], with one byte to spare by which a longer frame is recognised.

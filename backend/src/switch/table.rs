@@ -8,17 +8,13 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::ethernet::{self, Link};
 use crate::port::Station;
 
 /// Bytes of a frame that [`Table::route`] looks at: Ethernet with a tag (18), IPv6
 /// (40), and a neighbour solicitation up to its target (24).
 pub(super) const HEADER_LEN: usize = 82;
 
-const ETHERNET_LEN: usize = 14;
-const VLAN_LEN: usize = 4;
-const ETHERTYPE_ARP: [u8; 2] = [8, 6];
-const ETHERTYPE_VLAN: [u8; 2] = [0x81, 0];
-const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 const ICMPV6: u8 = 58;
 const NEIGHBOR_SOLICITATION: u8 = 135;
 
@@ -59,29 +55,18 @@ impl Table {
 
     /// Judges the first [`HEADER_LEN`] bytes of a frame, or all of a shorter one.
     pub(super) fn route(&self, frame: &[u8]) -> Route {
-        let Some(header) = frame.first_chunk::<ETHERNET_LEN>() else {
+        let Some((Link { vlan, ethertype, packet }, mac)) =
+            Link::read(frame).zip(frame.first_chunk::<6>())
+        else {
             return Route::Elsewhere;
         };
-        let mut ethertype = [header[12], header[13]];
-        let mut packet = &frame[ETHERNET_LEN..];
-        let mut vlan = None;
-        if ethertype == ETHERTYPE_VLAN {
-            let Some(tag) = packet.first_chunk::<VLAN_LEN>() else {
-                return Route::Elsewhere;
-            };
-            // Zero is a priority without a VLAN.
-            vlan = Some(u16::from_be_bytes([tag[0], tag[1]]) & 0xfff).filter(|&vlan| vlan != 0);
-            ethertype = [tag[2], tag[3]];
-            packet = &packet[VLAN_LEN..];
-        }
-        if header[0] & 1 == 0 {
-            let mac = std::array::from_fn(|i| header[i]);
-            let found = self.macs.get(&mac).filter(|&&guest| self.is_on(guest, vlan));
+        if mac[0] & 1 == 0 {
+            let found = self.macs.get(mac).filter(|&&guest| self.is_on(guest, vlan));
             return found.map_or(Route::Elsewhere, |&guest| Route::Guest(guest));
         }
         let asked = match ethertype {
-            ETHERTYPE_ARP => arp_target(packet),
-            ETHERTYPE_IPV6 => solicited(packet),
+            ethernet::ARP => arp_target(packet),
+            ethernet::IPV6 => solicited(packet),
             _ => None,
         };
         match asked.and_then(|address| self.addresses.get(&(vlan, address))) {
@@ -131,14 +116,14 @@ mod tests {
         table
     }
 
-    fn frame(to: [u8; 6], tag: Option<u16>, ethertype: [u8; 2], packet: &[u8]) -> Vec<u8> {
+    fn frame(to: [u8; 6], tag: Option<u16>, ethertype: u16, packet: &[u8]) -> Vec<u8> {
         let mut frame = to.to_vec();
         frame.extend([2, 0, 0, 0, 0, 9]);
         if let Some(tag) = tag {
-            frame.extend(ETHERTYPE_VLAN);
+            frame.extend(ethernet::VLAN.to_be_bytes());
             frame.extend(tag.to_be_bytes());
         }
-        frame.extend(ethertype);
+        frame.extend(ethertype.to_be_bytes());
         frame.extend(packet);
         frame
     }
@@ -153,7 +138,7 @@ mod tests {
 
     #[test]
     fn one_station_gets_its_own() {
-        let to = |mac, tag| table().route(&frame(mac, tag, [8, 0], &[0; 20]));
+        let to = |mac, tag| table().route(&frame(mac, tag, ethernet::IPV4, &[0; 20]));
         assert_eq!(to(WEB1, None), Route::Guest(0));
         assert_eq!(to(WEB2, None), Route::Guest(1));
         assert_eq!(to(WEB3, Some(5)), Route::Guest(2));
@@ -167,20 +152,20 @@ mod tests {
     #[test]
     fn who_is_asked_for_is_asked_alone() {
         let ask = |tag, target| {
-            table().route(&frame(ALL, tag, ETHERTYPE_ARP, &arp([10, 7, 0, 9], target)))
+            table().route(&frame(ALL, tag, ethernet::ARP, &arp([10, 7, 0, 9], target)))
         };
         assert_eq!(ask(None, [10, 7, 0, 1]), Route::Guest(0));
         assert_eq!(ask(None, [10, 7, 0, 2]), Route::Guest(1));
         assert_eq!(ask(Some(5), [10, 7, 0, 1]), Route::Guest(2));
         assert_eq!(ask(None, [10, 7, 0, 8]), Route::Group(None), "a kernel may have it");
-        let announced = frame(ALL, None, ETHERTYPE_ARP, &arp([10, 7, 0, 1], [10, 7, 0, 1]));
+        let announced = frame(ALL, None, ethernet::ARP, &arp([10, 7, 0, 1], [10, 7, 0, 1]));
         assert_eq!(table().route(&announced), Route::Group(None));
 
         let solicit = |target: &str| {
             let mut packet = vec![0; 64];
             (packet[6], packet[40]) = (ICMPV6, NEIGHBOR_SOLICITATION);
             packet[48..].copy_from_slice(&target.parse::<Ipv6Addr>().unwrap().octets());
-            table().route(&frame([0x33, 0x33, 0xff, 0, 0, 1], None, ETHERTYPE_IPV6, &packet))
+            table().route(&frame([0x33, 0x33, 0xff, 0, 0, 1], None, ethernet::IPV6, &packet))
         };
         assert_eq!(solicit("fd00::1"), Route::Guest(0));
         assert_eq!(solicit("fd00::2"), Route::Group(None));
@@ -188,7 +173,7 @@ mod tests {
 
     #[test]
     fn groups_are_of_a_vlan() {
-        let to = |tag| table().route(&frame(ALL, tag, [8, 0], &[0; 20]));
+        let to = |tag| table().route(&frame(ALL, tag, ethernet::IPV4, &[0; 20]));
         assert_eq!((to(None), to(Some(5))), (Route::Group(None), Route::Group(Some(5))));
         let on = |vlan| (0..3).filter(|&m| table().is_on(m, vlan)).collect::<Vec<_>>();
         assert_eq!((on(None), on(Some(5)), on(Some(6))), (vec![0, 1, 2], vec![2], vec![]));
@@ -196,7 +181,7 @@ mod tests {
 
     #[test]
     fn whatever_is_cut_short_goes_nowhere_or_to_its_group() {
-        let asks = frame(ALL, Some(5), ETHERTYPE_ARP, &arp([10, 7, 0, 9], [10, 7, 0, 1]));
+        let asks = frame(ALL, Some(5), ethernet::ARP, &arp([10, 7, 0, 9], [10, 7, 0, 1]));
         for len in 0..asks.len() {
             let route = table().route(&asks[..len]);
             let short = if len < 18 { Route::Elsewhere } else { Route::Group(Some(5)) };

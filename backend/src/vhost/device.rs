@@ -37,6 +37,7 @@ use super::net::Offloads;
 use super::queue::{Access, Chain, Fault, Ring, RingError};
 use super::session::{Session, SessionError};
 use super::signal;
+use crate::ethernet;
 use crate::link::{Link, LinkError, Taken as LinkTaken};
 
 /// Features of virtio-net that are about what is in its headers (virtio 1.2 section
@@ -52,9 +53,6 @@ const LINK_FEATURES: u64 = feature(VIRTIO_NET_F_CSUM)
 
 /// Frames of a link that are thrown away in one call, at most.
 const LINK_BUDGET: usize = 256;
-
-/// Bytes of an Ethernet header: no frame is shorter.
-const ETHERNET_LEN: usize = 14;
 
 /// Bytes of the virtio-net header of a legacy driver without mergeable buffers,
 /// which lacks `num_buffers` (virtio 1.2 section 5.1.6.1).
@@ -600,7 +598,7 @@ fn take_frame(
 
 /// What a chain that was copied out is.
 fn taken(len: usize) -> Taken {
-    if len < NET_HDR_LEN + ETHERNET_LEN { Taken::Runt } else { Taken::Frame(len) }
+    if len < NET_HDR_LEN + ethernet::LEN { Taken::Runt } else { Taken::Frame(len) }
 }
 
 /// As [`take_frame`], of a chain that may be anything.

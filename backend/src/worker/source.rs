@@ -9,13 +9,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-const ETHERNET_LEN: usize = 14;
-const VLAN_LEN: usize = 4;
-
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_ARP: u16 = 0x0806;
-const ETHERTYPE_VLAN: u16 = 0x8100;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
+use crate::ethernet::{self, Link};
 
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
@@ -144,27 +138,19 @@ impl Sources {
     /// # Errors
     /// What the guest is not.
     pub fn judge(&self, frame: &[u8]) -> Result<(), Spoof> {
-        let header = frame.first_chunk::<ETHERNET_LEN>().ok_or(Spoof::Unknown)?;
+        let header = frame.first_chunk::<{ ethernet::LEN }>().ok_or(Spoof::Unknown)?;
         if header[6..12] != self.mac {
             return Err(Spoof::Mac);
         }
-        let mut ethertype = u16::from_be_bytes([header[12], header[13]]);
-        let mut rest = &frame[ETHERNET_LEN..];
-        if ethertype == ETHERTYPE_VLAN {
-            let tag = rest.first_chunk::<VLAN_LEN>().ok_or(Spoof::Unknown)?;
-            // Zero is a priority without a VLAN (IEEE 802.1Q section 9.6).
-            let vlan = u16::from_be_bytes([tag[0], tag[1]]) & 0xfff;
-            if vlan != 0 && Some(vlan) != self.vlan {
-                return Err(Spoof::Vlan);
-            }
-            ethertype = u16::from_be_bytes([tag[2], tag[3]]);
-            rest = &rest[VLAN_LEN..];
+        let Link { vlan, ethertype, packet: rest } = Link::read(frame).ok_or(Spoof::Unknown)?;
+        if vlan.is_some() && vlan != self.vlan {
+            return Err(Spoof::Vlan);
         }
         match ethertype {
-            ETHERTYPE_ARP => self.arp(rest),
-            ETHERTYPE_IPV4 => self.ipv4(rest),
-            ETHERTYPE_IPV6 => self.ipv6(rest),
-            ETHERTYPE_VLAN => Err(Spoof::Vlan),
+            ethernet::ARP => self.arp(rest),
+            ethernet::IPV4 => self.ipv4(rest),
+            ethernet::IPV6 => self.ipv6(rest),
+            ethernet::VLAN => Err(Spoof::Vlan),
             _ => Err(Spoof::Unknown),
         }
     }
@@ -346,18 +332,18 @@ mod tests {
     #[test]
     fn ethernet_and_vlan() {
         let packet = v4([10, 7, 0, 2], [10, 7, 0, 1]);
-        assert_eq!(judge(ETHERTYPE_IPV4, &packet), Ok(()));
-        assert_eq!(sources().judge(&frame(OTHER, ETHERTYPE_IPV4, &packet)), Err(Spoof::Mac));
+        assert_eq!(judge(ethernet::IPV4, &packet), Ok(()));
+        assert_eq!(sources().judge(&frame(OTHER, ethernet::IPV4, &packet)), Err(Spoof::Mac));
         let tagged = |vlan: u16, inner: u16| {
             let mut tag = vlan.to_be_bytes().to_vec();
             tag.extend(inner.to_be_bytes());
             tag.extend(&packet);
-            judge(ETHERTYPE_VLAN, &tag)
+            judge(ethernet::VLAN, &tag)
         };
-        assert_eq!(tagged(7, ETHERTYPE_IPV4), Ok(()));
-        assert_eq!(tagged(0x2000, ETHERTYPE_IPV4), Ok(()), "a priority only");
-        assert_eq!(tagged(8, ETHERTYPE_IPV4), Err(Spoof::Vlan));
-        assert_eq!(tagged(7, ETHERTYPE_VLAN), Err(Spoof::Vlan), "two tags");
+        assert_eq!(tagged(7, ethernet::IPV4), Ok(()));
+        assert_eq!(tagged(0x2000, ethernet::IPV4), Ok(()), "a priority only");
+        assert_eq!(tagged(8, ethernet::IPV4), Err(Spoof::Vlan));
+        assert_eq!(tagged(7, ethernet::VLAN), Err(Spoof::Vlan), "two tags");
         for ethertype in [0x88cc, 0x8863, 0x88a8, 38] {
             assert_eq!(judge(ethertype, &packet), Err(Spoof::Unknown), "{ethertype:#x}");
         }
@@ -365,31 +351,31 @@ mod tests {
 
     #[test]
     fn ipv4_and_arp() {
-        assert_eq!(judge(ETHERTYPE_IPV4, &v4([10, 8, 9, 9], [1, 1, 1, 1])), Ok(()));
-        assert_eq!(judge(ETHERTYPE_IPV4, &v4([10, 7, 0, 3], [1, 1, 1, 1])), foreign("10.7.0.3"));
-        assert_eq!(judge(ETHERTYPE_IPV4, &v4([0; 4], [255; 4])), Ok(()), "DHCP");
-        assert_eq!(judge(ETHERTYPE_IPV4, &v4([0; 4], [10, 7, 0, 1])), foreign("0.0.0.0"));
-        assert_eq!(judge(ETHERTYPE_ARP, &arp(MAC, [10, 7, 0, 2])), Ok(()));
-        assert_eq!(judge(ETHERTYPE_ARP, &arp(MAC, [0; 4])), Ok(()), "a probe");
-        assert_eq!(judge(ETHERTYPE_ARP, &arp(MAC, [10, 7, 0, 1])), foreign("10.7.0.1"));
-        assert_eq!(judge(ETHERTYPE_ARP, &arp(OTHER, [10, 7, 0, 2])), Err(Spoof::Neighbour));
+        assert_eq!(judge(ethernet::IPV4, &v4([10, 8, 9, 9], [1, 1, 1, 1])), Ok(()));
+        assert_eq!(judge(ethernet::IPV4, &v4([10, 7, 0, 3], [1, 1, 1, 1])), foreign("10.7.0.3"));
+        assert_eq!(judge(ethernet::IPV4, &v4([0; 4], [255; 4])), Ok(()), "DHCP");
+        assert_eq!(judge(ethernet::IPV4, &v4([0; 4], [10, 7, 0, 1])), foreign("0.0.0.0"));
+        assert_eq!(judge(ethernet::ARP, &arp(MAC, [10, 7, 0, 2])), Ok(()));
+        assert_eq!(judge(ethernet::ARP, &arp(MAC, [0; 4])), Ok(()), "a probe");
+        assert_eq!(judge(ethernet::ARP, &arp(MAC, [10, 7, 0, 1])), foreign("10.7.0.1"));
+        assert_eq!(judge(ethernet::ARP, &arp(OTHER, [10, 7, 0, 2])), Err(Spoof::Neighbour));
         let mut long = arp(MAC, [10, 7, 0, 2]);
         long[4] = 7;
-        assert_eq!(judge(ETHERTYPE_ARP, &long), Err(Spoof::Neighbour));
+        assert_eq!(judge(ethernet::ARP, &long), Err(Spoof::Neighbour));
         let mut six = v4([10, 7, 0, 2], [1, 1, 1, 1]);
         six[0] = 0x65;
-        assert_eq!(judge(ETHERTYPE_IPV4, &six), Err(Spoof::Unknown));
+        assert_eq!(judge(ethernet::IPV4, &six), Err(Spoof::Unknown));
     }
 
     #[test]
     fn ipv6_and_neighbour_discovery() {
         let udp = 17;
-        assert_eq!(judge(ETHERTYPE_IPV6, &v6(OWN6, udp, &[])), Ok(()));
-        assert_eq!(judge(ETHERTYPE_IPV6, &v6(LINK_LOCAL, udp, &[])), Ok(()));
-        assert_eq!(judge(ETHERTYPE_IPV6, &v6("fe80::1", udp, &[])), foreign("fe80::1"));
-        assert_eq!(judge(ETHERTYPE_IPV6, &v6("::", udp, &[])), foreign("::"));
+        assert_eq!(judge(ethernet::IPV6, &v6(OWN6, udp, &[])), Ok(()));
+        assert_eq!(judge(ethernet::IPV6, &v6(LINK_LOCAL, udp, &[])), Ok(()));
+        assert_eq!(judge(ethernet::IPV6, &v6("fe80::1", udp, &[])), foreign("fe80::1"));
+        assert_eq!(judge(ethernet::IPV6, &v6("::", udp, &[])), foreign("::"));
         let message =
-            |kind, target, mac| judge(ETHERTYPE_IPV6, &v6(OWN6, ICMPV6, &nd(kind, target, mac)));
+            |kind, target, mac| judge(ethernet::IPV6, &v6(OWN6, ICMPV6, &nd(kind, target, mac)));
         assert_eq!(message(135, "fd00:7::1", MAC), Ok(()), "one may ask for anybody");
         assert_eq!(message(135, "fd00:7::1", OTHER), Err(Spoof::Neighbour));
         assert_eq!(message(136, OWN6, MAC), Ok(()));
@@ -400,10 +386,10 @@ mod tests {
         assert_eq!(message(134, "::", MAC), Err(Spoof::Router));
         assert_eq!(message(137, "::", MAC), Err(Spoof::Router));
         // Duplicate address detection.
-        assert_eq!(judge(ETHERTYPE_IPV6, &v6("::", ICMPV6, &nd(135, OWN6, MAC)[..24])), Ok(()));
+        assert_eq!(judge(ethernet::IPV6, &v6("::", ICMPV6, &nd(135, OWN6, MAC)[..24])), Ok(()));
         let mut empty_option = nd(136, OWN6, MAC);
         empty_option[25] = 0;
-        assert_eq!(judge(ETHERTYPE_IPV6, &v6(OWN6, ICMPV6, &empty_option)), Err(Spoof::Unknown));
+        assert_eq!(judge(ethernet::IPV6, &v6(OWN6, ICMPV6, &empty_option)), Err(Spoof::Unknown));
     }
 
     #[test]
@@ -413,28 +399,28 @@ mod tests {
             let mut payload = vec![ICMPV6, 0, 0, 0, 0, 0, 0, 0];
             payload.extend(&advertisement);
             let packet = v6(OWN6, kind, &payload);
-            assert_eq!(judge(ETHERTYPE_IPV6, &packet), Err(Spoof::Router), "{kind}");
+            assert_eq!(judge(ethernet::IPV6, &packet), Err(Spoof::Router), "{kind}");
         }
         let fragment = |next| v6(OWN6, FRAGMENT, &[next, 0, 0, 1, 0, 0, 0, 0, 134]);
-        assert_eq!(judge(ETHERTYPE_IPV6, &fragment(ICMPV6)), Err(Spoof::Unknown));
-        assert_eq!(judge(ETHERTYPE_IPV6, &fragment(DESTINATION)), Err(Spoof::Unknown));
-        assert_eq!(judge(ETHERTYPE_IPV6, &fragment(17)), Ok(()));
+        assert_eq!(judge(ethernet::IPV6, &fragment(ICMPV6)), Err(Spoof::Unknown));
+        assert_eq!(judge(ethernet::IPV6, &fragment(DESTINATION)), Err(Spoof::Unknown));
+        assert_eq!(judge(ethernet::IPV6, &fragment(17)), Ok(()));
         let mut many = Vec::new();
         (0..EXTENSIONS_MAX).for_each(|_| many.extend([DESTINATION, 0, 0, 0, 0, 0, 0, 0]));
-        assert_eq!(judge(ETHERTYPE_IPV6, &v6(OWN6, DESTINATION, &many)), Err(Spoof::Unknown));
+        assert_eq!(judge(ethernet::IPV6, &v6(OWN6, DESTINATION, &many)), Err(Spoof::Unknown));
     }
 
     #[test]
     fn whatever_is_cut_short_is_refused() {
         let whole = [
-            frame(MAC, ETHERTYPE_ARP, &arp(MAC, [10, 7, 0, 2])),
-            frame(MAC, ETHERTYPE_IPV4, &v4([10, 7, 0, 2], [1, 1, 1, 1])),
-            frame(MAC, ETHERTYPE_IPV6, &v6(OWN6, ICMPV6, &nd(136, OWN6, MAC)[..24])),
+            frame(MAC, ethernet::ARP, &arp(MAC, [10, 7, 0, 2])),
+            frame(MAC, ethernet::IPV4, &v4([10, 7, 0, 2], [1, 1, 1, 1])),
+            frame(MAC, ethernet::IPV6, &v6(OWN6, ICMPV6, &nd(136, OWN6, MAC)[..24])),
         ];
         for whole in whole {
             assert_eq!(sources().judge(&whole), Ok(()));
             let headers = match u16::from_be_bytes([whole[12], whole[13]]) {
-                ETHERTYPE_ARP => ETHERNET_LEN + 28,
+                ethernet::ARP => ethernet::LEN + 28,
                 _ => whole.len(),
             };
             for len in 0..headers {

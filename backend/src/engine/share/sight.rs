@@ -4,16 +4,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use crate::ethernet::{self, Link};
+
 /// Bytes of a frame that are looked at: Ethernet with a tag (18), IPv6 (40), an ICMPv6
 /// error (8), the IPv6 header (40) and the ports that it quotes, and extension headers.
 pub(in crate::engine) const LOOK_LEN: usize = 192;
-
-const ETHERNET_LEN: usize = 14;
-const VLAN_LEN: usize = 4;
-const ETHERTYPE_IPV4: [u8; 2] = [8, 0];
-const ETHERTYPE_ARP: [u8; 2] = [8, 6];
-const ETHERTYPE_VLAN: [u8; 2] = [0x81, 0];
-const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
@@ -74,9 +69,9 @@ pub(super) enum Sight {
 /// Looks at a frame to the guest, whose addresses are on `vlan`.
 pub(super) fn look(frame: &[u8], vlan: Option<u16>) -> Sight {
     let seen = match link(frame, vlan) {
-        Some((ETHERTYPE_IPV4, packet)) => ipv4(packet),
-        Some((ETHERTYPE_IPV6, packet)) => ipv6(packet),
-        Some((ETHERTYPE_ARP, packet)) => arp(packet),
+        Some((ethernet::IPV4, packet)) => ipv4(packet),
+        Some((ethernet::IPV6, packet)) => ipv6(packet),
+        Some((ethernet::ARP, packet)) => arp(packet),
         _ => None,
     };
     seen.unwrap_or(Sight::Other)
@@ -88,7 +83,7 @@ pub(super) fn look(frame: &[u8], vlan: Option<u16>) -> Sight {
 /// none: everybody has them.
 pub(super) fn shown(frame: &[u8], vlan: Option<u16>) -> Option<IpAddr> {
     match link(frame, vlan)? {
-        (ETHERTYPE_ARP, packet) => {
+        (ethernet::ARP, packet) => {
             let packet = packet.first_chunk::<28>()?;
             let sender = Ipv4Addr::new(packet[14], packet[15], packet[16], packet[17]);
             let is_host = !sender.is_unspecified()
@@ -98,7 +93,7 @@ pub(super) fn shown(frame: &[u8], vlan: Option<u16>) -> Option<IpAddr> {
                 && sender.octets()[0] < 240;
             (packet[..6] == [0, 1, 8, 0, 6, 4] && is_host).then_some(sender.into())
         }
-        (ETHERTYPE_IPV6, packet) => {
+        (ethernet::IPV6, packet) => {
             let header = packet.first_chunk::<40>()?;
             let message = packet.get(40..)?;
             // Never behind other headers: RFC 6980, and nobody does.
@@ -122,17 +117,9 @@ pub(super) fn shown(frame: &[u8], vlan: Option<u16>) -> Option<IpAddr> {
 }
 
 /// What is behind the Ethernet header, of a frame on this VLAN.
-fn link(frame: &[u8], vlan: Option<u16>) -> Option<([u8; 2], &[u8])> {
-    let header = frame.first_chunk::<ETHERNET_LEN>()?;
-    let ethertype = [header[12], header[13]];
-    let packet = &frame[ETHERNET_LEN..];
-    if ethertype != ETHERTYPE_VLAN {
-        return vlan.is_none().then_some((ethertype, packet));
-    }
-    let tag = packet.first_chunk::<VLAN_LEN>()?;
-    // Zero is a priority without a VLAN (IEEE 802.1Q section 9.6).
-    let id = Some(u16::from_be_bytes([tag[0], tag[1]]) & 0xfff).filter(|&id| id != 0);
-    (id == vlan).then_some(([tag[2], tag[3]], &packet[VLAN_LEN..]))
+fn link(frame: &[u8], vlan: Option<u16>) -> Option<(u16, &[u8])> {
+    let link = Link::read(frame)?;
+    (link.vlan == vlan).then_some((link.ethertype, link.packet))
 }
 
 fn v4(bytes: &[u8], at: usize) -> Option<Ipv4Addr> {
