@@ -25,6 +25,7 @@
 
 #include "bhyve.h"
 #include "paste_wire.h"
+#include "random.h"
 
 #define	OFFERED	((1ULL << 0) | (1ULL << 1) | (1ULL << 11))
 #define	BATCH	200
@@ -45,28 +46,6 @@ fail(const char *what)
 	fprintf(stderr, "round %u, seed %llu: %s\n", atomic_load(&rounds),
 	    (unsigned long long)seed, what);
 	abort();
-}
-
-/* xorshift64*, a state for each thread. */
-static uint32_t
-next(uint64_t *state)
-{
-	*state ^= *state >> 12;
-	*state ^= *state << 25;
-	*state ^= *state >> 27;
-	return ((uint32_t)((*state * 0x2545f4914f6cdd1dULL) >> 32));
-}
-
-static void
-pause_a_little(uint64_t *state)
-{
-	uint32_t n = next(state) % 16;
-	struct timespec ts = { 0, (long)(next(state) % 20000) };
-
-	if (n == 0)
-		nanosleep(&ts, NULL);
-	else if (n < 4)
-		sched_yield();
 }
 
 /* --- the peer -------------------------------------------------------------- */
