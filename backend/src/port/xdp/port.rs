@@ -15,6 +15,7 @@ use super::super::{
     Station, give_back, is_malformed,
 };
 use super::ledger::{Ledger, Slots};
+use super::level::Level;
 use super::live::{self, Live, Wanted};
 use super::sys::netlink::{self, News};
 use super::sys::rings::Insane;
@@ -64,10 +65,12 @@ struct Served {
 }
 
 /// One queue's share of the port.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Receiving {
     /// Buffers that the kernel has, to fill or filled.
     filling: u32,
+    /// How many it is to have.
+    level: Level,
     /// The rest of a frame that is too long is still to come.
     skipping: bool,
 }
@@ -201,7 +204,9 @@ impl XdpPort {
         }
         let piece = if live.service.gather { HEAD_SIZE } else { size };
         self.slots = Slots::new((PRIVATE_LEN / size) as u32, piece);
-        self.receiving = vec![Receiving::default(); live.queues.len()];
+        let share = (self.fill_max / live.queues.len().max(1) as u32).min(RX_LEN);
+        let idle = Receiving { filling: 0, level: Level::new(share), skipping: false };
+        self.receiving = vec![idle; live.queues.len()];
         self.spare.reserve(self.fill_max as usize);
         (self.first, self.suspect, self.unkicked) = (0, false, false);
         tracing::info!(
@@ -328,7 +333,9 @@ impl XdpPort {
         let Some(live) = live else { return Ok(0) };
         let is_local = live.is_local();
         let (queue, state) = (&mut live.queues[index], &mut receiving[index]);
-        let available = queue.rx.available()?.min(out.room() as u32);
+        let waiting = queue.rx.available()?;
+        state.level.saw(waiting);
+        let available = waiting.min(out.room() as u32);
         if available == 0 {
             return Ok(0);
         }
@@ -383,13 +390,13 @@ impl XdpPort {
 
     /// Gives the kernel buffers to fill, as many as the queue lacks.
     fn fill(&mut self, index: usize, pool: &mut Pool) -> Result<(), Insane> {
-        let Self { live, receiving, ledger, umem, spare, counters, fill_max, .. } = self;
+        let Self { live, receiving, ledger, umem, spare, counters, .. } = self;
         let Some(live) = live else { return Ok(()) };
-        let share = (*fill_max / live.queues.len() as u32).clamp(1, RX_LEN);
         let (queue, state) = (&mut live.queues[index], &mut receiving[index]);
-        let lacking = share.saturating_sub(state.filling);
+        let level = state.level.get();
+        let lacking = level.saturating_sub(state.filling);
         // A few at a time are not worth a store that the kernel has to fetch.
-        if lacking > share / 4 {
+        if lacking > level / 4 {
             let lacking = lacking.min(queue.fill.room()?);
             let shift = pool.buffers().size().trailing_zeros();
             let mut given = 0;
@@ -668,6 +675,7 @@ impl Port for XdpPort {
             if self.news.drain() || self.suspect {
                 self.look(pool)?;
             }
+            self.receiving.iter_mut().for_each(|queue| queue.level.look());
             self.tell();
         }
         if self.unkicked {
