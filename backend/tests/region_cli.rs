@@ -395,10 +395,16 @@ fn what_an_application_was_promised_outlives_everything_and_is_shown() {
     assert_eq!((&lines[0]["tag"], &lines[0]["payload"]), (&"greeting".into(), &"hello".into()));
     assert_eq!(lines[0]["pieces"][0]["buf"], 7);
     assert_eq!(lines[1]["payload_hex"], "ff00");
-    place.ok(&["export", "web1.region", "--output", "web1.jsonl"]);
+    let said = place.ok(&["export", "web1.region", "--output", "web1.jsonl"]);
+    assert_eq!(said, "web1.region: 2 records, 7 bytes of payload\n");
     assert_eq!(fs::read_to_string(place.path("web1.jsonl")).unwrap().lines().count(), 2);
     let (_, errors) = place.fails(&["export", "web1.region", "--output", "web1.jsonl"], 1);
     assert!(errors.contains("web1.jsonl: cannot be created: File exists"), "{errors}");
+    let said = place.json(&["export", "web1.region", "--output", "again.jsonl", "--json"]);
+    let said = ["output", "records", "damaged", "payload"].map(|name| said[name].clone());
+    assert_eq!(said, ["again.jsonl".into(), 2.into(), 0.into(), 7.into()] as [Value; 4]);
+    let usage = place.run(&["export", "web1.region", "--json"]);
+    assert_eq!(usage.status.code(), Some(2));
 }
 
 #[test]
@@ -426,6 +432,10 @@ fn lost_payload_is_reported_and_never_given_out() {
     let first: Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
     assert_eq!((&first["damaged"], &first["payload"]), (&true.into(), &Value::Null));
     assert!(!lines.contains("jello"), "{lines}");
+    let (said, _) = place.fails(&["export", "web1.region", "--output", "web1.jsonl", "--json"], 1);
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((&said["records"], &said["damaged"]), (&2.into(), &1.into()), "{said}");
+    assert_eq!(said["faults"].as_array().map(Vec::len), Some(1), "{said}");
     let (out, _) = place.fails(&["recover", "web1.region"], 1);
     assert!(out.contains("lost: payload of record 1 is damaged"), "{out}");
     // What is lost is kept: another program may read more of it.

@@ -113,6 +113,9 @@ struct ExportArgs {
     /// The file to write, which must not exist; without it, stdout
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Print one JSON object that says what was written
+    #[arg(long, requires = "output")]
+    json: bool,
 }
 
 /// Why a command ended without success.

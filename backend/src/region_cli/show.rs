@@ -1,5 +1,7 @@
 //! How regions are shown: progress, times, and what there is to say of each.
 
+use std::time::Duration;
+
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use paste_pmem::{Domain, Image, Part};
 use serde::Serialize;
@@ -7,23 +9,41 @@ use serde::Serialize;
 use super::log::Log;
 use crate::config::show_size;
 
+/// How often a bar is drawn that nothing moves.
+const TICK: Duration = Duration::from_millis(100);
+
 /// A progress bar on stderr, if that is a terminal and wanted.
 pub(super) struct Bar(ProgressBar);
 
 impl Bar {
     pub(super) fn new(what: &'static str, json: bool) -> Bar {
-        let bar = ProgressBar::new(0).with_message(what);
+        let template = "{msg} {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
+        Bar::of(ProgressBar::new(0), what, template, json)
+    }
+
+    /// For work of which nobody knows how much it is.
+    pub(super) fn without_end(what: &'static str, json: bool) -> Bar {
+        let template = "{msg} {spinner} {bytes} {bytes_per_sec}";
+        let bar = Bar::of(ProgressBar::no_length(), what, template, json);
+        bar.0.enable_steady_tick(TICK);
+        bar
+    }
+
+    fn of(bar: ProgressBar, what: &'static str, template: &str, json: bool) -> Bar {
         // Hides itself where stderr is no terminal.
         bar.set_draw_target(match json {
             true => ProgressDrawTarget::hidden(),
             false => ProgressDrawTarget::stderr(),
         });
-        if let Ok(style) = ProgressStyle::with_template(
-            "{msg} {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta} left",
-        ) {
+        if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
+        bar.set_message(what);
         Bar(bar)
+    }
+
+    pub(super) fn add(&self, done: u64) {
+        self.0.inc(done);
     }
 
     pub(super) fn set(&self, done: u64, total: u64) {
