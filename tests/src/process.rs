@@ -88,6 +88,23 @@ impl Process {
         self.signal(Signal::TERM);
     }
 
+    /// Holds it still, and returns when it is.
+    pub fn hold(&self) {
+        self.signal(Signal::STOP);
+        let stat = format!("/proc/{}/stat", self.id());
+        wait::until(&format!("{} is still", self.name), || {
+            let stat = std::fs::read_to_string(&stat).expect("the process lives");
+            // "PID (NAME) STATE ...", and a name may hold anything.
+            let (_, state) = stat.rsplit_once(')').expect("a name in brackets");
+            state.trim_start().starts_with('T').then_some(())
+        });
+    }
+
+    /// Lets it go on.
+    pub fn go_on(&self) {
+        self.signal(Signal::CONT);
+    }
+
     /// Ends it as a crash would: SIGKILL.
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);

@@ -4,7 +4,7 @@
 #![cfg(target_os = "linux")]
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -193,6 +193,31 @@ fn serves(port: &'static str, more: &str, queues: u8) -> (Stats, Guest) {
     }
     assert_eq!(stats.get(&guest, "port.xdp.queues"), u64::from(queues));
     (stats, guest)
+}
+
+#[test]
+fn bursts_that_grow_find_buffers() {
+    require!(NEEDS[0], NEEDS[1], NEEDS[2], NEEDS[4], NEEDS[5]);
+    let more = "region = { size = \"256MiB\" }\n".to_owned();
+    let served = Served::start(Net::new(1), Guest { more, ..guest("xdp:nic0", "") });
+    // Each fits in what the one before has shown to be needed, and the last is more than
+    // there is at first.
+    for frames in [1400, 2900] {
+        served.backend.process.hold();
+        let guest = served.guest.ip();
+        served.net.far.run(|| {
+            let socket = UdpSocket::bind(("0.0.0.0", 0)).expect("a socket");
+            for _ in 0..frames {
+                socket.send_to(&[7; 100], (guest, 9)).expect("the frame leaves");
+            }
+        });
+        served.backend.process.go_on();
+        // Behind all of them.
+        assert!(served.net.ping(guest), "the guest is lost");
+    }
+    let (stats, guest, _) = served.stop();
+    assert!(stats.get(&guest, "port.rx_frames") >= 1400 + 2900);
+    assert_eq!(stats.get(&guest, "port.xdp.rx_missed"), 0);
 }
 
 #[test]
