@@ -64,7 +64,7 @@ pub const NOTES: [&str; 5] = [
      in which the server's cores were busy.",
     "Latency is from when a request was queued, or in an open loop was due, to having taken its \
      whole response from the device; the median of rounds. Servers that are not measured are held \
-     still.",
+     still, and driven for 0.1 s, uncounted, when they go on.",
     "`null` answers every segment and remembers nothing: with the same client and device nobody \
      can be faster. nginx always blocks, as it has no way to poll, and its responses are longer \
      by 60 bytes or so. io_uring is a server with multishot accept and receive and provided \
