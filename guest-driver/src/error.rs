@@ -71,6 +71,17 @@ pub enum ResumeError {
     TimedOut,
 }
 
+/// Why a ticket was not reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WaitError {
+    /// The channel is not open, or was lost meanwhile.
+    #[error("the channel is not open")]
+    Lost,
+    /// Not in time, or more events in the meantime than can be kept.
+    #[error("the host did not make it durable in time")]
+    TimedOut,
+}
+
 /// Why a buffer was not sent; the buffer is still the application's.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot send: {cause}")]

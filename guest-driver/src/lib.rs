@@ -60,6 +60,7 @@
 //! | `transport` | how frames reach the host |
 //! | `sys` | the operating system |
 //! | `channel` | all of the above, for the application |
+//! | [`log`] | a write-ahead log on a channel, and the buffers that it names |
 //! | [`http`] | HTTP/1.1 on a channel |
 //! | [`kv`] | a durable key-value store, spoken to in RESP |
 
@@ -75,6 +76,7 @@ pub mod http;
 #[cfg(feature = "kv")]
 pub mod kv;
 mod ledger;
+pub mod log;
 mod medium;
 mod memory;
 mod sys;
@@ -83,7 +85,9 @@ mod transport;
 pub use buffer::Buffer;
 pub use channel::{Batch, Channel, Endpoint, Options, SendOptions, Stats};
 pub use conversation::Geometry;
-pub use error::{Busy, ListenError, OpenError, PollError, ResumeError, SendCause, SendError};
+pub use error::{
+    Busy, ListenError, OpenError, PollError, ResumeError, SendCause, SendError, WaitError,
+};
 pub use event::{Event, LostCause};
 pub use medium::RegionMedium;
 pub use paste_abi::control::FlushDomain;

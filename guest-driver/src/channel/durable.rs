@@ -12,7 +12,7 @@ use paste_pmem::{Medium, Ticket};
 use super::{Channel, KEPT_MAX, SendOptions};
 use crate::buffer::Buffer;
 use crate::conversation::Broken;
-use crate::error::{Busy, ResumeError, SendCause, SendError};
+use crate::error::{Busy, ResumeError, SendCause, SendError, WaitError};
 use crate::event::Event;
 use crate::medium::RegionMedium;
 use crate::sys;
@@ -57,6 +57,37 @@ impl Channel {
     /// Whether everything that was flushed before the ticket is durable.
     pub fn is_durable(&self, ticket: Ticket) -> bool {
         self.medium.reached(ticket)
+    }
+
+    /// Waits for at most `limit` until everything that was flushed before the ticket is
+    /// durable. Events that arrive meanwhile are kept for [`Channel::next_event`].
+    pub fn wait_durable(&mut self, ticket: Ticket, limit: Duration) -> Result<(), WaitError> {
+        let deadline = sys::monotonic() + limit;
+        loop {
+            if !self.conversation.is_open() {
+                return Err(WaitError::Lost);
+            }
+            if self.is_durable(ticket) {
+                return Ok(());
+            }
+            let left = deadline.saturating_sub(sys::monotonic());
+            if left.is_zero() || self.kept.len() >= KEPT_MAX {
+                return Err(WaitError::TimedOut);
+            }
+            if let Err(error) = self.turn(Timeout::After(left)) {
+                self.fail(error);
+            }
+            while self.kept.len() < KEPT_MAX {
+                match self.read_event() {
+                    None => break,
+                    Some(Event::Lost { cause }) => {
+                        self.kept.push_back(Event::Lost { cause });
+                        return Err(WaitError::Lost);
+                    }
+                    Some(event) => self.kept.push_back(event),
+                }
+            }
+        }
     }
 
     /// Queues what was sealed, as far as there is room. Whether that was all.

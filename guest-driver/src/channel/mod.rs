@@ -198,6 +198,12 @@ impl Channel {
         self.conversation.is_open()
     }
 
+    /// The number of the opening that is, which no other has in this process; `None`
+    /// while the channel is not open. Names of buffers are of one.
+    pub fn opening(&self) -> Option<u32> {
+        self.conversation.is_open().then_some(self.epoch)
+    }
+
     // --- moving batches ---------------------------------------------------
 
     /// Moves one batch both ways: publishes what was queued, signals the host

@@ -35,7 +35,8 @@ mod respond;
 mod server;
 mod shared;
 
-pub use log::{Found, LogError, LogOptions};
+pub use crate::log::LogError;
+pub use log::{Found, LogOptions};
 pub use server::{ServeError, Server, ServerOptions};
 
 #[cfg(doc)]

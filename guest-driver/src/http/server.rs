@@ -9,11 +9,12 @@ use paste_abi::{Flow, Reason};
 
 use super::files::Root;
 use super::flow::{Conn, Pause};
-use super::log::{Found, Log, LogError, LogOptions};
+use super::log::{Found, Log, LogOptions};
 use super::shared::Shared;
 use crate::channel::Channel;
 use crate::error::PollError;
 use crate::event::Event;
+use crate::log::LogError;
 use crate::transport::Timeout;
 
 /// How long [`Server::run`] sleeps at most before it looks at its stop flag: a
