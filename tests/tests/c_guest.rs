@@ -103,17 +103,37 @@ fn the_loop_of_the_papers_serves_with_the_shared_library() {
     the_loop_serves("libpasteguest.so", 2);
 }
 
-#[test]
-fn what_is_wrong_is_answered_with_a_code_and_a_message() {
-    require!(NEEDS[0], NEEDS[1], NEEDS[2], NEEDS[4]);
-    let (backend, guest, dir) = start(3);
-    let program = compile("tests/c/misuse.c", "libpasteguest.a", &[], dir.path());
+fn what_is_wrong_is_answered(mut guest: Guest, more: &[&str]) {
+    let dirs = [(); 3].map(|()| tempfile::tempdir().expect("a directory"));
+    let [dir, program, files] = dirs;
+    if !more.is_empty() {
+        let [region, mirror] = ["region", "mirror"].map(|name| files.path().join(name));
+        guest.more = format!(
+            "region = {{ size = \"16MiB\", path = \"{}\", mirror = \"{}\" }}\n",
+            region.display(),
+            mirror.display()
+        );
+    }
+    let backend = Backend::start_here(dir, std::slice::from_ref(&guest));
+    let program = compile("tests/c/misuse.c", "libpasteguest.a", &[], program.path());
     let mut command = Command::new(program);
-    command.arg(backend.socket(&guest)).arg(guest.ip()).arg(PORT.to_string());
+    command.arg(backend.socket(&guest)).arg(guest.ip()).arg(PORT.to_string()).args(more);
     let mut misuse = Process::spawn("misuse.c", &mut command);
     let status = misuse.wait();
     assert_eq!(status.code(), Some(0), "{}", misuse.output());
-    backend.stop();
+    backend.stop().assert_no_buffer_missing(&guest);
+}
+
+#[test]
+fn what_is_wrong_is_answered_with_a_code_and_a_message() {
+    require!(NEEDS[0], NEEDS[1], NEEDS[2], NEEDS[4]);
+    what_is_wrong_is_answered(guest(3), &[]);
+}
+
+#[test]
+fn what_is_wrong_is_answered_where_the_host_makes_data_durable() {
+    require!(NEEDS[0], NEEDS[1], NEEDS[2], NEEDS[4]);
+    what_is_wrong_is_answered(guest(4), &["mirror"]);
 }
 
 /// The header is one for C++ too.

@@ -4,7 +4,9 @@ use std::cell::RefCell;
 use std::ffi::{CStr, CString};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use paste_guest::log::{LogError, Lost, RecordError};
 use paste_guest::{Busy, ListenError, OpenError, PollError, SendCause};
+use paste_pmem::wal::{AppendError, WalError};
 
 /// Done.
 pub const PASTE_OK: i32 = 0;
@@ -24,6 +26,13 @@ pub const PASTE_ETIMEDOUT: i32 = -6;
 pub const PASTE_ENOTSUP: i32 = -7;
 /// A fault of the library's own. The port can only be closed.
 pub const PASTE_EFAULT: i32 = -8;
+
+/// The buffer is not stored.
+pub const PASTE_ENOTSTORED: i32 = -9;
+/// The log is full: give up records, and poll.
+pub const PASTE_EFULL: i32 = -10;
+/// There is a log in the region, and it cannot be read.
+pub const PASTE_EDAMAGED: i32 = -11;
 
 /// A failure: its code and what is said of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,10 +88,43 @@ impl From<SendCause> for Failure {
         let code = match cause {
             SendCause::Busy(_) => PASTE_EBUSY,
             SendCause::Range => PASTE_EINVAL,
-            SendCause::Stale | SendCause::NotStored => PASTE_ESTALE,
+            SendCause::Stale => PASTE_ESTALE,
+            SendCause::NotStored => PASTE_ENOTSTORED,
             SendCause::Unsupported => PASTE_ENOTSUP,
         };
         Failure::new(code, cause.to_string())
+    }
+}
+
+impl From<Lost> for Failure {
+    fn from(lost: Lost) -> Failure {
+        Failure::new(PASTE_ELOST, lost.to_string())
+    }
+}
+
+impl From<LogError> for Failure {
+    fn from(error: LogError) -> Failure {
+        let code = match error {
+            LogError::Unsupported | LogError::Log(WalError::Small { .. }) => PASTE_ENOTSUP,
+            LogError::Lost => PASTE_ELOST,
+            LogError::Log(_) => PASTE_EDAMAGED,
+            LogError::KeptBack(_) => PASTE_EREFUSED,
+            LogError::Resume(_) | LogError::NotDurable => PASTE_ETIMEDOUT,
+        };
+        Failure::new(code, error.to_string())
+    }
+}
+
+impl From<RecordError> for Failure {
+    fn from(error: RecordError) -> Failure {
+        let code = match error {
+            RecordError::Append(AppendError::Full { .. }) => PASTE_EFULL,
+            RecordError::Append(AppendError::NotReady) => PASTE_EBUSY,
+            RecordError::Append(_) => PASTE_EINVAL,
+            RecordError::Lost => PASTE_ELOST,
+            RecordError::Foreign(_) => PASTE_ESTALE,
+        };
+        Failure::new(code, error.to_string())
     }
 }
 

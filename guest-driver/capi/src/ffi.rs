@@ -17,7 +17,7 @@ use crate::error::{self, Failure, PASTE_EINVAL, PASTE_OK, guard};
 use crate::port::{Port, Wanted};
 use crate::types::{paste_buf, paste_options, paste_port, paste_ring};
 
-fn null(what: &str) -> Failure {
+pub(crate) fn null(what: &str) -> Failure {
     Failure::new(PASTE_EINVAL, format!("{what} is NULL"))
 }
 
@@ -38,7 +38,10 @@ unsafe fn text<'a>(text: *const c_char, what: &str) -> Result<&'a str, Failure> 
 ///
 /// # Safety
 /// The port is null, or was opened and is not closed, and no other call uses it.
-unsafe fn with(port: *mut paste_port, work: impl FnOnce(&mut Port) -> Result<i32, Failure>) -> i32 {
+pub(crate) unsafe fn with(
+    port: *mut paste_port,
+    work: impl FnOnce(&mut Port) -> Result<i32, Failure>,
+) -> i32 {
     guard(|| {
         // SAFETY: the caller's promise; C has the ring's memory, and none of the port's.
         let port = unsafe { port.as_mut() }.ok_or_else(|| null("port"))?;
@@ -281,7 +284,7 @@ unsafe fn request(
 ///
 /// # Safety
 /// The port is open, or null; `buf` is null or valid.
-unsafe fn with_buf(
+pub(crate) unsafe fn with_buf(
     port: *mut paste_port,
     buf: *mut paste_buf,
     moves: bool,
@@ -305,9 +308,9 @@ unsafe fn with_buf(
 }
 
 /// Sends the range of `buf` on `flow`. On success the buffer is the host's and `buf` holds
-/// none; otherwise nothing has changed. `flags` are of PASTE_SEND_NOTIFY and
-/// PASTE_SEND_KEEP; `cookie` comes back with PASTE_ACKED and PASTE_REFUSED. It goes with
-/// the next poll.
+/// none; otherwise nothing has changed. `flags` are of PASTE_SEND_NOTIFY,
+/// PASTE_SEND_KEEP and PASTE_SEND_DURABLE; `cookie` comes back with PASTE_ACKED and
+/// PASTE_REFUSED. It goes with the next poll.
 ///
 /// # Safety
 /// The port is open, or NULL; `buf` is valid, or NULL.

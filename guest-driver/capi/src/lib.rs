@@ -9,10 +9,11 @@
 //! | --- | --- |
 //! | `types` | the structures and numbers of the header |
 //! | `ring` | the slots, and whose they are |
-//! | `port` | a channel behind a ring |
+//! | `port` | a channel behind a ring, its stored buffers and its log |
 //! | `error` | codes, messages, and that no panic gets out |
 //! | `endpoint` | where the host can be |
 //! | `ffi` | the functions of the header, and pointers from C |
+//! | `ffi_durable` | likewise, of those for durable data |
 //!
 //! The header is generated: the test `header` says how.
 
@@ -21,10 +22,12 @@
 mod endpoint;
 mod error;
 mod ffi;
+mod ffi_durable;
 mod port;
 mod ring;
 mod types;
 
 pub use error::*;
 pub use ffi::*;
+pub use ffi_durable::*;
 pub use types::*;

@@ -1,6 +1,8 @@
 //! A channel behind a ring: events become slots, and what the application has passed or
 //! named is given back or sent.
 
+mod durable;
+
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -8,13 +10,15 @@ use std::time::Duration;
 
 use paste_abi::{Flow, Reason};
 use paste_guest::{
-    Buffer, Channel, Endpoint, Event, LostCause, Options, Polling, SendOptions, Timeout,
+    Buffer, Channel, Endpoint, Event, Geometry, LostCause, Options, Polling, SendOptions, Timeout,
 };
 use paste_pmem::Mapping;
 
 use crate::error::{Failure, PASTE_EBUSY, PASTE_EINVAL, PASTE_ESTALE};
 use crate::ring::Ring;
 use crate::types::{self, paste_buf, paste_ring, paste_slot};
+pub(crate) use durable::Appended;
+use durable::Durable;
 
 /// Slots of a ring, unless told otherwise.
 const RING_DEFAULT: u32 = 1024;
@@ -51,10 +55,13 @@ pub(crate) struct Port {
     in_slot: Box<[Option<u32>]>,
     /// Counts the openings.
     epoch: u32,
+    /// The channel's number for the one that the application knows of.
+    opening: Option<u32>,
     /// The region that pointers of this opening are into.
     mapping: Option<Arc<Mapping>>,
     /// Those of earlier ones, each until its slot is passed.
     lost: VecDeque<(u32, Arc<Mapping>)>,
+    durable: Durable,
     /// A panic has left it in no state to be used.
     broken: bool,
 }
@@ -87,8 +94,10 @@ impl Port {
             held: Vec::new(),
             in_slot: vec![None; slots as usize].into(),
             epoch: 0,
+            opening: None,
             mapping: None,
             lost: VecDeque::new(),
+            durable: Durable::default(),
             broken: false,
         };
         port.opened();
@@ -123,6 +132,7 @@ impl Port {
         while let Some(slot) = self.ring.settle(head) {
             self.passed(slot);
         }
+        self.tend_log();
         // What it has not seen yet needs no waiting for.
         let timeout = if self.ring.len() > 0 { Timeout::Now } else { timeout };
         self.channel.poll(timeout)?;
@@ -152,6 +162,7 @@ impl Port {
     /// A new opening: buffers of the one before are dead.
     fn opened(&mut self) {
         self.epoch = self.epoch.wrapping_add(1);
+        self.opening = self.channel.opening();
         self.mapping = self.channel.mapping();
         let count = self.channel.geometry().map_or(0, |geometry| geometry.buffer_count);
         self.held.clear();
@@ -168,6 +179,8 @@ impl Port {
             }
             Event::Lost { cause } => {
                 self.held.fill_with(|| None);
+                self.durable.lose();
+                self.opening = None;
                 self.epoch = self.epoch.wrapping_add(1);
                 if let Some(mapping) = self.mapping.take() {
                     self.lost.push_back((self.ring.tail(), mapping));
@@ -229,7 +242,12 @@ impl Port {
                 let reason = reason as u16;
                 paste_slot { cookie, reason, buf, ..of(types::PASTE_REFUSED, flow) }
             }
-            Event::Flushed { .. } | Event::Resumed { .. } => return None,
+            Event::Flushed { ticket, result } => {
+                let cookie = self.durable.answered(ticket)?;
+                let reason = result.err().unwrap_or(Reason::Ok) as u16;
+                paste_slot { cookie, reason, ..of(types::PASTE_FLUSHED, Flow::default()) }
+            }
+            Event::Resumed { .. } => return None,
         })
     }
 
@@ -244,9 +262,8 @@ impl Port {
             self.channel.give_back(buffer);
             return paste_buf::NONE;
         };
-        let at = geometry.buffers_offset + u64::from(index) * u64::from(geometry.buffer_size);
         let buf = paste_buf {
-            p: mapping.as_ptr().wrapping_add(at as usize),
+            p: mapping.as_ptr().wrapping_add(place(geometry, index) as usize),
             off: buffer.offset() as u32,
             len: buffer.len() as u32,
             size: buffer.capacity() as u32,
@@ -278,28 +295,26 @@ impl Port {
         cookie: u64,
         flags: u32,
     ) -> Result<(), Failure> {
-        let known = types::PASTE_SEND_NOTIFY | types::PASTE_SEND_KEEP;
-        if flags & !known != 0 {
-            return Err(Failure::new(PASTE_EINVAL, format!("flags {flags:#x} are not known")));
-        }
-        let entry = self.find(buf)?;
-        let Some(Held { mut buffer, slot }) = entry.take() else { return Err(stale(buf)) };
+        let options = options(
+            cookie,
+            flags,
+            types::PASTE_SEND_NOTIFY | types::PASTE_SEND_KEEP | types::PASTE_SEND_DURABLE,
+        )?;
         let (start, len) = (buf.off as usize, buf.len as usize);
         let end = start.saturating_add(len);
-        if end > buffer.capacity() {
-            let message = format!("{len} bytes at {start} do not lie in {}", buffer.capacity());
-            *entry = Some(Held { buffer, slot });
-            return Err(Failure::new(PASTE_EINVAL, message));
+        let capacity = self.find(buf)?.as_ref().map_or(0, |held| held.buffer.capacity());
+        if end > capacity {
+            return Err(outside(buf, capacity));
         }
+        if options.durable {
+            self.commit_appended()?;
+        }
+        let Some(Held { mut buffer, slot }) = self.find(buf)?.take() else {
+            return Err(stale(buf));
+        };
         if (buffer.offset(), buffer.len()) != (start, len) {
             buffer.set_range(start..end);
         }
-        let options = SendOptions {
-            cookie,
-            notify: flags & types::PASTE_SEND_NOTIFY != 0,
-            keep: flags & types::PASTE_SEND_KEEP != 0,
-            durable: false,
-        };
         self.channel.send(flow, buffer, options).map_err(|refused| {
             self.held[buf.index as usize] = Some(Held { buffer: refused.buffer, slot });
             Failure::from(refused.cause)
@@ -365,6 +380,29 @@ impl Port {
             .shutdown()
             .map_err(|error| Failure::new(crate::error::PASTE_ELOST, error.to_string()))
     }
+}
+
+/// Where a buffer lies in what is mapped, in bytes.
+fn place(geometry: &Geometry, index: u32) -> u64 {
+    geometry.buffers_offset + u64::from(index) * u64::from(geometry.buffer_size)
+}
+
+/// How to send, by flags of which these are known.
+fn options(cookie: u64, flags: u32, known: u32) -> Result<SendOptions, Failure> {
+    if flags & !known != 0 {
+        return Err(Failure::new(PASTE_EINVAL, format!("flags {flags:#x} are not known")));
+    }
+    Ok(SendOptions {
+        cookie,
+        notify: flags & types::PASTE_SEND_NOTIFY != 0,
+        keep: flags & types::PASTE_SEND_KEEP != 0,
+        durable: flags & types::PASTE_SEND_DURABLE != 0,
+    })
+}
+
+fn outside(buf: &paste_buf, capacity: usize) -> Failure {
+    let message = format!("{} bytes at {} do not lie in {capacity}", buf.len, buf.off);
+    Failure::new(PASTE_EINVAL, message)
 }
 
 fn stale(buf: &paste_buf) -> Failure {

@@ -4,11 +4,11 @@
 
 use std::ffi::c_char;
 
-/// The channel was opened anew after PASTE_LOST: listen again.
+/// The channel was opened anew after PASTE_LOST: open the log again, then listen again.
 pub const PASTE_OPENED: u32 = 1;
-/// The channel is gone, and with it every flow, listener and buffer. `reason` is the
-/// host's, or 0. The channel is opened anew by the polls that follow. Pointers into buffers
-/// are good until `head` passes this slot.
+/// The channel is gone, and with it every flow, listener and buffer. The log is closed: what
+/// it records is in the region. `reason` is the host's, or 0. The channel is opened anew by
+/// the polls that follow. Pointers into buffers are good until `head` passes this slot.
 pub const PASTE_LOST: u32 = 2;
 /// `listener` has a new flow from `peer`.
 pub const PASTE_ACCEPTED: u32 = 3;
@@ -23,7 +23,8 @@ pub const PASTE_RESET: u32 = 7;
 /// Both sides have closed and everything is acknowledged.
 pub const PASTE_CLOSED: u32 = 8;
 /// The peer has acknowledged what was sent with PASTE_SEND_NOTIFY and this cookie; with
-/// PASTE_SEND_KEEP, `buf` is its buffer.
+/// PASTE_SEND_KEEP, `buf` is its buffer. So end sends of stored buffers too, also when their
+/// flow is gone.
 pub const PASTE_ACKED: u32 = 9;
 /// The flow takes data again after PASTE_REFUSED.
 pub const PASTE_WRITABLE: u32 = 10;
@@ -33,11 +34,21 @@ pub const PASTE_REPLY: u32 = 11;
 /// The host refused a request about the flow, for `reason`. `buf` is the buffer that was
 /// to be sent, if there is one.
 pub const PASTE_REFUSED: u32 = 12;
+/// The host has answered what ended with the ticket in `cookie`: all that was flushed or
+/// committed before it is durable, if `reason` is 0; else `reason` says why not, and it is
+/// tried again with the next paste_flush or paste_log_commit. Nothing is told of tickets
+/// of before PASTE_LOST.
+pub const PASTE_FLUSHED: u32 = 13;
 
 /// Say with PASTE_ACKED when the peer has acknowledged it.
 pub const PASTE_SEND_NOTIFY: u32 = 1;
 /// Give the buffer back with PASTE_ACKED, and not to the pool.
 pub const PASTE_SEND_KEEP: u32 = 2;
+/// Send it when everything that was flushed or appended to the log before is durable;
+/// PASTE_REFUSED says so if that cannot be. What is sent on the flow later goes behind it.
+/// It commits what was appended and not committed: of several records, commit them
+/// together with paste_log_commit before the first such send.
+pub const PASTE_SEND_DURABLE: u32 = 4;
 
 /// A stack port. It belongs to one thread at a time.
 pub struct paste_port {
@@ -110,6 +121,65 @@ pub struct paste_slot {
     /// With PASTE_ACCEPTED, the peer's address, in network byte order; of IPv4 the first
     /// four bytes.
     pub peer: [u8; 16],
+}
+
+/// A record of the log: what is to be appended, or what was found.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct paste_record {
+    /// Its number, which is greater than that of those before; not read by
+    /// paste_log_append.
+    pub id: u64,
+    /// When its request arrived, in ns since the Unix epoch, or what else is to be kept.
+    pub time_ns: u64,
+    /// Bytes of the application's, which are copied into the record.
+    pub tag: *const u8,
+    /// The ranges of buffers that it names, in order. Of a record that was found, `p` of
+    /// each that is damaged is NULL: its bytes are not what was recorded.
+    pub piece: *const paste_buf,
+    /// Bytes of the tag, up to 16384.
+    pub tag_len: u32,
+    /// How many ranges there are, up to 1024.
+    pub num_pieces: u32,
+    /// How many of them are damaged; not read by paste_log_append.
+    pub num_damaged: u32,
+    /// A word of the application's, below 65535.
+    pub kind: u16,
+}
+
+/// What paste_log_open has found.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct paste_found {
+    /// Records that hold.
+    pub records: u64,
+    /// Records that nobody was promised, as no commit of them was durable, and whose
+    /// bytes were not all there: they are left out.
+    pub dropped: u64,
+    /// Records that were durable and cannot be read.
+    pub lost_records: u64,
+    /// Ranges that were durable and are damaged: see paste_record.
+    pub damaged_pieces: u64,
+    /// 1: there was no log, and an empty one was made.
+    pub created: u32,
+    /// 1: records that were being written when it ended were cut off.
+    pub torn: u32,
+}
+
+/// How much the log has.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct paste_log_usage {
+    /// Records that are there: those that were given up count until that is durable.
+    pub records: u64,
+    /// Bytes for records.
+    pub bytes: u64,
+    /// Those of them that are free.
+    pub bytes_free: u64,
+    /// Buffers that are the log's: named by records, or not given back yet.
+    pub buffers: u32,
+    /// Buffers of the region. A log that takes most of them leaves none for requests.
+    pub region_buffers: u32,
 }
 
 /// The slots of a port. Those from `head` up to, but without, `tail` are the

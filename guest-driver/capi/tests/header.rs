@@ -29,6 +29,16 @@ const HEAD: &str = "\
  *         ring->head = cur;
  *     }
  *
+ * A request that must survive is appended to the log where it lies, and answered with
+ * PASTE_SEND_DURABLE, which the host holds back until that is durable:
+ *
+ *     struct paste_record record = {.piece = &slot->buf, .num_pieces = 1};
+ *     paste_log_append(port, &record, NULL);
+ *     paste_send(port, slot->flow, &answer, 0, PASTE_SEND_DURABLE);
+ *
+ * paste_log_open, at the start, hands out what was appended before. log.c in
+ * guest-driver/examples/c is a server that does so.
+ *
  * Functions return PASTE_OK or a count, or a negative PASTE_E...; paste_error then says
  * what was wrong. Link with -lpasteguest; with the static library also -lpthread -ldl -lm.
  * A port belongs to one thread at a time; different ports to any.
@@ -57,7 +67,7 @@ fn generated() -> String {
         ..Config::default()
     };
     let mut builder = Builder::new().with_config(config);
-    for source in ["error.rs", "types.rs", "ffi.rs"] {
+    for source in ["error.rs", "types.rs", "ffi.rs", "ffi_durable.rs"] {
         builder = builder.with_src(sources.join(source));
     }
     let mut bytes = Vec::new();
