@@ -97,6 +97,10 @@ pub struct RamRegion {
     mapping: Arc<Mapping>,
     guest: u64,
     user: u64,
+    /// Which bytes it is: of this device's file with this number, from here on.
+    backing: (u64, u64, u64),
+    /// How often the front end has said it, and not taken it back.
+    times: u32,
 }
 
 impl RamRegion {
@@ -113,9 +117,17 @@ impl RamRegion {
         if !guest.is_multiple_of(ALIGN) || !offset.is_multiple_of(ALIGN) {
             return Err(MemoryError::Unaligned { guest, offset });
         }
-        let mapping = Mapping::from_fd(fd.as_fd(), offset, map_len, true)
-            .map_err(|source| MemoryError::Map { guest, source })?;
-        Ok(RamRegion { mapping: Arc::new(mapping), guest, user })
+        let map = |source| MemoryError::Map { guest, source };
+        let mapping = Mapping::from_fd(fd.as_fd(), offset, map_len, true).map_err(map)?;
+        let stat = rustix::fs::fstat(fd)
+            .map_err(|errno| map(MapError::System { call: "fstat", source: errno.into() }))?;
+        let backing = (stat.st_dev, stat.st_ino, offset);
+        Ok(RamRegion { mapping: Arc::new(mapping), guest, user, backing, times: 1 })
+    }
+
+    fn is_same(&self, other: &RamRegion) -> bool {
+        let of = |r: &RamRegion| (r.guest, r.user, r.len(), r.backing);
+        of(self) == of(other)
     }
 
     fn overlaps(&self, other: &RamRegion) -> bool {
@@ -231,22 +243,27 @@ impl GuestRam {
         Ok(())
     }
 
-    /// Adds a range.
+    /// Adds a range. One that is there already is counted: QEMU 7.2 says each once for
+    /// every queue pair of a device, and takes it back as often.
     pub fn add(&mut self, region: &MemRegion, fd: &OwnedFd) -> Result<(), MemoryError> {
-        if self.regions.len() == MEM_SLOTS_MAX {
-            return Err(MemoryError::TooMany);
-        }
         let region = RamRegion::new(region, fd)?;
-        if let Some(other) = self.regions.iter().find(|other| region.overlaps(other)) {
+        if let Some(other) = self.regions.iter_mut().find(|other| region.overlaps(other)) {
+            if region.is_same(other) {
+                other.times = other.times.saturating_add(1);
+                return Ok(());
+            }
             let RamRegion { guest, user, .. } = region;
             return Err(MemoryError::Overlap { guest, user, other: other.guest });
+        }
+        if self.regions.len() == MEM_SLOTS_MAX {
+            return Err(MemoryError::TooMany);
         }
         let at = self.regions.partition_point(|other| other.guest < region.guest);
         self.regions.insert(at, region);
         Ok(())
     }
 
-    /// Removes the range with these addresses and this size.
+    /// Takes back the range with these addresses and this size.
     pub fn remove(&mut self, region: &MemRegion) -> Result<(), MemoryError> {
         let (guest, user, len) =
             (region.guest_addr.get(), region.user_addr.get(), region.size.get());
@@ -255,7 +272,11 @@ impl GuestRam {
             .iter()
             .position(|r| r.guest == guest && r.user == user && r.len() == len)
             .ok_or(MemoryError::Unknown { guest, user, len })?;
-        self.regions.remove(found);
+        let region = &mut self.regions[found];
+        region.times -= 1;
+        if region.times == 0 {
+            self.regions.remove(found);
+        }
         Ok(())
     }
 
@@ -458,6 +479,32 @@ mod tests {
             assert!(matches!(error, MemoryError::Overlap { other: 0x2000, .. }), "{error}");
         }
         ram.add(&region(0x4000, USER + 0x2000, 0x1000, 0), &fd).unwrap();
+    }
+
+    /// QEMU 7.2 says and takes back each range once for every queue pair.
+    #[test]
+    fn a_range_that_is_said_again_is_one_until_it_is_taken_back_as_often() {
+        let fd = file(0x4000);
+        let again = rustix::io::dup(&fd).unwrap();
+        let mut ram = GuestRam::default();
+        let range = region(0x2000, USER, 0x2000, 0x1000);
+        ram.add(&range, &fd).unwrap();
+        ram.add(&range, &again).unwrap();
+        assert_eq!(ram.num_regions(), 1);
+        // The same addresses, and not the same memory.
+        for (other, fd) in [
+            (range, &file(0x4000)),
+            (region(0x2000, USER, 0x2000, 0), &fd),
+            (region(0x2000, USER, 0x1000, 0x1000), &fd),
+            (region(0x2000, USER + 0x10_0000, 0x2000, 0x1000), &fd),
+        ] {
+            assert!(matches!(ram.add(&other, fd), Err(MemoryError::Overlap { .. })));
+        }
+        ram.remove(&range).unwrap();
+        ram.read_slice(&mut [0; 1], GuestAddress(0x2000)).unwrap();
+        ram.remove(&range).unwrap();
+        assert!(ram.is_empty());
+        assert!(matches!(ram.remove(&range), Err(MemoryError::Unknown { .. })));
     }
 
     #[test]
