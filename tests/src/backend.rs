@@ -114,7 +114,12 @@ impl Backend {
 
     /// Likewise, with its sockets in a directory that may hold something already.
     pub fn start_in(dir: TempDir, net: &Namespace, guests: &[Guest]) -> Backend {
-        Backend::start_by(net.command(built("pasted")), dir, "", guests)
+        Backend::start_in_with(dir, net, "", guests)
+    }
+
+    /// Likewise, with lines before the guests.
+    pub fn start_in_with(dir: TempDir, net: &Namespace, head: &str, guests: &[Guest]) -> Backend {
+        Backend::start_by(net.command(built("pasted")), dir, head, guests)
     }
 
     /// Starts the program where the test is, in no namespace, with its sockets in a

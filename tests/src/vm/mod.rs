@@ -85,6 +85,8 @@ pub struct Nic {
     pub attach: Attach,
     /// The MTU that the machine is told of.
     pub mtu: Option<u16>,
+    /// Its queue pairs, where it has several.
+    pub pairs: Option<u8>,
 }
 
 impl Nic {
@@ -96,7 +98,12 @@ impl Nic {
         };
         let path = self.socket.display();
         qemu.arg("-chardev").arg(format!("socket,id=char{index},path={path}{options}"));
-        qemu.args(["-netdev", &format!("vhost-user,id=net{index},chardev=char{index}")]);
+        let (queues, multiqueue) = match self.pairs {
+            Some(pairs) => (format!(",queues={pairs}"), ",mq=on"),
+            None => (String::new(), ""),
+        };
+        let netdev = format!("vhost-user,id=net{index},chardev=char{index}{queues}");
+        qemu.args(["-netdev", &netdev]);
         // Each in a slot of its own, which it can be taken out of.
         let port = format!("pcie-root-port,id=port{index},chassis={},slot=1", index + 1);
         qemu.args(["-device", &port]);
@@ -104,7 +111,8 @@ impl Nic {
         // Without MSI-X: QEMU 7.2, emulating, crashes when a device that is served by
         // another process uses it.
         qemu.arg("-device").arg(format!(
-            "virtio-net-pci,id=nic{index},netdev=net{index},mac={},vectors=0,bus=port{index}{mtu}",
+            "virtio-net-pci,id=nic{index},netdev=net{index},mac={},vectors=0,bus=port{index}{mtu}\
+             {multiqueue}",
             self.mac
         ));
     }
@@ -133,6 +141,8 @@ pub struct Setup {
     pub shown: Vec<PathBuf>,
     /// Its network devices.
     pub nics: Vec<Nic>,
+    /// Its processors, where it has several.
+    pub cpus: Option<u8>,
     /// It boots again when it is reset; without, it ends.
     pub reboots: bool,
     /// Its memory is its own: what a backend maps of it is something else.
@@ -173,6 +183,9 @@ impl Vm {
         qemu.args(["-nodefaults", "-display", "none", "-M", "q35", "-cpu", "max"]);
         if !setup.reboots {
             qemu.arg("-no-reboot");
+        }
+        if let Some(cpus) = setup.cpus {
+            qemu.args(["-smp", &cpus.to_string()]);
         }
         qemu.args(["-accel", "tcg,thread=multi", "-m", &format!("{MEMORY},slots=2,maxmem=4G")]);
         // Memory that a backend can map.
