@@ -227,6 +227,7 @@ fn a_kernel_has_a_nic_like_any_other() {
 
     link_down_and_up(&mut scene, &own);
     driver_taken_and_given_back(&mut scene);
+    machine_asleep(&mut scene, &own);
     machine_reset(&mut scene);
 
     let (stats, [small, jumbo]) = scene.stop();
@@ -271,6 +272,20 @@ fn driver_taken_and_given_back(scene: &mut Scene) {
     scene.vm.run("ip address flush dev eth1");
     let own = scene.bring_up();
     scene.check_reached(&own);
+}
+
+/// Suspend to memory, and back: the driver takes its device down and up again.
+fn machine_asleep(scene: &mut Scene, own: &str) {
+    assert!(scene.vm.run("cat /sys/power/state").contains("mem"));
+    scene.vm.run("(sleep 1; echo mem >/sys/power/state) >/dev/null 2>&1 &");
+    scene.vm.wait_event("SUSPEND");
+    let mut ping = scene.net.command("ping");
+    let output = ping.args(["-c1", "-W1", own]).output().expect("ping runs");
+    assert!(!output.status.success(), "a machine that sleeps has answered");
+    scene.vm.control("system_wakeup", &json!({}));
+    scene.vm.wait_event("WAKEUP");
+    scene.check_reached(own);
+    scene.ping(OWN_JUMBO, 8972);
 }
 
 /// A reboot that the kernel asks for, and one that it learns nothing of.
