@@ -14,11 +14,12 @@ use paste_tests::vm::{Nic, Setup, Vm};
 use paste_tests::{require, wait};
 use serde_json::{Value, json};
 
-const NEEDS: [Need; 8] = [
+const NEEDS: [Need; 9] = [
     Need::Namespaces,
     Need::Built("pasted"),
     Need::Program("qemu-system-x86_64"),
     Need::Program("busybox"),
+    Need::Program("cc"),
     Need::Program("curl"),
     Need::Program("iperf3"),
     Need::Program("ping"),
@@ -86,6 +87,7 @@ impl Scene {
         let setup = Setup {
             tools: vec!["curl", "iperf3"],
             nics: nics.collect(),
+            kexec: true,
             reboots: true,
             ..Setup::default()
         };
@@ -288,7 +290,8 @@ fn machine_asleep(scene: &mut Scene, own: &str) {
     scene.ping(OWN_JUMBO, 8972);
 }
 
-/// A reboot that the kernel asks for, and one that it learns nothing of.
+/// A reboot that the kernel asks for, one that it learns nothing of, and one that the
+/// device learns nothing of.
 fn machine_reset(scene: &mut Scene) {
     scene.vm.tell("reboot -f");
     scene.vm.wait_ready();
@@ -298,4 +301,8 @@ fn machine_reset(scene: &mut Scene) {
     scene.vm.wait_ready();
     let own = scene.bring_up();
     scene.check_reached(&own);
+    scene.vm.kexec();
+    let own = scene.bring_up();
+    scene.check_reached(&own);
+    scene.ping(OWN_JUMBO, 8972);
 }

@@ -23,6 +23,8 @@ use crate::wait;
 
 /// How long a machine may take to boot, or a command in it, on a busy host.
 const LIMIT: Duration = Duration::from_secs(180);
+/// What the kernel is told.
+const COMMAND_LINE: &str = "console=ttyS0 panic=-1";
 /// Bytes of a machine's memory.
 const MEMORY: &str = "1G";
 
@@ -143,6 +145,9 @@ pub struct Setup {
     pub nics: Vec<Nic>,
     /// Its processors, where it has several.
     pub cpus: Option<u8>,
+    /// It has its kernel and what that boots from as files of its own, and the program that
+    /// boots them: see [`Vm::kexec`].
+    pub kexec: bool,
     /// It boots again when it is reset; without, it ends.
     pub reboots: bool,
     /// Its memory is its own: what a backend maps of it is something else.
@@ -175,7 +180,16 @@ impl Vm {
         let tools = setup.tools.iter().map(|name| program(name).expect("the test needs it"));
         let programs: Vec<PathBuf> =
             setup.programs.iter().map(|name| for_machine(name)).chain(tools).collect();
-        let programs = [programs, setup.files.clone()].concat();
+        let mut programs = [programs, setup.files.clone()].concat();
+        if setup.kexec {
+            let next =
+                ["vmlinuz", "initramfs", "kexec"].map(|name| dir.path().join("next").join(name));
+            std::fs::create_dir(dir.path().join("next")).expect("a directory can be made");
+            std::fs::copy(&image, &next[0]).expect("a file can be copied");
+            initramfs::build(&next[1], &modules, &programs, &setup.drivers);
+            crate::c::compile_alone("tests/c/kexec.c", &next[2]);
+            programs.extend(next);
+        }
         initramfs::build(&initramfs, &modules, &programs, &setup.drivers);
         // What QEMU says itself is kept apart from what the machine says.
         let mut qemu = Command::new("sh");
@@ -213,7 +227,7 @@ impl Vm {
             nic.describe(index, &mut qemu);
         }
         qemu.arg("-kernel").arg(image).arg("-initrd").arg(initramfs);
-        qemu.args(["-append", "console=ttyS0 panic=-1"]);
+        qemu.args(["-append", COMMAND_LINE]);
         let console = dir.path().join("console");
         qemu.arg("-serial").arg(format!("file:{}", console.display()));
         qemu.args(["-serial", "stdio"]);
@@ -263,6 +277,13 @@ impl Vm {
     /// Runs a line of shell that does not end as one does.
     pub fn tell(&mut self, line: &str) {
         self.process.tell(&format!("{line}\n"));
+    }
+
+    /// Has its kernel boot another one, which is told of nothing that the first one did to
+    /// the devices; returns when that takes commands.
+    pub fn kexec(&mut self) {
+        self.tell(&format!("kexec /bin/vmlinuz /bin/initramfs '{COMMAND_LINE}'"));
+        self.wait_ready();
     }
 
     /// What the kernel and programs in the background have said.
