@@ -11,6 +11,7 @@ pub(crate) mod packet;
 #[cfg(target_os = "linux")]
 mod region;
 pub(crate) mod vhost_user;
+mod virtqueue;
 
 use std::time::Duration;
 

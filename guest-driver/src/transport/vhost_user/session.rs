@@ -14,17 +14,9 @@ use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::message::{self, Message};
-use super::ring::Layout;
 use crate::sys;
 use crate::transport::TransportError;
-
-/// The device has a MAC address in its configuration space (VIRTIO 1.2
-/// section 5.1.3).
-const F_MAC: u64 = 1 << 5;
-/// Notifications are suppressed by index (section 2.7.7).
-const F_EVENT_IDX: u64 = 1 << 29;
-/// Not a legacy device (section 6).
-const F_VERSION_1: u64 = 1 << 32;
+use crate::transport::virtqueue::{F_EVENT_IDX, F_MAC, F_VERSION_1, Layout};
 
 /// ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK (section 2.1).
 const STATUS_RUNNING: u64 = 1 | 2 | 8 | 4;
@@ -42,7 +34,7 @@ pub(super) struct Offer {
 
 /// What the device needs to know of one ring.
 pub(super) struct RingSetup<'a> {
-    pub(super) index: u32,
+    pub(super) index: u16,
     pub(super) layout: Layout,
     pub(super) address: u64,
     pub(super) kick: BorrowedFd<'a>,
@@ -159,17 +151,18 @@ impl Session {
         };
         self.tell(request::SET_MEM_TABLE, &table, &[memory])?;
         for ring in rings {
-            let state = |num: u32| VringState { index: ring.index.into(), num: num.into() };
+            let index = u32::from(ring.index);
+            let state = |num: u32| VringState { index: index.into(), num: num.into() };
             let part = |offset: usize| U64::new(ring.address + offset as u64);
             let addr = VringAddr {
-                index: ring.index.into(),
+                index: index.into(),
                 flags: 0.into(),
                 descriptor: part(0),
                 used: part(ring.layout.used),
                 available: part(ring.layout.avail),
                 log: 0.into(),
             };
-            let index = U64::new(ring.index.into());
+            let index = U64::new(index.into());
             self.tell(request::SET_VRING_NUM, &state(ring.layout.size.into()), &[])?;
             self.tell(request::SET_VRING_BASE, &state(0), &[])?;
             self.tell(request::SET_VRING_ADDR, &addr, &[])?;
@@ -177,7 +170,7 @@ impl Session {
             self.tell(request::SET_VRING_KICK, &index, &[ring.kick])?;
         }
         for ring in rings {
-            let state = VringState { index: ring.index.into(), num: 1.into() };
+            let state = VringState { index: u32::from(ring.index).into(), num: 1.into() };
             self.tell(request::SET_VRING_ENABLE, &state, &[])?;
         }
         if self.protocol & protocol::STATUS != 0 {

@@ -182,7 +182,7 @@ fn a_frame_goes_out_and_comes_back_and_the_region_is_mapped() {
     assert_eq!(front.map_region([0; 16], REGION_LEN).unwrap().len(), REGION_LEN as usize);
     assert!(matches!(front.map_region([0; 16], REGION_LEN + 1), Err(TransportError::Protocol(_))));
     front.drain(Duration::from_secs(10)).unwrap();
-    assert_eq!(front.device.tx.in_flight(), 0);
+    assert_eq!(front.device.pair.unsent(), 0);
     drop(front);
     thread.join().unwrap();
 }
