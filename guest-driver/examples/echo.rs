@@ -2,7 +2,7 @@
 //! sent back from where its payload was received.
 //!
 //! ```text
-//! echo (--socket PATH | --interface NAME) [--region DEVICE | --inline]
+//! echo (--socket PATH | --interface NAME | --device ADDRESS) [--region DEVICE | --inline]
 //!      [--port 7] [--channel N] [--poll-us N] [--yield]
 //! ```
 //!

@@ -1,7 +1,7 @@
 //! An HTTP server on a `pasted` device.
 //!
 //! ```text
-//! http (--socket PATH | --interface NAME) [--region DEVICE | --inline]
+//! http (--socket PATH | --interface NAME | --device ADDRESS) [--region DEVICE | --inline]
 //!      [--port 80] [--root DIR] [--body-max BYTES] [--channel N]
 //!      [--poll-us N] [--yield] [--log keep|copy]
 //! ```

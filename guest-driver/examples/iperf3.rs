@@ -2,7 +2,7 @@
 //! and `-P`, against a guest.
 //!
 //! ```text
-//! iperf3 (--socket PATH | --interface NAME) [--region DEVICE | --inline]
+//! iperf3 (--socket PATH | --interface NAME | --device ADDRESS) [--region DEVICE | --inline]
 //!      [--port 5201] [--channel N] [--poll-us N] [--yield]
 //! ```
 //!

@@ -93,4 +93,4 @@ pub use medium::RegionMedium;
 pub use paste_abi::control::FlushDomain;
 pub use paste_abi::slot::Opt;
 pub use paste_abi::{Flow, Reason};
-pub use transport::{Polling, Timeout, TransportError};
+pub use transport::{PciError, Polling, Timeout, TransportError};

@@ -16,13 +16,23 @@ pub struct Arguments(HashMap<String, String>);
 
 impl Arguments {
     /// Reads the command line; `known` are the names besides those that every
-    /// example takes: socket, or interface and region; channel, poll-us, yield, inline.
+    /// example takes: socket, or interface or device, and region; channel, poll-us, yield,
+    /// inline.
     pub fn parse(known: &[&str]) -> Result<Arguments, Box<dyn Error>> {
         let mut found = HashMap::new();
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
             let name = word.strip_prefix("--").ok_or(format!("{word}: not an option"))?;
-            let common = ["socket", "interface", "region", "channel", "poll-us", "yield", "inline"];
+            let common = [
+                "socket",
+                "interface",
+                "device",
+                "region",
+                "channel",
+                "poll-us",
+                "yield",
+                "inline",
+            ];
             if !common.contains(&name) && !known.contains(&name) {
                 return Err(format!("{word}: unknown; known are {common:?} and {known:?}").into());
             }
@@ -46,23 +56,26 @@ impl Arguments {
         }
     }
 
-    /// Where the host is: a socket of its, or, in a virtual machine, a network device
-    /// and the region's device.
+    /// Where the host is: a socket of its, or, in a virtual machine, a network device or
+    /// the PCI device under it, and the region's device.
     fn endpoint(&self) -> Result<Endpoint, Box<dyn Error>> {
-        let [socket, interface, region] =
-            ["socket", "interface", "region"].map(|name| self.0.get(name));
-        match (socket, interface, region) {
-            (Some(socket), None, None) => Ok(Endpoint::vhost_user(socket)),
+        let [socket, interface, device, region] =
+            ["socket", "interface", "device", "region"].map(|name| self.0.get(name));
+        #[cfg(target_os = "linux")]
+        let inline = self.0.contains_key("inline");
+        match (socket, interface, device, region) {
+            (Some(socket), None, None, None) => Ok(Endpoint::vhost_user(socket)),
             #[cfg(target_os = "linux")]
-            (None, Some(interface), Some(region)) => Ok(Endpoint::packet(interface, region)),
+            (None, Some(name), None, Some(region)) => Ok(Endpoint::packet(name, region)),
             #[cfg(target_os = "linux")]
-            (None, Some(interface), None) if self.0.contains_key("inline") => {
-                Ok(Endpoint::packet_inline(interface))
-            }
-            _ => {
-                Err("give --socket PATH, or --interface NAME and --region DEVICE or --inline"
-                    .into())
-            }
+            (None, Some(name), None, None) if inline => Ok(Endpoint::packet_inline(name)),
+            #[cfg(target_os = "linux")]
+            (None, None, Some(at), Some(region)) => Ok(Endpoint::virtio_pci(at, region)),
+            #[cfg(target_os = "linux")]
+            (None, None, Some(at), None) if inline => Ok(Endpoint::virtio_pci_inline(at)),
+            _ => Err("give --socket PATH, or --interface NAME or --device ADDRESS, and with \
+                      those --region DEVICE or --inline"
+                .into()),
         }
     }
 

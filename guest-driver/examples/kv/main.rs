@@ -2,7 +2,7 @@
 //! and redis-benchmark speak.
 //!
 //! ```text
-//! kv (--socket PATH | --interface NAME --region DEVICE)
+//! kv (--socket PATH | (--interface NAME | --device ADDRESS) --region DEVICE)
 //!      [--port 6379] [--channel N] [--poll-us N] [--yield]
 //! kv --check FILE
 //! ```

@@ -29,6 +29,8 @@ use crate::sys;
 #[cfg(target_os = "linux")]
 use crate::transport::packet::PacketSocket;
 use crate::transport::vhost_user::VhostUser;
+#[cfg(target_os = "linux")]
+use crate::transport::virtio_pci::VirtioPci;
 use crate::transport::{Timeout, Transport, TransportError};
 
 pub use options::{Batch, Endpoint, Options, SendOptions, Stats};
@@ -104,6 +106,10 @@ impl Channel {
             Endpoint::Packet { interface, region } => {
                 let (region, channel) = (region.as_deref(), options.channel);
                 Box::new(PacketSocket::open(interface, region, channel, frame_size)?)
+            }
+            #[cfg(target_os = "linux")]
+            Endpoint::VirtioPci { address, region } => {
+                Box::new(VirtioPci::open(address, region.as_deref(), frame_size)?)
             }
         };
         Channel::open_on(transport, options)

@@ -23,6 +23,16 @@ pub enum Endpoint {
         /// address. Without any, slots are inline, as with [`Options::inline`].
         region: Option<PathBuf>,
     },
+    /// A virtio-net device of this virtual machine that its kernel has given away, bound to
+    /// `uio_pci_generic`: this process drives it, and alone. It takes root, and one huge
+    /// page of 2 MiB.
+    #[cfg(target_os = "linux")]
+    VirtioPci {
+        /// Where the device is on the PCI bus, such as `0000:00:05.0`.
+        address: String,
+        /// As with [`Endpoint::Packet`].
+        region: Option<PathBuf>,
+    },
 }
 
 impl Endpoint {
@@ -43,7 +53,9 @@ impl Endpoint {
         match self {
             Endpoint::VhostUser(_) => false,
             #[cfg(target_os = "linux")]
-            Endpoint::Packet { region, .. } => region.is_none(),
+            Endpoint::Packet { region, .. } | Endpoint::VirtioPci { region, .. } => {
+                region.is_none()
+            }
         }
     }
 
@@ -52,6 +64,20 @@ impl Endpoint {
     #[cfg(target_os = "linux")]
     pub fn packet_inline(interface: impl Into<String>) -> Endpoint {
         Endpoint::Packet { interface: interface.into(), region: None }
+    }
+
+    /// The backend behind the virtio-net device at this PCI address, with the region that
+    /// the kernel shows at `region`: see [`Endpoint::VirtioPci`].
+    #[cfg(target_os = "linux")]
+    pub fn virtio_pci(address: impl Into<String>, region: impl Into<PathBuf>) -> Endpoint {
+        Endpoint::VirtioPci { address: address.into(), region: Some(region.into()) }
+    }
+
+    /// The backend behind the virtio-net device at this PCI address, on a machine that does
+    /// not show the region.
+    #[cfg(target_os = "linux")]
+    pub fn virtio_pci_inline(address: impl Into<String>) -> Endpoint {
+        Endpoint::VirtioPci { address: address.into(), region: None }
     }
 }
 

@@ -6,6 +6,8 @@ pub(crate) use paste_pmem::Mapping;
 
 #[cfg(target_os = "linux")]
 pub(crate) mod packet;
+#[cfg(target_os = "linux")]
+pub(crate) mod pci;
 
 #[cfg(any(target_os = "linux", target_os = "freebsd"))]
 mod unix;

@@ -8,14 +8,19 @@
 pub(crate) mod loopback;
 #[cfg(target_os = "linux")]
 pub(crate) mod packet;
+mod pci_error;
 #[cfg(target_os = "linux")]
 mod region;
 pub(crate) mod vhost_user;
+#[cfg(target_os = "linux")]
+pub(crate) mod virtio_pci;
 mod virtqueue;
 
 use std::time::Duration;
 
 use crate::sys::Mapping;
+
+pub use pci_error::PciError;
 
 /// How long to wait when nothing has arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +94,15 @@ pub enum TransportError {
         "\"{0}\" is no address of a PCI device: write one as lspci -D does, as in 0000:00:06.0"
     )]
     PciAddress(String),
+    /// A PCI device cannot be driven, or not any more.
+    #[error("PCI device {address}: {error}")]
+    Pci {
+        /// The device's.
+        address: String,
+        /// Why.
+        #[source]
+        error: PciError,
+    },
     /// This processor cannot make stores durable as the region asks for.
     #[error(transparent)]
     Domain(#[from] paste_pmem::DomainError),

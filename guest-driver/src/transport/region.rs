@@ -60,15 +60,20 @@ fn map_under(
         return Err(TransportError::NoRegionDevice);
     }
     if let Some(address) = name.strip_prefix("pci:") {
-        // An address and not a way to somewhere else.
-        let is_address = address.bytes().all(|b| b.is_ascii_hexdigit() || b":.".contains(&b));
-        if !is_address || address.starts_with('.') {
-            return Err(TransportError::PciAddress(address.to_owned()));
-        }
-        let device = sysfs.join(DEVICES).join(address);
+        let device = pci_device(sysfs, address)?;
         return map_bar(&device, uuid, len)?.ok_or_else(missing);
     }
     map_file(named, uuid, len)?.ok_or_else(missing)
+}
+
+/// Where the PCI device with this address is in sysfs, if it is there at all.
+pub(super) fn pci_device(sysfs: &Path, address: &str) -> Result<PathBuf, TransportError> {
+    // An address and not a way to somewhere else.
+    let is_address = address.bytes().all(|b| b.is_ascii_hexdigit() || b":.".contains(&b));
+    if !is_address || address.starts_with('.') || address.is_empty() {
+        return Err(TransportError::PciAddress(address.to_owned()));
+    }
+    Ok(sysfs.join(DEVICES).join(address))
 }
 
 /// The devices that may show a region, in the order of their addresses.
