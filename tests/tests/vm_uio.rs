@@ -7,6 +7,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use paste_tests::backend::{Backend, FIXED_BODY, Guest};
 use paste_tests::netns::Namespace;
@@ -31,6 +32,9 @@ const OWN: &str = "10.8.2.77";
 const LEN: usize = 300_000;
 /// Times that the application is killed while it serves.
 const KILLS: usize = 3;
+/// How long 80 requests, one after the other, may take without interrupts. Asleep to the
+/// end each time, the application would take 40 s.
+const UNTOLD_LIMIT: Duration = Duration::from_secs(20);
 
 struct Scene {
     vm: Vm,
@@ -147,6 +151,14 @@ impl Scene {
         counts.sum()
     }
 
+    /// Masks the device's line, as nobody but its driver should.
+    fn mask(&mut self) {
+        self.vm.run(&format!(
+            "printf '\\005' | dd of={}/config bs=1 seek=5 conv=notrunc 2>/dev/null",
+            self.device
+        ));
+    }
+
     /// Nobody has the device, or memory for it.
     fn check_free(&mut self) {
         self.vm.run("until grep -q 'HugePages_Free: *1$' /proc/meminfo; do sleep 0.1; done");
@@ -228,6 +240,17 @@ fn an_application_drives_a_device_itself() {
         scene.check_free();
     }
     scene.ping();
+
+    // It serves when interrupts do not come, and not by sleeps to their end alone.
+    scene.run("");
+    scene.check(5);
+    scene.mask();
+    let (before, start) = (scene.interrupts(), Instant::now());
+    scene.check(10);
+    let spent = start.elapsed();
+    assert_eq!(scene.interrupts(), before, "they do not come");
+    assert!(spent < UNTOLD_LIMIT, "{spent:?}");
+    scene.signal("TERM");
 
     // Payload in the frames, for a machine that shows no region.
     scene.vm.run(&format!(
