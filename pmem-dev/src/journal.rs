@@ -37,6 +37,11 @@
 //! left out if there is a gap between the areas. Writing a record over the mirror
 //! again never takes back what was promised: whatever is newer in the mirror was
 //! stored later and promised to nobody, or has a record further on.
+//!
+//! Older records without the newer ones would take it back. So when the mirror has
+//! everything and no record is to count any more, one without ranges is written behind a
+//! gap in the numbers, at the start of the area that does not have the newest durable
+//! record: it counts alone if it is whole, and only newest ones do if it is not.
 
 use std::fs::File;
 use std::io;
@@ -105,6 +110,17 @@ fn crc(record: &[u8]) -> u32 {
     crc32c::crc32c_append(sum, &record[40..])
 }
 
+/// Completes a record, whose head was zero.
+fn seal(record: &mut [u8], sequence: u64, number: u64, bytes: u64, ranges: usize) {
+    record[..8].copy_from_slice(&MAGIC);
+    record[8..16].copy_from_slice(&sequence.to_le_bytes());
+    record[16..24].copy_from_slice(&number.to_le_bytes());
+    record[24..32].copy_from_slice(&bytes.to_le_bytes());
+    record[32..36].copy_from_slice(&(ranges as u32).to_le_bytes());
+    let crc = crc(record);
+    record[36..40].copy_from_slice(&crc.to_le_bytes());
+}
+
 /// What was not written.
 #[derive(Debug)]
 pub(crate) struct WriteFailed {
@@ -156,6 +172,19 @@ pub(crate) enum Next {
     Sync,
 }
 
+/// Numbers that are left out before a record that ends all others: that of a record
+/// whose write has failed may be there.
+const GAP: u64 = 2;
+
+/// The last record of a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Last {
+    /// Its number; 0: there is none.
+    pub(crate) number: u64,
+    /// The area that it is in.
+    area: usize,
+}
+
 /// The records that are written, and what of the mirror waits for them.
 pub(crate) struct Journal {
     storage: Box<dyn Storage>,
@@ -169,6 +198,8 @@ pub(crate) struct Journal {
     turns: [Turns; 2],
     occupied: Arc<Occupied>,
     current: usize,
+    /// The area that is being filled has the newest durable record; else the other one.
+    is_newest: bool,
     /// Where the next record goes, from the start of its area.
     at: u64,
     number: u64,
@@ -184,17 +215,18 @@ pub(crate) struct Journal {
 }
 
 impl Journal {
-    /// An empty journal for a mirror of `len` bytes, whose superblock has this sequence.
-    /// `number` is that of the last record with this sequence, 0 if there is none.
-    /// `occupied` says what of a record need not get to the mirror.
+    /// An empty journal for a mirror of `len` bytes, whose superblock has this sequence, and
+    /// which has everything of the file's records with this sequence. `occupied` says what
+    /// of a record need not get to the mirror.
     pub(crate) fn new(
         storage: Box<dyn Storage>,
         sequence: u64,
         area: u64,
-        number: u64,
+        last: Last,
         len: u64,
         occupied: Arc<Occupied>,
     ) -> Journal {
+        let found = last.number > 0;
         Journal {
             storage,
             sequence,
@@ -203,10 +235,12 @@ impl Journal {
             dirty: [Dirty::new(len), Dirty::new(len)],
             turns: [occupied.turns(), occupied.turns()],
             occupied,
-            current: 0,
-            at: 0,
-            number,
-            found: number > 0,
+            current: last.area,
+            is_newest: found,
+            // Nothing goes behind records that are there.
+            at: if found { area } else { 0 },
+            number: last.number,
+            found,
             unsynced: false,
             checkpoint: None,
             parts: Vec::with_capacity(RANGES),
@@ -259,7 +293,7 @@ impl Journal {
         debug_assert!(self.checkpoint.is_none() && !self.unsynced);
         self.checkpoint = Some(0);
         self.current = 1 - self.current;
-        self.at = 0;
+        (self.at, self.is_newest) = (0, false);
     }
 
     /// Writes a record of what the ranges of [`Journal::next_record`] hold now. It is
@@ -280,13 +314,7 @@ impl Journal {
             from = end;
         }
         record[from..].fill(0);
-        record[..8].copy_from_slice(&MAGIC);
-        record[8..16].copy_from_slice(&self.sequence.to_le_bytes());
-        record[16..24].copy_from_slice(&(self.number + 1).to_le_bytes());
-        record[24..32].copy_from_slice(&bytes.to_le_bytes());
-        record[32..36].copy_from_slice(&(self.parts.len() as u32).to_le_bytes());
-        let crc = crc(record);
-        record[36..40].copy_from_slice(&crc.to_le_bytes());
+        seal(record, self.sequence, self.number + 1, bytes, self.parts.len());
         let at = start(self.area, self.current) + self.at;
         (self.found, self.unsynced) = (true, true);
         self.storage.write_at(record, at).map_err(|source| WriteFailed { at, len, source })?;
@@ -307,6 +335,7 @@ impl Journal {
         }
         self.storage.sync()?;
         self.unsynced = false;
+        self.is_newest |= self.at > 0;
         Ok(true)
     }
 
@@ -366,20 +395,21 @@ impl Journal {
         !self.found
     }
 
-    /// Makes recovery find no record: the mirror has everything.
+    /// Makes recovery find nothing in any record: the mirror has everything.
     ///
     /// # Errors
     /// Of the storage; records may be found then, or not.
     pub(crate) fn forget(&mut self) -> io::Result<()> {
-        // The older ones first: without the newer ones they would undo what those did.
-        for index in [1 - self.current, self.current] {
-            let zeros = self.record.first(BLOCK as usize);
-            zeros.fill(0);
-            self.storage.write_at(zeros, start(self.area, index))?;
-            self.storage.sync()?;
-        }
+        let index = if self.is_newest { 1 - self.current } else { self.current };
+        let number = self.number + 1 + GAP;
+        let record = self.record.first(BLOCK as usize);
+        record.fill(0);
+        seal(record, self.sequence, number, 0, 0);
+        self.storage.write_at(record, start(self.area, index))?;
+        self.storage.sync()?;
         self.dirty.iter_mut().for_each(Dirty::clear);
-        (self.current, self.at, self.checkpoint) = (0, 0, None);
+        (self.current, self.at, self.checkpoint) = (index, BLOCK, None);
+        (self.number, self.is_newest) = (number, true);
         (self.found, self.unsynced) = (false, false);
         Ok(())
     }
@@ -408,8 +438,7 @@ pub(crate) fn recognize(file: &File, uuid: [u8; 16]) -> io::Result<Option<u64>> 
 }
 
 /// Gives every range of every valid record, the oldest first, with its bytes, for a
-/// mirror of `len` bytes whose superblock has this sequence. Returns the number of the
-/// last one, 0 if there is none.
+/// mirror of `len` bytes whose superblock has this sequence. Returns which was the last.
 ///
 /// # Errors
 /// Of reading the file, and those of `apply`.
@@ -419,7 +448,7 @@ pub(crate) fn replay(
     sequence: u64,
     len: u64,
     mut apply: impl FnMut(u64, &[u8]) -> io::Result<()>,
-) -> io::Result<u64> {
+) -> io::Result<Last> {
     let mut record = Vec::new();
     let mut chains = [Vec::new(), Vec::new()];
     for (index, chain) in chains.iter_mut().enumerate() {
@@ -447,7 +476,7 @@ pub(crate) fn replay(
     if !joined {
         older.clear();
     }
-    let mut last = 0;
+    let mut last = Last::default();
     for (index, chain) in indices.into_iter().zip([older, newer]) {
         for found in chain {
             let at = found.at;
@@ -462,7 +491,7 @@ pub(crate) fn replay(
                 apply(offset, &record[from..from + bytes])?;
                 from += bytes;
             }
-            last = found.number;
+            last = Last { number: found.number, area: index };
         }
     }
     Ok(last)
@@ -567,7 +596,7 @@ mod tests {
             offsets.push(at);
             Ok(())
         });
-        (offsets, last.unwrap())
+        (offsets, last.unwrap().number)
     }
 
     struct Bench {
@@ -584,7 +613,14 @@ mod tests {
         // One buffer, at the end.
         let buffers = Part { offset: LEN - BLOCK, len: BLOCK };
         let occupied = Arc::new(Occupied::new(buffers, BLOCK as u32));
-        let journal = Journal::new(Box::new(file.clone()), 1, AREA, 0, LEN, Arc::clone(&occupied));
+        let journal = Journal::new(
+            Box::new(file.clone()),
+            1,
+            AREA,
+            Last::default(),
+            LEN,
+            Arc::clone(&occupied),
+        );
         Bench { mapping, file, occupied, journal }
     }
 
@@ -619,10 +655,10 @@ mod tests {
         bench.file.0.lock().unwrap()[torn] ^= 1;
         assert_eq!(replayed(&bench.file, 1), (vec![64], 9));
         bench.journal.forget().unwrap();
-        assert_eq!(replayed(&bench.file, 1), (vec![], 0));
+        assert_eq!(replayed(&bench.file, 1), (vec![], 12));
         assert!(bench.journal.is_empty());
         bench.append(800);
-        assert_eq!(replayed(&bench.file, 1), (vec![800], 10));
+        assert_eq!(replayed(&bench.file, 1), (vec![800], 13));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::file::{Unfinished, check, lock_file, open_file};
 use super::{Expect, Region};
 use crate::devdax;
 use crate::flusher::Flusher;
-use crate::journal::{self, Journal};
+use crate::journal::{self, Journal, Last};
 use crate::layout::SIZE_MIN;
 use crate::occupied::Occupied;
 use crate::superblock::{self, Found};
@@ -59,14 +59,14 @@ pub(super) fn journal_path(path: &Path) -> PathBuf {
 
 /// Gives what the journal of the file at `path` has for it beyond what is in it,
 /// with offsets into what a guest maps; nothing for a file that needs no journal.
-/// Returns the number of the last record.
+/// Returns which record was the last.
 pub(super) fn replay(
     path: &Path,
     block: &Superblock,
     apply: impl FnMut(u64, &[u8]) -> io::Result<()>,
-) -> Result<u64, RegionError> {
+) -> Result<Last, RegionError> {
     if block.journal_area.get() == 0 || block.state.get() == STATE_CLEAN {
-        return Ok(0);
+        return Ok(Last::default());
     }
     let journal = journal_path(path);
     let name = journal.display().to_string();
@@ -175,12 +175,12 @@ impl Mirror {
     }
 
     /// Writes what the journal has to the mirror, whose superblock this is, so that
-    /// it is whole by itself. Returns the number of the last record.
-    pub(super) fn settle(&self, block: &Superblock) -> Result<u64, RegionError> {
+    /// it is whole by itself. Returns which record was the last.
+    pub(super) fn settle(&self, block: &Superblock) -> Result<Last, RegionError> {
         let last = replay(&self.path, block, |offset, bytes| {
             self.file.write_all_at(bytes, HOST_HEAD_LEN + offset)
         })?;
-        if last > 0 {
+        if last.number > 0 {
             self.sync()?;
         }
         Ok(last)
@@ -236,7 +236,7 @@ impl Mirror {
         let storage =
             open_direct(&journal_path(&self.path), file).map_or_else(|| duplicate(file), Ok)?;
         let mut journal = Journal::new(Box::new(storage), sequence, *area, last, len, occupied);
-        if last > 0 {
+        if last.number > 0 {
             journal.forget().map_err(|e| system(&self.name, "write the journal of", e))?;
         }
         let storage = Box::new(duplicate(&self.file)?);

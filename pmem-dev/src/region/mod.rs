@@ -262,7 +262,7 @@ impl Region {
             debug_assert!(inside, "the journal judges what it gives");
             Ok(())
         })?;
-        if replayed > 0 {
+        if replayed.number > 0 {
             guest.sync().map_err(|e| system(&region.name, "write to", e))?;
         }
         region.block.journal_area = 0.into();
