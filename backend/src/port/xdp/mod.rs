@@ -22,7 +22,8 @@
 //! - `live` is a device in service, for one port: its sockets, and its share of the program. With it, or
 //!   with the process, everything goes: nothing stays attached, not even after SIGKILL;
 //! - `port` moves frames; `ledger` knows what the kernel has, because the kernel's rings
-//!   are memory that is shared, and what they say is judged;
+//!   are memory that is shared, and what they say is judged; `level` knows how many buffers
+//!   it is given to fill;
 //! - `unfilled` finds checksums that were left to a device which has none;
 //! - `sys` makes the system calls.
 //!
