@@ -457,6 +457,17 @@ int32_t paste_open_device(const char *interface,
                           struct paste_port **port);
 
 /**
+ * As paste_open_device, by a virtio-net device that the machine's kernel has given away:
+ * this process drives it, and alone. `address` is where it is on the PCI bus, such as
+ * "0000:00:05.0". It is bound to uio_pci_generic; one huge page of 2 MiB is free; and it
+ * takes root. PASTE_EINVAL if there is no such device, or one that cannot be driven so.
+ */
+int32_t paste_open_pci(const char *address,
+                       const char *region,
+                       const struct paste_options *options,
+                       struct paste_port **port);
+
+/**
  * Ends the conversation in good order and frees the port, whatever it returns. The ring
  * and all buffers are gone. NULL is nothing to close.
  */

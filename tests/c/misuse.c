@@ -249,6 +249,11 @@ int main(int argc, char **argv) {
     options.channel = 16;
     EXPECT(paste_open(argv[1], &options, &port), PASTE_EINVAL, "channel 16");
     EXPECT(paste_open_device("no such device", "/dev/null", NULL, &port), PASTE_ELOST, "");
+    EXPECT(paste_open_pci(NULL, NULL, NULL, &port), PASTE_EINVAL, "address is NULL");
+    EXPECT(paste_open_pci("eth0", NULL, NULL, &port), PASTE_EINVAL, "no address of a PCI device");
+    EXPECT(paste_open_pci("../x", "pci", NULL, &port), PASTE_EINVAL, "no address of a PCI device");
+    EXPECT(paste_open_pci("ffff:ff:1f.7", NULL, NULL, &port), PASTE_EINVAL, "there is none");
+    EXPECT(port == NULL, 1, "");
     EXPECT(paste_poll(NULL, 0), PASTE_EINVAL, "port is NULL");
     EXPECT(paste_close(NULL), PASTE_OK, "");
     EXPECT(paste_ring_of(NULL) == NULL, 1, "");

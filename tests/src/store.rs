@@ -89,12 +89,7 @@ impl Store {
 
     /// What redis-cli says to these words.
     pub fn cli(&self, words: &[&str]) -> String {
-        let mut command = self.net.command("redis-cli");
-        command.args(["-h", self.guest.ip()]).args(words);
-        let output = command.output().expect("redis-cli runs");
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "{words:?}: {said}");
-        said.trim_end_matches('\n').to_owned()
+        redis_cli(&self.net, self.guest.ip(), words)
     }
 
     /// Ends the guest, the backend or both as a crash would; with the machine the
@@ -152,6 +147,38 @@ impl Store {
         let mut application = self.application.take().expect("the application runs");
         application.terminate();
         assert_eq!(application.wait().code(), Some(0), "the application's exit");
+    }
+}
+
+/// What redis-cli says to these words, to the store at this address.
+pub fn redis_cli(net: &Namespace, ip: &str, words: &[&str]) -> String {
+    let mut command = net.command("redis-cli");
+    command.args(["-h", ip]).args(words);
+    let output = command.output().expect("redis-cli runs");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{words:?}: {said}");
+    said.trim_end_matches('\n').to_owned()
+}
+
+/// Has redis-benchmark run these of its tests, as it calls them when they are done, against
+/// the store at this address.
+///
+/// # Panics
+/// If it finds an error, or does not end one of them.
+pub fn redis_benchmark(net: &Namespace, ip: &str, tests: &[&str], more: &[&str]) {
+    let mut command = net.command("redis-benchmark");
+    let named: Vec<_> = tests.iter().map(|test| test.trim_end_matches("_MBULK")).collect();
+    command.args(["-h", ip, "-q", "-t", &named.join(",").to_lowercase()]).args(more);
+    let output = command.output().expect("redis-benchmark runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !errors.contains("rror"), "{more:?}: {said}{errors}");
+    for test in tests {
+        let done = said
+            .lines()
+            .flat_map(|line| line.split('\r'))
+            .any(|line| line.starts_with(test) && line.contains("requests per second"));
+        assert!(done, "{more:?}: no {test} in {said}");
     }
 }
 

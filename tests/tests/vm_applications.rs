@@ -13,6 +13,7 @@ use paste_tests::client;
 use paste_tests::netns::Namespace;
 use paste_tests::require::Need;
 use paste_tests::resp::{Client, Reply};
+use paste_tests::store::redis_benchmark;
 use paste_tests::vm::{Nic, Setup, Vm};
 use paste_tests::{require, wait};
 
@@ -194,29 +195,21 @@ fn a_program_in_c_serves_from_a_machine() {
 
 /// wrk and redis-benchmark, at the same time.
 fn load(scene: &Scene) {
-    let run = |mut command: std::process::Command| {
-        let output = command.output().expect("a load generator runs");
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success() && !errors.contains("rror"), "{said}{errors}");
-        said
-    };
     std::thread::scope(|scope| {
         let benchmark = scope.spawn(|| {
-            let mut command = scene.net.command("redis-benchmark");
-            command.args(["-h", scene.guest.ip(), "-c", "16", "-r", "500", "-n", "2000", "-q"]);
-            command.args(["-t", "set,get"]);
-            run(command)
+            let more = ["-c", "16", "-r", "500", "-n", "2000"];
+            redis_benchmark(&scene.net, scene.guest.ip(), &["SET", "GET"], &more);
         });
         let mut command = scene.net.command("wrk");
         command.args(["-t1", "-c16", "-d3s", &format!("http://{}/", scene.guest.ip())]);
-        let said = run(command);
+        let output = command.output().expect("wrk runs");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
         assert!(!said.contains("Socket errors") && !said.contains("Non-2xx"), "{said}");
         let requests = said.lines().find_map(|line| line.trim().split_once(" requests in "));
         let requests = requests.and_then(|(count, _)| count.parse::<u64>().ok());
         assert!(requests.is_some_and(|count| count > 100), "{said}");
-        let said = benchmark.join().expect("it ran");
-        assert_eq!(said.matches("requests per second").count(), 2, "{said}");
+        benchmark.join().expect("it ran");
     });
 }
 

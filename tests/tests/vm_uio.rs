@@ -1,24 +1,34 @@
 //! An application in a real machine that drives a virtio-net device itself, by
 //! `uio_pci_generic`, while another device stays the kernel's: it serves, sleeping and
 //! polling, comes back after it was killed under load, after the device was reset under it
-//! and after the backend was killed, and gives the device back.
+//! and after the backend was killed, and gives the device back. A store on it keeps what it
+//! has acknowledged, and a program in C serves by it.
 
 #![cfg(target_os = "linux")]
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use paste_tests::backend::{Backend, FIXED_BODY, Guest};
+use paste_tests::c::compile;
 use paste_tests::netns::Namespace;
 use paste_tests::require::Need;
+use paste_tests::resp::{Client, Reply};
+use paste_tests::store::{Ledger, PORT, redis_benchmark, redis_cli};
 use paste_tests::vm::{Attach, Nic, Setup, Vm};
 use paste_tests::{client, require, wait};
 
-const NEEDS: [Need; 7] = [
+const NEEDS: [Need; 12] = [
     Need::Namespaces,
     Need::Built("pasted"),
     Need::Built("examples/http"),
+    Need::Built("examples/kv"),
+    Need::Built("libpasteguest.a"),
+    Need::Program("cc"),
+    Need::Program("redis-cli"),
+    Need::Program("redis-benchmark"),
     Need::Program("qemu-system-x86_64"),
     Need::Program("busybox"),
     Need::Program("curl"),
@@ -32,6 +42,11 @@ const OWN: &str = "10.8.2.77";
 const LEN: usize = 300_000;
 /// Times that the application is killed while it serves.
 const KILLS: usize = 3;
+/// Writes to the store that are acknowledged before it is killed, and their keys.
+const WRITES: u64 = 200;
+const KEYS: u64 = 20;
+/// What the program in C answers.
+const BODY_IN_C: &[u8] = b"Served by a C loop\n";
 /// How long 80 requests, one after the other, may take without interrupts. Asleep to the
 /// end each time, the application would take 40 s.
 const UNTOLD_LIMIT: Duration = Duration::from_secs(20);
@@ -56,7 +71,7 @@ impl Scene {
         let guests = [
             Guest {
                 more: format!(
-                    "sources = \"any\"\nregion = {{ size = \"16MiB\", path = \"{}\" }}\n",
+                    "sources = \"any\"\nregion = {{ size = \"32MiB\", path = \"{}\" }}\n",
                     region.display()
                 ),
                 ..Guest::number(1)
@@ -73,9 +88,12 @@ impl Scene {
         let file: Vec<u8> = (0..LEN).map(|at| (at * 31 % 65_521 % 251) as u8).collect();
         let path = dir.path().join("served");
         std::fs::write(&path, &file).expect("a file can be written");
+        // There is nothing in the machine that it could be linked with.
+        let source = "guest-driver/examples/c/server.c";
+        let in_c = compile(source, "libpasteguest.a", &["-static"], dir.path());
         let mut vm = Vm::boot(&Setup {
-            programs: vec!["examples/http"],
-            files: vec![path],
+            programs: vec!["examples/http", "examples/kv"],
+            files: vec![path, in_c],
             drivers: vec!["uio_pci_generic"],
             regions: vec![region],
             nics: guests
@@ -96,8 +114,19 @@ impl Scene {
 
     /// What a start of the application with these arguments fails with.
     fn refused(&mut self, arguments: &str) -> String {
-        let (status, said) = self.vm.try_run(&format!("http {arguments}"));
-        assert_eq!(status, 1, "{arguments}: {said}");
+        self.fails(&format!("http {arguments}"))
+    }
+
+    /// What the program in C says when it cannot open this device.
+    fn refused_in_c(&mut self, address: &str) -> String {
+        let said = self.fails(&format!("program --device {address} /dev/dax0.0 80"));
+        assert!(said.starts_with("server: open: "), "{address}: {said}");
+        said
+    }
+
+    fn fails(&mut self, line: &str) -> String {
+        let (status, said) = self.vm.try_run(line);
+        assert_eq!(status, 1, "{line}: {said}");
         said
     }
 
@@ -110,10 +139,17 @@ impl Scene {
     }
 
     fn run(&mut self, arguments: &str) {
-        self.vm.run(&format!(
-            "http --device {} --region /dev/dax0.0 {arguments} >/tmp/http 2>&1 & echo $! >/tmp/pid",
-            self.address
-        ));
+        self.launch(&format!("http --device {} --region /dev/dax0.0 {arguments}", self.address));
+    }
+
+    /// Starts the one program that drives the device.
+    fn launch(&mut self, line: &str) {
+        self.vm.run(&format!("{line} >/tmp/said-by-it 2>&1 & echo $! >/tmp/pid"));
+    }
+
+    /// What that program has said.
+    fn said(&mut self) -> String {
+        self.vm.run("cat /tmp/said-by-it")
     }
 
     fn signal(&mut self, signal: &str) {
@@ -208,7 +244,7 @@ fn an_application_drives_a_device_itself() {
     let said = scene.refused(&format!("--device {} --inline", scene.address));
     assert!(said.contains("another program drives it"), "{said}");
     scene.signal("TERM");
-    let said = scene.vm.run("cat /tmp/http");
+    let said = scene.said();
     assert!(said.contains("slots per batch"), "{said}");
     scene.check_free();
 
@@ -253,10 +289,8 @@ fn an_application_drives_a_device_itself() {
     scene.signal("TERM");
 
     // Payload in the frames, for a machine that shows no region.
-    scene.vm.run(&format!(
-        "http --device {} --inline >/tmp/http 2>&1 & echo $! >/tmp/pid",
-        scene.address
-    ));
+    let line = format!("http --device {} --inline", scene.address);
+    scene.launch(&line);
     scene.check(20);
     scene.signal("TERM");
 
@@ -271,10 +305,13 @@ fn an_application_drives_a_device_itself() {
         scene.check(5);
         scene.ping();
         scene.signal("TERM");
-        let said = scene.vm.run("cat /tmp/http");
+        let said = scene.said();
         assert!(said.contains("lost: 2"), "{said}");
         scene.check_free();
     }
+
+    store(&mut scene);
+    in_c(&mut scene);
 
     // And the kernel has the device again.
     scene.bind("virtio-pci");
@@ -294,12 +331,93 @@ fn an_application_drives_a_device_itself() {
     }
 }
 
+/// A store serves redis-cli and redis-benchmark, and is killed while it is written to: what
+/// it has acknowledged is there when it comes back.
+fn store(scene: &mut Scene) {
+    let ip = scene.guests[0].ip().to_owned();
+    let line = format!("kv --device {} --region /dev/dax0.0", scene.address);
+    // One of before is told apart by that it does not answer any more.
+    let client = |scene: &Scene| {
+        scene.net.run(|| {
+            wait::until("the store serves", || {
+                let mut client = Client::connect(&ip, PORT).ok()?;
+                (client.ask(&[b"PING"]).ok()? == Reply::Simple("PONG".to_owned())).then_some(client)
+            })
+        })
+    };
+    scene.launch(&line);
+    let mut writer = client(scene);
+    assert_eq!(redis_cli(&scene.net, &ip, &["SET", "greeting", "hello"]), "OK");
+    let written = AtomicU64::new(0);
+    let mut ledger = std::thread::scope(|scope| {
+        // Until the connection ends: every answer is judged.
+        let writing = scope.spawn(|| {
+            let mut ledger = Ledger::new(1, KEYS);
+            for number in (0..KEYS).cycle() {
+                match ledger.write(&mut writer, number) {
+                    Ok(reply) => assert_eq!(reply, Reply::Simple("OK".to_owned())),
+                    Err(_) => break,
+                }
+                // Before that many it is not killed.
+                if written.fetch_add(1, Ordering::Relaxed) + 1 < WRITES {
+                    ledger.check_one(&mut writer, number);
+                }
+            }
+            ledger
+        });
+        let more = ["-c", "8", "-r", "500", "-n", "2000", "-P", "4"];
+        redis_benchmark(&scene.net, &ip, &["SET", "GET"], &more);
+        wait::until("the store is written to", || {
+            assert!(!writing.is_finished(), "the connection ended by itself");
+            (written.load(Ordering::Relaxed) >= WRITES).then_some(())
+        });
+        scene.signal("KILL");
+        scene.check_free();
+        scene.launch(&line);
+        writing.join().expect("answers are right")
+    });
+    let mut reader = client(scene);
+    assert_eq!(redis_cli(&scene.net, &ip, &["GET", "greeting"]), "hello");
+    assert_eq!(ledger.check(&mut reader), KEYS);
+    drop(reader);
+    scene.signal("TERM");
+    let said = scene.said();
+    assert!(said.contains("recovered") && !said.contains("DAMAGED"), "{said}");
+    scene.check_free();
+}
+
+/// The papers' loop in C, by the header's way to such a device.
+fn in_c(scene: &mut Scene) {
+    let ip = scene.guests[0].ip().to_owned();
+    let line = format!("program --device {} /dev/dax0.0 80", scene.address);
+    scene.launch(&line);
+    let mut stream = scene.net.run(|| {
+        wait::until("the program answers", || {
+            let mut stream = client::connect(&ip, 80).ok()?;
+            (client::get(&mut stream, "/").ok()?.body == BODY_IN_C).then_some(stream)
+        })
+    });
+    let address = scene.address.clone();
+    let said = scene.refused_in_c(&address);
+    assert!(said.contains("another program drives it"), "{said}");
+    for _ in 0..50 {
+        assert_eq!(client::get(&mut stream, "/").expect("an answer").body, BODY_IN_C);
+    }
+    drop(stream);
+    scene.signal("TERM");
+    let said = scene.said();
+    assert!(said.contains("51 requests"), "{said}");
+    scene.check_free();
+}
+
 /// What cannot be driven is refused, and said why.
 fn refuse(scene: &mut Scene) {
     let region = "--region /dev/dax0.0";
     let address = scene.address.clone();
     let said = scene.refused(&format!("--device {address} {region}"));
     let bind = format!("echo {address} > /sys/bus/pci/drivers/uio_pci_generic/bind");
+    assert!(said.contains("bound to virtio-pci") && said.contains(&bind), "{said}");
+    let said = scene.refused_in_c(&address);
     assert!(said.contains("bound to virtio-pci") && said.contains(&bind), "{said}");
     let pmem = scene.vm.run("cd /sys/bus/pci/devices; grep -l 0x105b */device");
     let pmem = pmem.trim().trim_end_matches("/device");
@@ -310,10 +428,14 @@ fn refuse(scene: &mut Scene) {
     ] {
         let said = scene.refused(&format!("--device {named} {region}"));
         assert!(said.contains(says), "{named}: {said}");
+        let said = scene.refused_in_c(named);
+        assert!(said.contains(says), "{named}: {said}");
     }
     scene.bind("uio_pci_generic");
     let pages = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
     let said = scene.refused(&format!("--device {address} {region}"));
+    assert!(said.contains("no huge page") && said.contains(pages), "{said}");
+    let said = scene.refused_in_c(&address);
     assert!(said.contains("no huge page") && said.contains(pages), "{said}");
     scene.vm.run(&format!("echo 1 >{pages}"));
     let said = scene.refused(&format!("--device {address} --region /dev/null"));

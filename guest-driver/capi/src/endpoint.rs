@@ -13,9 +13,29 @@ pub(crate) fn device(interface: &str, region: Option<&str>) -> Result<Endpoint, 
     })
 }
 
+/// The PCI device of one, which this process is to drive, likewise.
+#[cfg(target_os = "linux")]
+pub(crate) fn pci(address: &str, region: Option<&str>) -> Result<Endpoint, Failure> {
+    Ok(match region {
+        Some(region) => Endpoint::virtio_pci(address, region),
+        None => Endpoint::virtio_pci_inline(address),
+    })
+}
+
 /// There are no packet sockets here.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn device(interface: &str, _region: Option<&str>) -> Result<Endpoint, Failure> {
-    let message = format!("{interface}: a network device serves applications on Linux alone");
-    Err(Failure::new(crate::error::PASTE_ENOTSUP, message))
+    Err(linux_alone(interface))
+}
+
+/// There is no driver here that gives devices away.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn pci(address: &str, _region: Option<&str>) -> Result<Endpoint, Failure> {
+    Err(linux_alone(address))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn linux_alone(device: &str) -> Failure {
+    let message = format!("{device}: a network device serves applications on Linux alone");
+    Failure::new(crate::error::PASTE_ENOTSUP, message)
 }

@@ -5,7 +5,7 @@ use std::ffi::{CStr, CString};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use paste_guest::log::{LogError, Lost, RecordError};
-use paste_guest::{Busy, ListenError, OpenError, PollError, SendCause};
+use paste_guest::{Busy, ListenError, OpenError, PciError, PollError, SendCause, TransportError};
 use paste_pmem::wal::{AppendError, WalError};
 
 /// Done.
@@ -49,13 +49,27 @@ impl Failure {
 
 impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Failure {
-        let code = match error {
+        let code = match &error {
+            OpenError::Transport(error) if is_misnamed(error) => PASTE_EINVAL,
             OpenError::Transport(_) | OpenError::Lost(_) => PASTE_ELOST,
             OpenError::Channel(_) | OpenError::FrameSize(_) => PASTE_EINVAL,
             OpenError::Refused(_) => PASTE_EREFUSED,
             OpenError::TimedOut => PASTE_ETIMEDOUT,
         };
         Failure::new(code, error.to_string())
+    }
+}
+
+/// Whether what was named is no device that an application could drive, whatever the host
+/// does.
+fn is_misnamed(error: &TransportError) -> bool {
+    use PciError::{Absent, Driver, NotNet};
+    match error {
+        TransportError::PciAddress(_) => true,
+        TransportError::Pci { error, .. } => {
+            matches!(error, Absent | NotNet { .. } | Driver { .. })
+        }
+        _ => false,
     }
 }
 

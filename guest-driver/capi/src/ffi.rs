@@ -118,18 +118,50 @@ pub unsafe extern "C" fn paste_open_device(
     options: *const paste_options,
     port: *mut *mut paste_port,
 ) -> i32 {
-    let endpoint = || {
-        // SAFETY: it ends with a zero.
-        let interface = unsafe { text(interface, "interface") }?;
-        let region = match region.is_null() {
-            true => None,
-            // SAFETY: likewise.
-            false => Some(unsafe { text(region, "region") }?),
-        };
-        endpoint::device(interface, region)
-    };
+    // SAFETY: the caller's promises.
+    let endpoint = || unsafe { in_machine(interface, "interface", region, endpoint::device) };
     // SAFETY: the caller's promises are the ones asked for.
     unsafe { open(endpoint, options, port) }
+}
+
+/// As paste_open_device, by a virtio-net device that the machine's kernel has given away:
+/// this process drives it, and alone. `address` is where it is on the PCI bus, such as
+/// "0000:00:05.0". It is bound to uio_pci_generic; one huge page of 2 MiB is free; and it
+/// takes root. PASTE_EINVAL if there is no such device, or one that cannot be driven so.
+///
+/// # Safety
+/// As of [`paste_open`], for both texts; `region` may be NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn paste_open_pci(
+    address: *const c_char,
+    region: *const c_char,
+    options: *const paste_options,
+    port: *mut *mut paste_port,
+) -> i32 {
+    // SAFETY: the caller's promises.
+    let endpoint = || unsafe { in_machine(address, "address", region, endpoint::pci) };
+    // SAFETY: the caller's promises are the ones asked for.
+    unsafe { open(endpoint, options, port) }
+}
+
+/// Where the host is for a virtual machine: by what is named, and the region if it has one.
+///
+/// # Safety
+/// Both texts are null, or end with a zero.
+unsafe fn in_machine(
+    named: *const c_char,
+    what: &str,
+    region: *const c_char,
+    endpoint: fn(&str, Option<&str>) -> Result<Endpoint, Failure>,
+) -> Result<Endpoint, Failure> {
+    // SAFETY: the caller's promise.
+    let named = unsafe { text(named, what) }?;
+    let region = match region.is_null() {
+        true => None,
+        // SAFETY: likewise.
+        false => Some(unsafe { text(region, "region") }?),
+    };
+    endpoint(named, region)
 }
 
 /// Ends the conversation in good order and frees the port, whatever it returns. The ring

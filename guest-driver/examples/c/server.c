@@ -6,6 +6,8 @@
  *         target/release/libpasteguest.a -lpthread -ldl -lm -o server
  *     ./server /run/pasted/web1.sock 80
  *     ./server eth0 /dev/dax0.0 80          in a virtual machine
+ *     ./server --device 0000:00:05.0 /dev/dax0.0 80
+ *                                           there, by a device that its kernel gave away
  *
  * It answers each request, whatever it asks for, with the same bytes, and writes them
  * behind the request in the request's own buffer: nothing is copied between the port and
@@ -125,8 +127,10 @@ static void handle(struct paste_port *port, uint16_t tcp_port, struct paste_slot
 }
 
 int main(int argc, char **argv) {
-    if (argc != 3 && argc != 4) {
-        fprintf(stderr, "usage: server SOCKET PORT | server INTERFACE REGION PORT\n");
+    int by_pci = argc == 5 && strcmp(argv[1], "--device") == 0;
+    if (argc != 3 && argc != 4 && !by_pci) {
+        fprintf(stderr, "usage: server SOCKET PORT | server INTERFACE REGION PORT |\n"
+                        "       server --device ADDRESS REGION PORT\n");
         return 2;
     }
     struct sigaction action;
@@ -140,8 +144,9 @@ int main(int argc, char **argv) {
     memset(&options, 0, sizeof options);
     options.name = "server.c";
     struct paste_port *port;
-    int opened = argc == 3 ? paste_open(argv[1], &options, &port)
-                           : paste_open_device(argv[1], argv[2], &options, &port);
+    int opened = by_pci      ? paste_open_pci(argv[2], argv[3], &options, &port)
+                 : argc == 4 ? paste_open_device(argv[1], argv[2], &options, &port)
+                             : paste_open(argv[1], &options, &port);
     if (opened != PASTE_OK)
         fail("open");
     if (paste_listen(port, tcp_port, 128, NULL) != PASTE_OK)
