@@ -3,9 +3,10 @@
  * and come from a TAP device.  Threads are as in bhyve: one transmits, the event
  * thread receives, and a third one kicks.
  *
- *	vm TAP NAME SLOT-OPTION [SLOT-OPTION]
+ *	vm [-f FEATURES] [-h HEADER] TAP NAME SLOT-OPTION [SLOT-OPTION]
  *
- * With a second device that shows the guest its region, it is in a directory with
+ * The driver accepts all features that it is offered, or those of FEATURES alone, and
+ * has a virtio-net header of 12 bytes, or 10.  With a second device that shows the guest its region, it is in a directory with
  * another one, "vmm.io".
  *
  * Prints "running" with the features that were negotiated, and ends on SIGTERM.
@@ -30,18 +31,16 @@
 #include "bhyve.h"
 #include "vmm.h"
 
-#define	HDR	12
-#define	FRAME	(HDR + 14 + 65535 + 64)
+#define	HDR_MAX	12
+#define	FRAME	(HDR_MAX + 14 + 65535 + 64)
 
-/* Virtio-net's CSUM, GUEST_CSUM, GUEST_TSO4 and 6. */
+/* Virtio-net's CSUM and HOST_TSO4 and 6: what the guest's kernel may leave to others. */
 #define	F_CSUM		(1ULL << 0)
-#define	F_GUEST_CSUM	(1ULL << 1)
-#define	F_GUEST_TSO4	(1ULL << 7)
-#define	F_GUEST_TSO6	(1ULL << 8)
 #define	F_HOST_TSO4	(1ULL << 11)
 #define	F_HOST_TSO6	(1ULL << 12)
 
 static int tap;
+static int hdr = HDR_MAX;
 static struct net_backend *be;
 static atomic_bool stop, starved;
 static pthread_mutex_t rx_mtx = PTHREAD_MUTEX_INITIALIZER;
@@ -93,14 +92,14 @@ transmit(void *unused)
 		if (poll(&pfd, 1, 100) != 1)
 			continue;
 		len = read(tap, frame, sizeof(frame));
-		if (len < HDR + 14)
+		if (len < hdr + 14)
 			continue;
 		iov[0].iov_base = frame;
-		iov[0].iov_len = HDR;
-		iov[1].iov_base = frame + HDR;
+		iov[0].iov_len = (size_t)hdr;
+		iov[1].iov_base = frame + hdr;
 		iov[1].iov_len = 14;
-		iov[2].iov_base = frame + HDR + 14;
-		iov[2].iov_len = (size_t)len - HDR - 14;
+		iov[2].iov_base = frame + hdr + 14;
+		iov[2].iov_len = (size_t)(len - hdr) - 14;
 		if (be->send(be, iov, 3) != len)
 			abort();
 	}
@@ -128,12 +127,21 @@ main(int argc, char **argv)
 	struct ifreq ifr;
 	pthread_t tx, vcpu;
 	sigset_t signals;
-	uint64_t features;
+	uint64_t features, wanted = UINT64_MAX;
 	unsigned int offload;
-	int size = HDR, signal;
+	int option, signal;
 
-	if (argc != 4 && argc != 5) {
-		fprintf(stderr, "usage: vm TAP NAME SLOT-OPTION [SLOT-OPTION]\n");
+	while ((option = getopt(argc, argv, "f:h:")) != -1) {
+		if (option == 'f')
+			wanted = strtoull(optarg, NULL, 0);
+		else if (option == 'h')
+			hdr = atoi(optarg);
+	}
+	argc -= optind - 1;
+	argv += optind - 1;
+	if ((argc != 4 && argc != 5) || (hdr != HDR_MAX && hdr != HDR_MAX - 2)) {
+		fprintf(stderr, "usage: vm [-f FEATURES] [-h HEADER] TAP NAME SLOT-OPTION "
+		    "[SLOT-OPTION]\n");
 		return (2);
 	}
 	sigemptyset(&signals);
@@ -146,7 +154,7 @@ main(int argc, char **argv)
 	ifr.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
 	tap = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC);
 	if (tap == -1 || ioctl(tap, TUNSETIFF, &ifr) == -1 ||
-	    ioctl(tap, TUNSETVNETHDRSZ, &size) == -1) {
+	    ioctl(tap, TUNSETVNETHDRSZ, &hdr) == -1) {
 		perror(argv[1]);
 		return (1);
 	}
@@ -161,7 +169,7 @@ main(int argc, char **argv)
 		pci_emulation()->pe_baraddr(&region, 2, 1, 0x400000000);
 	}
 	/* The guest's driver accepts what its kernel and the host both can. */
-	features = be->get_cap(be);
+	features = be->get_cap(be) & wanted;
 	offload = 0;
 	if ((features & F_CSUM) != 0)
 		offload |= TUN_F_CSUM;
@@ -173,7 +181,7 @@ main(int argc, char **argv)
 		perror("TUNSETOFFLOAD");
 		return (1);
 	}
-	net_negotiate(be, features, HDR);
+	net_negotiate(be, features, (unsigned int)hdr);
 	if (pthread_create(&tx, NULL, transmit, NULL) != 0 ||
 	    pthread_create(&vcpu, NULL, kick, NULL) != 0)
 		abort();

@@ -29,10 +29,12 @@ use rustix::net::{
 use tempfile::TempDir;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-/// The machine's own address, by its kernel.
+/// The machine's own addresses, by its kernel.
 const KERNEL: &str = "10.7.0.200";
+const KERNEL_V6: &str = "fd00:7::200";
 /// The host's end of the network.
 const NEAR: &str = "10.7.0.1";
+const NEAR_V6: &str = "fd00:7::1";
 /// The address of the stack port: the first of the template, as it has one guest.
 const STACK: &str = "10.7.0.16";
 
@@ -63,8 +65,14 @@ impl Scene {
 
     /// Likewise, with something done at the control socket before the machine comes.
     fn start_after(lines: &str, options: &str, before: impl FnOnce(&Path)) -> Scene {
+        Scene::start_as(lines, &[], options, before)
+    }
+
+    /// Likewise, with what the machine's driver can, as the stand-in is told.
+    fn start_as(lines: &str, driver: &[&str], options: &str, before: impl FnOnce(&Path)) -> Scene {
         let host = Namespace::new();
         host.tap_with("tap0", &format!("{NEAR}/24"));
+        host.ip(&format!("address add {NEAR_V6}/64 dev tap0 nodad"));
         let guest = Namespace::new();
         let dir = tempfile::tempdir().expect("a directory");
         // The example, with files of the test's own, on a TAP device for its one guest.
@@ -77,7 +85,10 @@ impl Scene {
             .replace("control = \"/var/run/pasted/control.sock\"", &control)
             .replace("vale0:{guest}", "tap:tap0")
             .replace("guests_max = 16", "guests_max = 1")
-            .replace("spoof_check = false", &format!("sources = [\"{KERNEL}/32\"]\n{lines}"));
+            .replace(
+                "spoof_check = false",
+                &format!("sources = [\"{KERNEL}\", \"{KERNEL_V6}\"]\n{lines}"),
+            );
         let with_segment = format!(
             "\nregion = {{ size = \"16MiB\", segment = true, mirror = \"{}\" }}",
             dir.path().join("mirror").display()
@@ -89,7 +100,7 @@ impl Scene {
         std::fs::write(dir.path().join("pasted.toml"), config).expect("a file");
         let pasted = serve(&host, dir.path());
         before(&dir.path().join("control.sock"));
-        let vm = machine(&guest, dir.path(), options);
+        let vm = machine_with(&guest, dir.path(), "web1", driver, options);
         let scene = Scene { vm, pasted, guest, host, dir };
         scene.up();
         scene
@@ -105,6 +116,7 @@ impl Scene {
         self.guest.run(|| {
             run(&["ip", "link", "set", "vm0", "address", "00:a0:98:00:05:00"]);
             run(&["ip", "addr", "add", &format!("{KERNEL}/24"), "dev", "vm0"]);
+            run(&["ip", "addr", "add", &format!("{KERNEL_V6}/64"), "dev", "vm0", "nodad"]);
             run(&["ip", "link", "set", "vm0", "up"]);
         });
     }
@@ -153,6 +165,16 @@ fn machine(guest: &Namespace, dir: &Path, options: &str) -> Process {
 }
 
 fn machine_as(guest: &Namespace, dir: &Path, name: &str, options: &str) -> Process {
+    machine_with(guest, dir, name, &[], options)
+}
+
+fn machine_with(
+    guest: &Namespace,
+    dir: &Path,
+    name: &str,
+    driver: &[&str],
+    options: &str,
+) -> Process {
     let socket = dir.join("control.sock");
     let (options, region) = match options.strip_suffix(WITH_REGION) {
         Some(options) => (options, true),
@@ -160,7 +182,7 @@ fn machine_as(guest: &Namespace, dir: &Path, name: &str, options: &str) -> Proce
     };
     let option = format!("5,virtio-net,paste=ix0,socket={}{options}", socket.display());
     let mut command = guest.command(vm_program());
-    command.current_dir(dir).args(["vm0", name, &option]);
+    command.current_dir(dir).args(driver).args(["vm0", name, &option]);
     if region {
         // Left there by the machine before.
         let _ = std::fs::create_dir(dir.join("vmm.io"));
@@ -180,8 +202,8 @@ fn run(words: &[&str]) {
 }
 
 /// A transfer between the kernels, over the plain path, each way, byte by byte.
-fn transfer(scene: &Scene, bytes: usize) {
-    let listener = scene.guest.run(|| std::net::TcpListener::bind((KERNEL, 80)).expect("a port"));
+fn transfer(scene: &Scene, to: &str, bytes: usize) {
+    let listener = scene.guest.run(|| std::net::TcpListener::bind((to, 80)).expect("a port"));
     let data: Vec<u8> = (0..bytes).map(|i| (i * 31 + i / 257) as u8).collect();
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -190,7 +212,7 @@ fn transfer(scene: &Scene, bytes: usize) {
             stream.read_exact(&mut received).expect("all of it");
             stream.write_all(&received).expect("and back");
         });
-        let mut stream = scene.host.run(|| client::connect(KERNEL, 80).expect("a connection"));
+        let mut stream = scene.host.run(|| client::connect(to, 80).expect("a connection"));
         let mut writer = stream.try_clone().expect("a second handle");
         let all = &data;
         scope.spawn(move || writer.write_all(all).expect("it is taken"));
@@ -206,13 +228,62 @@ fn a_machine_that_nobody_configured_has_its_network_by_one_line() {
     require!(Need::Namespaces, Need::Program("gcc"), Need::Program("ping"), Need::Built("pasted"));
     let scene = Scene::start("", "");
     scene.ping(50);
-    transfer(&scene, 20_000_000);
+    transfer(&scene, KERNEL, 20_000_000);
     let guest = scene.stop();
     assert_eq!(guest["name"], "web1");
     assert_eq!(guest["counters"]["worker.plain_out_spoofed"], 0, "its address was known");
     let (frames, kicks) =
         (&guest["counters"]["device.tx_frames"], &guest["counters"]["worker.turns"]);
     println!("{frames} frames in, {kicks} turns");
+}
+
+// Offloads of virtio-net (VIRTIO 1.2 section 5.1.3): of frames to the device, and from it.
+const OUT: u64 = 1 << 0 | 1 << 11 | 1 << 12;
+const IN: u64 = 1 << 1 | 1 << 7 | 1 << 8;
+
+/// The bytes of a frame, on average, that the machine's kernel has had from the device or
+/// given to it.
+fn mean_frame(scene: &Scene, direction: &str) -> u64 {
+    let number = |what: &str| {
+        let path = format!("/sys/class/net/vm0/statistics/{direction}_{what}");
+        let said = scene.guest.command("cat").arg(path).output().expect("it runs").stdout;
+        String::from_utf8_lossy(&said).trim().parse::<u64>().expect("a number")
+    };
+    number("bytes") / number("packets").max(1)
+}
+
+/// By a TAP device a driver leaves segments and checksums to the host, and takes them from
+/// it, as far as it can.
+#[test]
+fn frames_larger_than_the_mtu_pass_as_far_as_the_driver_has_it() {
+    require!(Need::Namespaces, Need::Program("gcc"), Need::Program("ping"), Need::Built("pasted"));
+    const FRAME: u64 = 1514;
+    for (header, accepts) in
+        [("12", OUT | IN), ("10", OUT | IN), ("12", OUT), ("12", IN), ("12", 0), ("10", 1)]
+    {
+        let driver = ["-h", header, "-f", &accepts.to_string()];
+        let scene = Scene::start_as("", &driver, "", |_| ());
+        let said = scene.vm.output();
+        let features = said.split_once("features ").and_then(|(_, rest)| {
+            let digits = rest.split_whitespace().next()?.trim_start_matches("0x");
+            u64::from_str_radix(digits, 16).ok()
+        });
+        assert_eq!(features, Some(accepts), "{said}");
+        scene.ping(3);
+        for address in [KERNEL, KERNEL_V6] {
+            transfer(&scene, address, 10_000_000);
+        }
+        for (direction, offloads) in [("tx", OUT), ("rx", IN)] {
+            let mean = mean_frame(&scene, direction);
+            let is_large = mean > FRAME;
+            assert_eq!(is_large, accepts & offloads == offloads, "{driver:?}: {direction} {mean}");
+        }
+        let guest = scene.stop();
+        let counter = |name: &str| guest["counters"][name].as_u64().unwrap_or_default();
+        for wrong in ["worker.plain_out_refused", "device.rx_unfit", "device.tx_oversize"] {
+            assert_eq!(counter(wrong), 0, "{driver:?}: {wrong}");
+        }
+    }
 }
 
 /// Machines of one template on one device: the first one opens it for all, or guests of the
