@@ -418,7 +418,7 @@ fn open(
         headroom: HEADROOM,
         flows_max,
         address: address_octets(guest.address()),
-        mtu: guest.mtu,
+        mtu: engines[0].caps().mtu,
         mac,
     };
     let (waker, wakeups) = wake::pair().map_err(system("a pipe cannot be made"))?;
@@ -466,7 +466,7 @@ fn open(
         Device::new(DeviceOptions {
             name,
             mac,
-            mtu: guest.mtu,
+            mtu: caps.mtu,
             csum: caps.tx_csum && caps.rx_partial,
             segments: caps.tx_csum && caps.rx_partial,
             region,
@@ -562,6 +562,8 @@ fn user_engine(
 ) -> Result<Box<dyn StackPort>, Error> {
     let (caps, geometry) = (port.caps(), region.geometry());
     let mut stack = stack_config(guest);
+    // Not the guest's: of longer packets that arrive, the port makes several.
+    stack.mtu = caps.mtu;
     stack.headroom = HEADROOM;
     stack.flows_max = flows_max;
     stack.shared_sends_max = geometry.buffer_count().min(SHARED_SENDS_MAX);
@@ -616,7 +618,6 @@ fn stack_config(guest: &Guest) -> paste_stack::Config {
     }
     stack.accept_ra = guest.accept_ra;
     stack.vlan = guest.vlan;
-    stack.mtu = guest.mtu;
     stack
 }
 

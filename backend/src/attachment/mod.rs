@@ -61,6 +61,8 @@ pub struct Kind {
     pub shared: bool,
     /// Whether it has to know the guest's addresses to get what asks for them.
     pub needs_addresses: bool,
+    /// Whether packets may arrive in it that are longer than a buffer.
+    pub cuts_packets: bool,
     /// Judges what stands behind the colon.
     pub parse: fn(&str) -> Result<Box<dyn Device>, SpecError>,
     /// Tries whether this host can do it for this user. Leaves nothing behind. Says

@@ -17,6 +17,7 @@ pub(super) const KIND: Kind = Kind {
     guests_max: 1,
     shared: false,
     needs_addresses: false,
+    cuts_packets: false,
     parse,
     probe,
 };

@@ -15,6 +15,7 @@ pub(super) const KIND: Kind = Kind {
     guests_max: 2,
     shared: false,
     needs_addresses: false,
+    cuts_packets: false,
     parse,
     probe: || Ok("inside this process".into()),
 };

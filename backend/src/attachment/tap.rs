@@ -15,6 +15,7 @@ pub(super) const KIND: Kind = Kind {
     guests_max: GUESTS_MAX,
     shared: true,
     needs_addresses: false,
+    cuts_packets: false,
     parse,
     probe,
 };

@@ -15,6 +15,7 @@ pub(super) const KIND: Kind = Kind {
     guests_max: GUESTS_MAX,
     shared: true,
     needs_addresses: true,
+    cuts_packets: true,
     parse,
     probe,
 };

@@ -54,7 +54,10 @@ pub(super) fn within(guest: &Draft, findings: &mut Findings) {
         }
     }
     judge_sources(guest, findings);
-    if let (Some(mtu), Some(region)) = (&guest.mtu, &guest.region) {
+    let cuts = guest.port.as_ref().is_some_and(|port| port.value.kind().cuts_packets);
+    if let (Some(mtu), Some(region)) = (&guest.mtu, &guest.region)
+        && !cuts
+    {
         let max = mtu_max(region.value.buffer_size);
         if u32::from(mtu.value) > max {
             let message = format!(

@@ -155,6 +155,12 @@ pub trait Port: Send {
     /// What the port can do. Does not change.
     fn caps(&self) -> Caps;
 
+    /// Bytes of the largest packet that may arrive, without the Ethernet header. More than
+    /// [`Caps::mtu`] where the port makes several frames of a longer one.
+    fn rx_mtu(&self) -> u16 {
+        self.caps().mtu
+    }
+
     /// Reads up to `out.room()` frames, each into a buffer taken from `pool`
     /// for [`Owner::Port`], at [`RX_OFFSET`] or further in it. Returns how many
     /// frames were appended to `out`; 0 when none waits or the pool is empty.

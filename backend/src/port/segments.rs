@@ -104,7 +104,7 @@ impl Shape {
     }
 }
 
-fn be16(bytes: &[u8], at: usize) -> u16 {
+pub(crate) fn be16(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
 
@@ -113,7 +113,7 @@ fn be32(bytes: &[u8], at: usize) -> u32 {
 }
 
 /// The ones' complement sum (RFC 1071).
-fn add(a: u16, b: u16) -> u16 {
+pub(crate) fn add(a: u16, b: u16) -> u16 {
     let (sum, carry) = a.overflowing_add(b);
     sum + u16::from(carry)
 }
@@ -281,8 +281,9 @@ pub struct Packet {
     /// Bytes of payload of each segment, and of all.
     size: usize,
     payload: usize,
-    /// How much of it has been made into frames.
+    /// How much of it has been made into frames, and into how many.
     done: usize,
+    number: u16,
     flags: u8,
     seq: u32,
     id: u16,
@@ -309,23 +310,27 @@ impl Packet {
             && size > 0
             && payload > 0
             && shape.len - shape.ip + payload <= 0xffff;
-        if !is_right {
-            return None;
-        }
+        is_right.then(|| Packet::of(shape, head, size, payload, time))
+    }
+
+    /// Of a packet with headers of this shape, no longer than [`HEAD_MAX`], and `payload`
+    /// bytes behind them. The checksum's field holds the pseudo-header's sum.
+    pub(crate) fn of(shape: Shape, head: &[u8], size: usize, payload: usize, time: u64) -> Packet {
         let mut copy = [0; HEAD_MAX];
         copy[..shape.len].copy_from_slice(&head[..shape.len]);
-        Some(Packet {
+        Packet {
             shape,
             head: copy,
-            csum,
+            csum: TxCsum { start: shape.tcp as u16, offset: CSUM as u16 },
             time,
             size,
             payload,
             done: 0,
+            number: 0,
             flags: head[shape.tcp + FLAGS],
             seq: be32(head, shape.tcp + SEQ),
             id: be16(head, shape.ip + 4),
-        })
+        }
     }
 
     /// Bytes of the first frame.
@@ -356,9 +361,14 @@ impl Packet {
     /// Goes on to the next frame, and returns where in the packet's payload its own
     /// lies, in bytes.
     pub(crate) fn advance(&mut self) -> Range<usize> {
+        self.advance_by(self.size)
+    }
+
+    /// Likewise, to a frame with `size` bytes of payload, or what is left.
+    pub(crate) fn advance_by(&mut self, size: usize) -> Range<usize> {
         let Shape { v6, ip, tcp, len: head_len } = self.shape;
-        let (start, number) = (self.done, self.done / self.size);
-        let end = self.payload.min(start + self.size);
+        let start = self.done;
+        let end = self.payload.min(start + size);
         let head = &mut self.head[..head_len];
         // Of a packet's flags, the first segment alone has CWR, and the last what
         // ends something.
@@ -369,9 +379,10 @@ impl Packet {
         let seq = self.seq.wrapping_add(start as u32);
         head[tcp + SEQ..tcp + SEQ + 4].copy_from_slice(&seq.to_be_bytes());
         if !v6 {
-            let id = self.id.wrapping_add(number as u16);
+            let id = self.id.wrapping_add(self.number);
             head[ip + 4..ip + 6].copy_from_slice(&id.to_be_bytes());
         }
+        self.number = self.number.wrapping_add(1);
         self.shape.set_payload_len(head, end - start);
         self.done = end;
         start..end

@@ -47,6 +47,8 @@ pub struct Joiner {
     pub(super) sender: Sender<Newcomer>,
     pub(super) waker: Waker,
     pub(super) caps: Caps,
+    /// Bytes of the largest packet that may arrive.
+    pub(super) rx_mtu: u16,
     pub(super) buffers: Buffers,
     pub(super) bell: Arc<Bell>,
     /// Guests that may still come.
@@ -71,11 +73,11 @@ impl Joiner {
         mtu: u16,
         pair: (Waker, Wakeups),
     ) -> Result<SwitchPort, JoinError> {
-        if mtu > self.caps.mtu {
-            return Err(JoinError::Mtu { asked: mtu, mtu: self.caps.mtu });
+        if mtu > self.rx_mtu {
+            return Err(JoinError::Mtu { asked: mtu, mtu: self.rx_mtu });
         }
         let room = self.room.checked_sub(1).ok_or(JoinError::Full)?;
-        let caps = Caps { mtu, gather: true, ..self.caps };
+        let caps = Caps { mtu: mtu.min(self.caps.mtu), gather: true, ..self.caps };
         let (buffers, bell) = (self.buffers.clone(), Arc::clone(&self.bell));
         // Which guest it is, the switch knows.
         let (member, port) = member::pair(name, 0, caps, buffers, bell, pair);

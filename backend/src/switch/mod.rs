@@ -51,7 +51,7 @@ use paste_stack::frame::HEAD_MAX;
 use paste_stack::{Origin, Payload, RxCsum, TxBatch, TxCsum};
 
 use crate::lanes::{Choice, Lanes};
-use crate::port::{Now, Port, PortError, RxBatch, Station};
+use crate::port::{Caps, Now, Port, PortError, RxBatch, Station};
 use crate::sys::Token;
 use crate::sys::wake::{Waker, Wakeups};
 use crate::worker::{Rest, Task};
@@ -237,7 +237,8 @@ impl Switch {
     }
 
     fn member(&mut self, name: &str, mtu: u16, (waker, wakeups): (Waker, Wakeups)) -> SwitchPort {
-        let caps = crate::port::Caps { mtu, gather: true, ..self.port.caps() };
+        let caps = self.port.caps();
+        let caps = Caps { mtu: mtu.min(caps.mtu), gather: true, ..caps };
         let buffers: Buffers = self.pool.buffers().clone();
         let guest = self.guests.len() - 1;
         let pair = (waker, wakeups);
@@ -254,6 +255,7 @@ impl Switch {
             sender,
             waker: self.waker.clone(),
             caps: self.port.caps(),
+            rx_mtu: self.port.rx_mtu(),
             buffers: self.pool.buffers().clone(),
             bell: Arc::clone(&self.bell),
             room,

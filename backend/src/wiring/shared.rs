@@ -14,7 +14,7 @@ use super::{
 use crate::attachment::{Attachment, Common, OpenContext};
 use crate::config::{GUESTS_MAX, Guest, Template};
 use crate::lanes::{Choice, Ports, SECRET_LEN};
-use crate::port::Station;
+use crate::port::{Station, mtu_max};
 use crate::switch::{Joiner, Switch, buffers_needed};
 use crate::sys::clock::realtime_ns;
 use crate::sys::wake;
@@ -200,7 +200,11 @@ fn device(guest: &Guest) -> (&'static str, &str, Option<u32>) {
 /// Memory for the frames of a NIC with these guests and so many more.
 fn region(guests: &[&Guest], room: usize) -> Result<Region, OpenRegionError> {
     let sizes = guests.iter().map(|guest| guest.region.buffer_size);
-    let buffer_size = sizes.max().unwrap_or(paste_pmem::BUFFER_SIZE_MIN);
+    // What longer packets are made into has to fit the buffers of whomever it is for.
+    let is_cut = |guest: &&Guest| u32::from(guest.mtu) > mtu_max(guest.region.buffer_size);
+    let cuts = guests.iter().any(is_cut);
+    let buffer_size = if cuts { sizes.min() } else { sizes.max() };
+    let buffer_size = buffer_size.unwrap_or(paste_pmem::BUFFER_SIZE_MIN);
     let needed = buffers_needed(guests.iter().map(|guest| lanes(guest)).sum::<usize>() + room);
     let buffers = needed as u64 * u64::from(buffer_size);
     // Beside the buffers it has a head and tables, which are less than that.

@@ -44,10 +44,12 @@ pub enum XdpError {
         /// The guest's MTU, in bytes.
         wanted: u16,
     },
-    /// A frame of the guest's MTU does not fit a buffer behind what the kernel keeps free.
+    /// A frame of the guest's MTU does not fit a buffer behind what the kernel keeps free, and
+    /// cannot come in several.
     #[error(
         "port xdp:{name}: an MTU of {mtu} does not fit buffers of {buffer_size} bytes, of which \
-         the kernel keeps the first {reserved} for itself: set `mtu` to {max} at most{larger}"
+         the kernel keeps the first {reserved} for itself, and frames in several buffers are not \
+         to be had with this kernel and driver (Linux 6.6): set `mtu` to {max} at most{larger}"
     )]
     MtuOfBuffer {
         /// The device.

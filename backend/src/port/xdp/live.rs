@@ -13,10 +13,10 @@ use super::shared::{Seat, XdpDevices};
 use super::sys::bpf::{self, LoadError};
 use super::sys::device::Membership;
 use super::sys::netlink::{self, Link};
-use super::sys::socket::{self, Queue, Service, Unbound};
+use super::sys::socket::{self, FRAME_OFFSET, Queue, Service, Unbound};
 use super::sys::umem::Umem;
 use super::{Mode, XdpError};
-use crate::port::Station;
+use crate::port::{FRAME_OVERHEAD, Station};
 
 /// Kinds of device whose peers are on this machine, and whose frames may have a
 /// checksum that nobody filled in.
@@ -50,7 +50,7 @@ pub(super) fn probe() -> Result<(), XdpError> {
     };
     socket::probe().map_err(|errno| wanted.socket_error("a socket of AF_XDP", errno, 0))?;
     let map = wanted.map(1)?;
-    wanted.load(map.as_fd(), &wanted.addressees([2; 6])).map(drop)
+    wanted.load(map.as_fd(), &wanted.addressees([2; 6]), false).map(drop)
 }
 
 /// What is wanted of a device.
@@ -118,6 +118,30 @@ impl Live {
 }
 
 impl Wanted {
+    /// Bytes of a frame that one buffer takes: the kernel keeps room in front of it.
+    pub(super) fn piece_size(&self) -> u32 {
+        self.chunk_size.saturating_sub(FRAME_OFFSET)
+    }
+
+    /// Whether the longest frames lie in several buffers.
+    pub(super) fn is_long(&self) -> bool {
+        u32::from(self.mtu) + u32::from(FRAME_OVERHEAD) > self.piece_size()
+    }
+
+    /// Frames in several buffers are not to be had.
+    pub(super) fn too_long(&self) -> XdpError {
+        let page = rustix::param::page_size() as u32;
+        let larger = self.chunk_size < page;
+        XdpError::MtuOfBuffer {
+            name: self.name.clone(),
+            mtu: self.mtu,
+            buffer_size: self.chunk_size,
+            reserved: FRAME_OFFSET,
+            max: self.piece_size().saturating_sub(FRAME_OVERHEAD.into()),
+            larger: if larger { ", or make the region's buffers larger" } else { "" },
+        }
+    }
+
     pub(super) fn failed(&self, call: &'static str) -> impl Fn(Errno) -> XdpError {
         let name = self.name.clone();
         move |errno| match errno {
@@ -176,9 +200,12 @@ impl Wanted {
         &self,
         map: BorrowedFd<'_>,
         guests: &[Addressee],
+        is_long: bool,
     ) -> Result<OwnedFd, XdpError> {
         let program = filter::program(guests, map.as_raw_fd(), Verdict::Pass);
-        bpf::load(&program).map_err(|LoadError::Refused { errno, log }| match errno {
+        bpf::load(&program, is_long).map_err(|LoadError::Refused { errno, log }| match errno {
+            // A flag that it does not know, before it has looked at the program.
+            Errno::INVAL if log.is_empty() && is_long => self.too_long(),
             Errno::PERM | Errno::ACCESS if log.is_empty() => self.failed("BPF_PROG_LOAD")(errno),
             errno => XdpError::Program { name: self.name.clone(), source: errno.into(), log },
         })
@@ -294,11 +321,18 @@ impl Wanted {
         let name = || self.name.clone();
         let mut refused = Errno::OPNOTSUPP;
         // What the driver does not see it cannot put into our memory.
-        for service in SERVICES.into_iter().filter(|s| !(s.zero_copy && mode == Mode::Generic)) {
+        let mut services = SERVICES;
+        if self.is_long() {
+            // Where frames do not come in pieces, it is to be known that this is all that
+            // is wrong.
+            services.sort_by_key(|service| !service.gather);
+        }
+        for service in services.into_iter().filter(|s| !(s.zero_copy && mode == Mode::Generic)) {
             // A socket of its own for each try: the kernel may have kept something.
             let unbound = Unbound::new(Some((umem, self.chunk_size)))
                 .map_err(|(call, errno)| self.socket_error(call, errno, umem.len()))?;
             match unbound.bind(link.index, queue, service) {
+                Ok(()) if self.is_long() && !service.gather => return Err(self.too_long()),
                 Ok(()) => return Ok((service, unbound)),
                 Err(Errno::BUSY) => return Err(XdpError::QueueBusy { name: name(), queue }),
                 Err(Errno::NETDOWN) => return Err(XdpError::Down { name: name() }),

@@ -24,6 +24,8 @@
 //! - `port` moves frames; `ledger` knows what the kernel has, because the kernel's rings
 //!   are memory that is shared, and what they say is judged; `level` knows how many buffers
 //!   it is given to fill;
+//! - `chain` knows what is there of a frame that comes in several buffers, `cut` makes
+//!   several of it, and `announce` has peers send such;
 //! - `unfilled` finds checksums that were left to a device which has none;
 //! - `sys` makes the system calls.
 //!
@@ -55,12 +57,21 @@
 //!
 //! # Frames
 //!
-//! A frame lies in one buffer, 256 bytes of which the kernel keeps for itself: with
-//! buffers of 2048 bytes the MTU is 1774 at most, with 4096 it is 3822. The stack takes no
-//! frame in pieces, and cutting one would leave its checksum unverifiable: what is longer
-//! is dropped whole and counted (`drops.rx_oversize`). Peers keep to the segment size that
-//! they are told, so that only a sender who joins segments (TSO on a veth whose device is
-//! in generic mode) sends such.
+//! The kernel keeps 256 bytes of each buffer for itself, so that a frame with an MTU of up
+//! to 1774 lies in one of 2048 bytes, up to 3822 in one of 4096. A longer one, up to the
+//! link's 9000, comes in several (`XDP_USE_SG`; Linux 6.6), and nothing behind this port
+//! knows of that: the guest is told an MTU of what one buffer takes behind its headers (1965
+//! or 4013), which is what it sends at most, and a longer frame is made into several where
+//! it lies. TCP becomes segments, with the payload of each buffer, headers written in front
+//! of it, and a checksum that follows from the verified one; others become IP fragments.
+//! Neither copies payload. So that peers send such segments, SYNs that go out say the size
+//! of what several buffers take. The stack answers no datagram that is longer than a buffer.
+//!
+//! Joined segments of TCP, such as come from a veth's peer in generic mode with TSO, are cut
+//! as well if what a buffer takes of them is no longer than the guest's MTU allows (from
+//! about 1900 on, with buffers of 2048 bytes). What is still too long is dropped whole and
+//! counted (`drops.rx_oversize`): with an MTU below that, and joined datagrams, of which
+//! nobody says where they begin.
 //!
 //! # Checksums
 //!
@@ -96,6 +107,12 @@
 
 mod error;
 
+#[cfg(target_os = "linux")]
+mod announce;
+#[cfg(target_os = "linux")]
+mod chain;
+#[cfg(target_os = "linux")]
+mod cut;
 #[cfg(target_os = "linux")]
 mod filter;
 #[cfg(target_os = "linux")]

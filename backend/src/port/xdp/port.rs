@@ -4,29 +4,34 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use paste_pmem::{Owner, Pool};
-use paste_stack::{Origin, RxCsum, RxFrame, TxBatch, TxFrame};
+mod receive;
+
+use paste_pmem::Pool;
+use paste_stack::frame::HEAD_MAX;
+use paste_stack::{Origin, TxBatch, TxFrame};
 use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::net::xdp::{XdpDesc, XdpDescOptions};
 
 use super::super::{
-    Caps, ETHERNET_LEN, FRAME_OVERHEAD, Now, Port, PortCounters, PortError, Received, RxBatch,
-    Station, give_back, is_malformed,
+    Caps, FRAME_OVERHEAD, Now, Port, PortCounters, PortError, RxBatch, Station, give_back,
+    is_malformed, mtu_max,
 };
+use super::announce::Announced;
+use super::cut::Cutter;
 use super::ledger::{Ledger, Slots};
-use super::level::Level;
 use super::live::{self, Live, Wanted};
 use super::sys::netlink::{self, News};
 use super::sys::rings::Insane;
-use super::sys::socket::{CHUNK_MIN, FRAME_OFFSET, RX_LEN};
+use super::sys::socket::{CHUNK_MIN, RX_LEN};
 use super::sys::umem::{self, Extent, Umem};
-use super::{Mode, XdpError, XdpOptions, unfilled};
+use super::{Mode, XdpError, XdpOptions};
+use receive::Receiving;
 
 /// Bytes of private memory: pieces of a buffer's size, or as many smaller ones.
 const PRIVATE_LEN: usize = 2 << 20;
 /// Bytes of a piece that holds no more than a frame's head.
-const HEAD_SIZE: usize = paste_stack::frame::HEAD_MAX;
+const HEAD_SIZE: usize = HEAD_MAX;
 /// Of the buffers, the port keeps one in this many at most, so that a small region is
 /// not all in its rings.
 const SHARE: u32 = 8;
@@ -43,6 +48,10 @@ struct Counters {
     rx_unfilled_taken: u64,
     /// The same, from elsewhere than this machine: the stack drops them.
     rx_unfilled_refused: u64,
+    /// Frames that came in several buffers and were made into several.
+    rx_cut: u64,
+    /// Of those in several buffers, frames with a wrong checksum, dropped.
+    rx_bad_csum: u64,
     /// Frames whose head and payload were copied together.
     tx_joined: u64,
     /// What the kernel said of its rings that could not be.
@@ -64,17 +73,6 @@ struct Served {
     gather: bool,
 }
 
-/// One queue's share of the port.
-#[derive(Clone, Copy, Debug)]
-struct Receiving {
-    /// Buffers that the kernel has, to fill or filled.
-    filling: u32,
-    /// How many it is to have.
-    level: Level,
-    /// The rest of a frame that is too long is still to come.
-    skipping: bool,
-}
-
 /// A network device by AF_XDP. The order of the fields is that of taking down: nothing
 /// is served when the memory goes.
 #[derive(Debug)]
@@ -85,7 +83,13 @@ pub struct XdpPort {
     /// The queue that is looked at first.
     first: usize,
     wanted: Wanted,
+    /// Bytes of the longest packet that goes on, or out, in one buffer.
+    mtu: u16,
     frame_max: usize,
+    /// Makes frames of one buffer out of those of several.
+    cutter: Cutter,
+    /// What peers are told of the longest segments, where those lie in several buffers.
+    announced: Option<Announced>,
     /// Buffers that the port keeps in its rings at most.
     fill_max: u32,
     ledger: Ledger,
@@ -134,6 +138,8 @@ impl XdpPort {
             chunk_size,
         };
         judge_size(&wanted)?;
+        let own_mtu = own_mtu(&wanted);
+        let frame_max = usize::from(own_mtu) + usize::from(FRAME_OVERHEAD);
         let failed = |call| {
             move |errno: Errno| XdpError::Failed {
                 name: name.to_owned(),
@@ -157,7 +163,12 @@ impl XdpPort {
             live: None,
             receiving: Vec::new(),
             first: 0,
-            frame_max: usize::from(mtu) + usize::from(FRAME_OVERHEAD),
+            mtu: own_mtu,
+            frame_max,
+            cutter: Cutter::new(frame_max, usize::from(mtu) + usize::from(FRAME_OVERHEAD)),
+            announced: wanted
+                .is_long()
+                .then(|| Announced::new(mtu, own_mtu, wanted.piece_size() as u16, FRAME_OVERHEAD)),
             fill_max: (geometry.buffer_count() / SHARE).max(1),
             ledger: Ledger::new(geometry.buffer_count()),
             slots: Slots::new(0, HEAD_SIZE),
@@ -205,8 +216,7 @@ impl XdpPort {
         let piece = if live.service.gather { HEAD_SIZE } else { size };
         self.slots = Slots::new((PRIVATE_LEN / size) as u32, piece);
         let share = (self.fill_max / live.queues.len().max(1) as u32).min(RX_LEN);
-        let idle = Receiving { filling: 0, level: Level::new(share), skipping: false };
-        self.receiving = vec![idle; live.queues.len()];
+        self.receiving.resize_with(live.queues.len(), || Receiving::new(share));
         self.spare.reserve(self.fill_max as usize);
         (self.first, self.suspect, self.unkicked) = (0, false, false);
         tracing::info!(
@@ -242,7 +252,9 @@ impl XdpPort {
             self.more.rx_missed += live.missed();
             self.orphans = true;
         }
-        self.receiving.clear();
+        for mut queue in self.receiving.drain(..) {
+            queue.abandon(&mut self.spare);
+        }
         self.ledger.take_all(|buf| give_back(pool, buf));
         for buf in self.spare.drain(..) {
             give_back(pool, buf);
@@ -321,125 +333,6 @@ impl XdpPort {
         }
     }
 
-    /// Takes what arrived on one queue.
-    fn take(
-        &mut self,
-        index: usize,
-        now: Now,
-        pool: &Pool,
-        out: &mut RxBatch,
-    ) -> Result<usize, Insane> {
-        let Self { live, receiving, ledger, umem, spare, counters, more, frame_max, .. } = self;
-        let Some(live) = live else { return Ok(0) };
-        let is_local = live.is_local();
-        let (queue, state) = (&mut live.queues[index], &mut receiving[index]);
-        let waiting = queue.rx.available()?;
-        state.level.saw(waiting);
-        let available = waiting.min(out.room() as u32);
-        if available == 0 {
-            return Ok(0);
-        }
-        let (shift, size) = (pool.buffers().size().trailing_zeros(), pool.buffers().size() as u64);
-        let mut received = 0;
-        for ahead in 0..available {
-            let XdpDesc { addr, len, options } = queue.rx.read(ahead);
-            let (at, len) = (addr.wrapping_sub(umem.buffers_at()), u64::from(len));
-            let offset = at & (size - 1);
-            let Some(buf) = ledger.take(at >> shift) else {
-                more.ring_errors += 1;
-                continue;
-            };
-            state.filling -= 1;
-            let continues = options.contains(XdpDescOptions::XDP_PKT_CONTD);
-            let whole = !continues && !state.skipping;
-            if !whole {
-                counters.drops.rx_oversize += u64::from(!state.skipping);
-                state.skipping = continues;
-            } else if len > *frame_max as u64 {
-                counters.drops.rx_oversize += 1;
-            } else if len < ETHERNET_LEN as u64 {
-                counters.drops.rx_runt += 1;
-            } else if len > size - offset {
-                more.ring_errors += 1;
-            } else {
-                let mut frame = RxFrame {
-                    buf,
-                    offset: offset as u16,
-                    len: len as u16,
-                    csum: RxCsum::Unknown,
-                    time: now.real_ns,
-                };
-                let partial = judge_csum(&frame, pool, is_local, more);
-                if partial.is_some() {
-                    frame.csum = RxCsum::Partial;
-                }
-                counters.rx_frames += 1;
-                counters.rx_bytes += len;
-                if !live.service.zero_copy {
-                    counters.rx_bytes_copied += len;
-                }
-                out.push(Received { frame, partial });
-                received += 1;
-                continue;
-            }
-            spare.push(buf);
-        }
-        queue.rx.release(available);
-        Ok(received)
-    }
-
-    /// Gives the kernel buffers to fill, as many as the queue lacks.
-    fn fill(&mut self, index: usize, pool: &mut Pool) -> Result<(), Insane> {
-        let Self { live, receiving, ledger, umem, spare, counters, .. } = self;
-        let Some(live) = live else { return Ok(()) };
-        let (queue, state) = (&mut live.queues[index], &mut receiving[index]);
-        let level = state.level.get();
-        let lacking = level.saturating_sub(state.filling);
-        // A few at a time are not worth a store that the kernel has to fetch.
-        if lacking > level / 4 {
-            let lacking = lacking.min(queue.fill.room()?);
-            let shift = pool.buffers().size().trailing_zeros();
-            let mut given = 0;
-            while given < lacking {
-                let Some(buf) = spare.pop().or_else(|| pool.take(Owner::Port)) else {
-                    counters.rx_no_buffer += 1;
-                    break;
-                };
-                ledger.give(buf);
-                queue.fill.write(given, umem.buffers_at() + (u64::from(buf) << shift));
-                given += 1;
-            }
-            if given > 0 {
-                state.filling += given;
-                queue.fill.publish(given);
-            }
-        }
-        if live.service.zero_copy && queue.fill.needs_wakeup() {
-            counters.syscalls += 1;
-            // What fails here is found when the device is looked at.
-            let _ = queue.kick_rx();
-        }
-        Ok(())
-    }
-
-    /// Takes and fills on all queues, beginning with another one each time.
-    fn receive_all(
-        &mut self,
-        now: Now,
-        pool: &mut Pool,
-        out: &mut RxBatch,
-    ) -> Result<usize, Insane> {
-        let count = self.receiving.len();
-        let mut received = 0;
-        for step in 0..count {
-            let index = (self.first + step) % count;
-            received += self.take(index, now, pool, out)?;
-            self.fill(index, pool)?;
-        }
-        self.first = (self.first + 1) % count.max(1);
-        Ok(received)
-    }
-
     /// Has the kernel send, if it waits to be told.
     fn kick(&mut self) {
         let Some(queue) = self.live.as_ref().and_then(|live| live.queues.first()) else { return };
@@ -469,7 +362,7 @@ impl XdpPort {
         batch: &TxBatch,
         done: &mut dyn FnMut(Origin, u32),
     ) -> Result<usize, Insane> {
-        let Self { live, ledger, slots, umem, counters, more, frame_max, .. } = self;
+        let Self { live, ledger, slots, umem, counters, more, frame_max, announced, .. } = self;
         let Some(live) = live else { return Ok(0) };
         let service = live.service;
         let Some(tx) = live.queues.first_mut().and_then(|queue| queue.tx.as_mut()) else {
@@ -478,8 +371,15 @@ impl XdpPort {
         let room = tx.room()?;
         let shift = pool.buffers().size().trailing_zeros();
         let (mut used, mut taken) = (0, 0);
+        let mut raised = [0; HEAD_MAX];
         for frame in batch.frames() {
-            let head = frame.head();
+            let mut head = frame.head();
+            if let Some(announced) = announced {
+                let copy = &mut raised[..head.len()];
+                copy.copy_from_slice(head);
+                announced.raise(copy);
+                head = copy;
+            }
             let payload = frame.payload.filter(|payload| payload.len > 0);
             let mut leaves_later = false;
             if is_malformed(frame, *frame_max, pool.buffers()) || frame.csum.is_some() {
@@ -586,59 +486,31 @@ impl XdpPort {
     }
 }
 
-/// Judges the checksum of a frame that arrived: where it is, if its sender left it
-/// unfilled and is on this machine. From elsewhere, only what is wrong is counted.
-fn judge_csum(
-    frame: &RxFrame,
-    pool: &Pool,
-    is_local: bool,
-    more: &mut Counters,
-) -> Option<paste_stack::TxCsum> {
-    let (offset, len) = (usize::from(frame.offset), usize::from(frame.len));
-    let mut head = [0; unfilled::HEAD];
-    let head = &mut head[..len.min(unfilled::HEAD)];
-    pool.buffers().read(frame.buf, offset, head).ok()?;
-    let csum = unfilled::find(head)?;
-    // One in 65536 right ones looks like that too.
-    let (start, field) = (usize::from(csum.start), usize::from(csum.start + csum.offset));
-    let pseudo = u16::from_be_bytes([head[field], head[field + 1]]);
-    let rest = pool.buffers().sum(frame.buf, offset + start, len.checked_sub(start)?).ok()?;
-    if unfilled::total(pseudo, rest) == 0xffff {
-        return None;
-    }
-    if !is_local {
-        more.rx_unfilled_refused += 1;
-        return None;
-    }
-    more.rx_unfilled_taken += 1;
-    Some(csum)
-}
-
-/// Judges whether frames fit the region's buffers as the kernel uses them.
+/// Judges whether the kernel takes buffers like the region's.
 fn judge_size(wanted: &Wanted) -> Result<(), XdpError> {
-    let (name, buffer_size, mtu) = (|| wanted.name.clone(), wanted.chunk_size, wanted.mtu);
+    let (name, buffer_size) = (|| wanted.name.clone(), wanted.chunk_size);
     let page = rustix::param::page_size() as u32;
     if !(CHUNK_MIN..=page).contains(&buffer_size) {
         let (min, max) = (CHUNK_MIN, page);
         return Err(XdpError::BufferSize { name: name(), buffer_size, min, max });
     }
-    let max = buffer_size - FRAME_OFFSET - u32::from(FRAME_OVERHEAD);
-    if u32::from(mtu) > max {
-        return Err(XdpError::MtuOfBuffer {
-            name: name(),
-            mtu,
-            buffer_size,
-            reserved: FRAME_OFFSET,
-            max,
-            larger: if buffer_size < page { ", or make the region's buffers larger" } else { "" },
-        });
-    }
     Ok(())
+}
+
+/// Bytes of the longest packet that lies in one buffer, and so of the longest that the
+/// guest, or its stack, sends and is given. Longer ones that arrive are cut.
+fn own_mtu(wanted: &Wanted) -> u16 {
+    let max = if wanted.is_long() { mtu_max(wanted.chunk_size) } else { wanted.mtu.into() };
+    wanted.mtu.min(u16::try_from(max).unwrap_or(u16::MAX))
 }
 
 impl Port for XdpPort {
     fn caps(&self) -> Caps {
-        Caps { mtu: self.wanted.mtu, tx_csum: false, rx_partial: false, gather: true }
+        Caps { mtu: self.mtu, tx_csum: false, rx_partial: false, gather: true }
+    }
+
+    fn rx_mtu(&self) -> u16 {
+        self.wanted.mtu
     }
 
     fn admit(&mut self, station: &Station) -> Result<(), PortError> {
@@ -747,6 +619,8 @@ impl Port for XdpPort {
         let Counters {
             rx_unfilled_taken,
             rx_unfilled_refused,
+            rx_cut,
+            rx_bad_csum,
             tx_joined,
             ring_errors,
             lost,
@@ -756,6 +630,8 @@ impl Port for XdpPort {
         for (name, value) in [
             ("xdp.rx_unfilled_taken", rx_unfilled_taken),
             ("xdp.rx_unfilled_refused", rx_unfilled_refused),
+            ("xdp.rx_cut", rx_cut),
+            ("xdp.rx_bad_csum", rx_bad_csum),
             ("xdp.rx_missed", rx_missed + self.live.as_ref().map_or(0, Live::missed)),
             ("xdp.tx_joined", tx_joined),
             ("xdp.ring_errors", ring_errors),

@@ -28,8 +28,16 @@ struct Device {
     attached: OwnedFd,
     map: OwnedFd,
     mode: Mode,
-    /// Guests by the queue of their port, or by all.
-    guests: Mutex<BTreeMap<Option<u32>, Vec<Addressee>>>,
+    /// Ports by their queue, or by all.
+    ports: Mutex<BTreeMap<Option<u32>, Guests>>,
+}
+
+/// The guests of one port.
+#[derive(Clone, Debug)]
+struct Guests {
+    all: Vec<Addressee>,
+    /// Their longest frames lie in several buffers.
+    is_long: bool,
 }
 
 /// One port's share of a device.
@@ -63,10 +71,11 @@ impl XdpDevices {
             return Ok(Seat { device, queue });
         }
         let map = wanted.map(link.queues)?;
-        let program = wanted.load(map.as_fd(), &own)?;
+        let is_long = wanted.is_long();
+        let program = wanted.load(map.as_fd(), &own, is_long)?;
         let (attached, mode) = wanted.attach(&program, link)?;
-        let guests = Mutex::new(BTreeMap::from([(queue, own)]));
-        let device = Arc::new(Device { attached, map, mode, guests });
+        let ports = Mutex::new(BTreeMap::from([(queue, Guests { all: own, is_long })]));
+        let device = Arc::new(Device { attached, map, mode, ports });
         devices.insert(link.index, Arc::downgrade(&device));
         Ok(Seat { device, queue })
     }
@@ -80,14 +89,15 @@ impl Device {
         wanted: &Wanted,
         own: Vec<Addressee>,
     ) -> Result<(), XdpError> {
-        let mut guests = lock(&self.guests);
-        let mut with = guests.clone();
-        with.insert(queue, own);
-        let all: Vec<_> = with.values().flatten().cloned().collect();
-        let program = wanted.load(self.map.as_fd(), &all)?;
+        let mut ports = lock(&self.ports);
+        let mut with = ports.clone();
+        with.insert(queue, Guests { all: own, is_long: wanted.is_long() });
+        let all: Vec<_> = with.values().flat_map(|guests| &guests.all).cloned().collect();
+        let is_long = with.values().any(|guests| guests.is_long);
+        let program = wanted.load(self.map.as_fd(), &all, is_long)?;
         bpf::replace(self.attached.as_fd(), program.as_fd())
             .map_err(wanted.failed("BPF_LINK_UPDATE"))?;
-        *guests = with;
+        *ports = with;
         Ok(())
     }
 }
@@ -116,7 +126,7 @@ impl Drop for Seat {
     /// The next program is without its guests. The one that is attached finds no socket for
     /// their frames and lets them pass.
     fn drop(&mut self) {
-        lock(&self.device.guests).remove(&self.queue);
+        lock(&self.device.ports).remove(&self.queue);
     }
 }
 

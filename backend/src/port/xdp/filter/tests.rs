@@ -81,7 +81,7 @@ fn judge_all(guests: &[Addressee], frames: &[(&str, Vec<u8>, bool)]) {
         map => map.unwrap(),
     };
     let program = program(guests, map.as_raw_fd(), Verdict::Bounce);
-    let loaded = bpf::load(&program).unwrap_or_else(|LoadError::Refused { errno, log }| {
+    let loaded = bpf::load(&program, false).unwrap_or_else(|LoadError::Refused { errno, log }| {
         panic!("{errno}: {log}");
     });
     for (what, frame, taken) in frames {

@@ -27,6 +27,9 @@ const PROG_TYPE_XDP: u32 = 6;
 /// `BPF_XDP`, a type of attachment.
 const ATTACH_XDP: u32 = 37;
 
+/// `BPF_F_XDP_HAS_FRAGS`.
+const XDP_HAS_FRAGS: u32 = 1 << 5;
+
 /// Bytes of the verifier's log that are kept: its end, with the reason, may be cut off
 /// in a longer one, but a program of this size does not make one.
 const LOG_LEN: usize = 1 << 16;
@@ -110,8 +113,9 @@ pub(in super::super) enum LoadError {
     },
 }
 
-/// Loads an XDP program.
-pub(in super::super) fn load(program: &[Insn]) -> Result<OwnedFd, LoadError> {
+/// Loads an XDP program; with `has_pieces`, one that is shown frames which lie in several
+/// places, of which it sees the first.
+pub(in super::super) fn load(program: &[Insn], has_pieces: bool) -> Result<OwnedFd, LoadError> {
     #[derive(IntoBytes, Immutable)]
     #[repr(C)]
     struct Attr {
@@ -136,7 +140,7 @@ pub(in super::super) fn load(program: &[Insn]) -> Result<OwnedFd, LoadError> {
             log_size: log.len() as u32,
             log_buf: if log.is_empty() { 0 } else { log.as_mut_ptr().addr() as u64 },
             kern_version: 0,
-            prog_flags: 0,
+            prog_flags: if has_pieces { XDP_HAS_FRAGS } else { 0 },
             prog_name: NAME,
         };
         // SAFETY: `insns` are `insn_cnt` instructions of 8 bytes and `license` ends

@@ -3,6 +3,8 @@
 
 #![cfg(target_os = "linux")]
 
+mod long;
+
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
@@ -35,9 +37,12 @@ const HOST_V6: &str = "fd00:7::1";
 
 /// A guest on the device, by this port.
 fn guest(port: &'static str, more: &str) -> Guest {
-    let mut guest = Guest::number(1);
-    guest.port = Some(port);
-    guest.address_v6 = Some(format!("{GUEST_V6}/64"));
+    Guest { address_v6: Some(format!("{GUEST_V6}/64")), ..numbered(1, port, more) }
+}
+
+/// One of several guests on it, without an IPv6 address.
+fn numbered(number: u8, port: &'static str, more: &str) -> Guest {
+    let mut guest = Guest { port: Some(port), ..Guest::number(number) };
     guest.more.push_str(more);
     guest
 }
@@ -178,7 +183,13 @@ fn assert_host_serves(net: &Net) {
 
 /// Everything a client may want, in one way of serving the device.
 fn serves(port: &'static str, more: &str, queues: u8) -> (Stats, Guest) {
-    let served = Served::start(Net::new(queues), guest(port, more));
+    serves_on(Net::new(queues), guest(port, more))
+}
+
+/// Likewise, on a device that is there.
+fn serves_on(net: Net, guest: Guest) -> (Stats, Guest) {
+    let queues = net.queues;
+    let served = Served::start(net, guest);
     for address in [served.guest.ip(), GUEST_V6, HOST, HOST_V6] {
         served.net.assert_pings(address);
     }
@@ -249,24 +260,35 @@ fn serves_all_queues_of_a_device() {
 #[test]
 fn uploads_arrive_byte_for_byte() {
     require!(NEEDS[0], NEEDS[1], NEEDS[2], NEEDS[3], NEEDS[4], NEEDS[5]);
+    uploads(&Net::new(2), &[guest("xdp:nic0", "")]);
+}
+
+/// Uploads a file to each address of these guests, which compare it with its digest.
+fn uploads(net: &Net, guests: &[Guest]) -> Stats {
     let content = Content::write(10 << 20).expect("a file");
-    let guest = guest("xdp:nic0", "");
-    let net = Net::new(2);
-    let backend = Backend::start(&net.host, std::slice::from_ref(&guest));
+    let backend = Backend::start(&net.host, guests);
     let more = ["--body-max", &content.len().to_string()];
-    let mut application = backend.example(&net.host, &guest, "http", &more);
-    backend::wait_serving(&net.far, &guest);
+    let start = |guest| backend.example(&net.host, guest, "http", &more);
+    let mut applications: Vec<_> = guests.iter().map(start).collect();
     let (data, digest) = (format!("@{}", content.path().display()), content.digest_field());
-    for address in [guest.ip().to_owned(), format!("[{GUEST_V6}]")] {
-        let url = format!("http://{address}/");
-        // The guest compares what came with the digest.
-        let arguments = ["--data-binary", &data, "--header", &digest];
-        let got = net.curl(&[&arguments[..], &["--write-out", "%{http_code}", &url]].concat());
-        assert_eq!(got, [FIXED_BODY, b"200"].concat(), "{address}");
+    for guest in guests {
+        backend::wait_serving(&net.far, guest);
+        let v6 = guest.address_v6.as_ref().map(|_| format!("[{GUEST_V6}]"));
+        for address in [Some(guest.ip().to_owned()), v6].into_iter().flatten() {
+            let url = format!("http://{address}/");
+            let arguments = ["--data-binary", &data, "--header", &digest];
+            let got = net.curl(&[&arguments[..], &["--write-out", "%{http_code}", &url]].concat());
+            assert_eq!(got, [FIXED_BODY, b"200"].concat(), "{address}");
+        }
     }
-    application.terminate();
-    assert_eq!(application.wait().code(), Some(0));
-    backend.stop().assert_no_buffer_missing(&guest);
+    for application in &mut applications {
+        application.terminate();
+        assert_eq!(application.wait().code(), Some(0));
+    }
+    let stats = backend.stop();
+    guests.iter().for_each(|guest| stats.assert_no_buffer_missing(guest));
+    net.assert_nothing_attached();
+    stats
 }
 
 #[test]
@@ -326,8 +348,8 @@ fn what_cannot_be_is_refused_in_one_line() {
     };
     assert_refused("xdp:nosuch0", "", "port xdp:nosuch0: there is no such device: `ip link`");
     assert_refused("xdp:nic0@1", "", "port xdp:nic0: the device has no queue 1");
-    let jumbo = "mtu = 1800\n";
-    assert_refused("xdp:nic0", jumbo, "does not fit buffers of 2048 bytes");
+    let jumbo = "mtu = 9000\n";
+    assert_refused("xdp:nic0", jumbo, "port xdp:nic0: its MTU is 1500, the guest's 9000: set");
     net.host.ip(&format!("link set dev {DEVICE} mtu 1400"));
     assert_refused("xdp:nic0", "", "port xdp:nic0: its MTU is 1400, the guest's 1500: set");
     net.host.ip(&format!("link set dev {DEVICE} mtu 1500"));
@@ -429,7 +451,7 @@ fn the_example_configuration_serves() {
     // In a place of the test's own, so that it can run beside others.
     let dir = tempfile::tempdir().expect("a directory");
     let socket = dir.path().join("web1.sock");
-    let text = include_str!("../../configs/xdp.toml")
+    let text = include_str!("../../../configs/xdp.toml")
         .replace("/tmp/pasted-web1.sock", socket.to_str().expect("UTF-8"));
     let config = dir.path().join("xdp.toml");
     std::fs::write(&config, text).expect("a file");
