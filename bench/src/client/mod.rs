@@ -48,9 +48,9 @@ const SEGMENTS_MAX: usize = 16;
 /// Bytes of the longest script.
 pub const REQUEST_LEN_MAX: usize = SEGMENTS_MAX * SEGMENT_LEN;
 /// Bytes of the client's region, as long as that is enough; and of what each connection
-/// needs of it: its request, and as much for what comes.
+/// needs of it, so that all their answers at once find buffers beside the requests.
 const REGION_SIZE_MIN: u64 = 64 << 20;
-const CONNECTION_SIZE: u64 = 4096;
+const CONNECTION_SIZE: u64 = 32 << 10;
 /// Flows at once, at least: two servers with the most connections of a quick comparison,
 /// and what is ending.
 const FLOWS_MIN: u32 = 16 * 1024;

@@ -20,6 +20,7 @@ use super::super::{
 use super::announce::Announced;
 use super::cut::Cutter;
 use super::ledger::{Ledger, Slots};
+use super::level::Level;
 use super::live::{self, Live, Wanted};
 use super::sys::netlink::{self, News};
 use super::sys::rings::Insane;
@@ -32,9 +33,11 @@ use receive::Receiving;
 const PRIVATE_LEN: usize = 2 << 20;
 /// Bytes of a piece that holds no more than a frame's head.
 const HEAD_SIZE: usize = HEAD_MAX;
-/// Of the buffers, the port keeps one in this many at most, so that a small region is
+/// Of the buffers, the port keeps one in this many at any time, so that a small region is
 /// not all in its rings.
 const SHARE: u32 = 8;
+/// And one in this many at most, while frames come in bursts.
+const SHARE_MOST: u32 = 2;
 /// News of the device are looked for this often, in ns; the worker comes by when they
 /// wake it.
 const LOOK_INTERVAL: u64 = 10_000_000;
@@ -90,8 +93,8 @@ pub struct XdpPort {
     cutter: Cutter,
     /// What peers are told of the longest segments, where those lie in several buffers.
     announced: Option<Announced>,
-    /// Buffers that the port keeps in its rings at most.
-    fill_max: u32,
+    /// Buffers of the region.
+    buffers: u32,
     ledger: Ledger,
     slots: Slots,
     umem: Umem,
@@ -169,7 +172,7 @@ impl XdpPort {
             announced: wanted
                 .is_long()
                 .then(|| Announced::new(mtu, own_mtu, wanted.piece_size() as u16, FRAME_OVERHEAD)),
-            fill_max: (geometry.buffer_count() / SHARE).max(1),
+            buffers: geometry.buffer_count(),
             ledger: Ledger::new(geometry.buffer_count()),
             slots: Slots::new(0, HEAD_SIZE),
             umem,
@@ -215,9 +218,10 @@ impl XdpPort {
         }
         let piece = if live.service.gather { HEAD_SIZE } else { size };
         self.slots = Slots::new((PRIVATE_LEN / size) as u32, piece);
-        let share = (self.fill_max / live.queues.len().max(1) as u32).min(RX_LEN);
-        self.receiving.resize_with(live.queues.len(), || Receiving::new(share));
-        self.spare.reserve(self.fill_max as usize);
+        let each = self.buffers / live.queues.len().max(1) as u32;
+        let level = Level::new(each / SHARE, (each / SHARE_MOST).min(RX_LEN));
+        self.receiving.resize_with(live.queues.len(), || Receiving::new(level));
+        self.spare.reserve((self.buffers / SHARE_MOST) as usize);
         (self.first, self.suspect, self.unkicked) = (0, false, false);
         tracing::info!(
             device = name,

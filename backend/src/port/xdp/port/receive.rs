@@ -24,9 +24,9 @@ pub(super) struct Receiving {
 }
 
 impl Receiving {
-    /// Of a queue that may be given `share` buffers.
-    pub(super) fn new(share: u32) -> Receiving {
-        Receiving { filling: 0, level: Level::new(share), chain: Chain::new() }
+    /// Of a queue that is given buffers up to this level.
+    pub(super) fn new(level: Level) -> Receiving {
+        Receiving { filling: 0, level, chain: Chain::new() }
     }
 
     /// Nothing more comes: what is there of a frame goes to `spare`.

@@ -25,7 +25,7 @@ pub(in super::super) const CHUNK_MIN: u32 = 2048;
 
 /// Entries of the rings for frames that arrive: what can come while the thread that reads
 /// them waits for its core.
-pub(in super::super) const RX_LEN: u32 = 8192;
+pub(in super::super) const RX_LEN: u32 = 16384;
 /// Entries of the rings for frames that leave. A frame is one or two.
 pub(in super::super) const TX_LEN: u32 = 2048;
 
