@@ -211,12 +211,12 @@ fn cloud_hypervisor(guest: &Guest, socket: &Socket, memory: u64) -> String {
     };
     let net = format!(
         "vhost_user=true,socket={},vhost_mode={mode},mac={},num_queues=2",
-        socket.path.display(),
+        cloud_hypervisor_value(&socket.path),
         guest.mac
     );
     let mut words = vec![("--memory", format!("size={}M,shared=on", memory >> 20)), ("--net", net)];
     if let Some(path) = &guest.region.path {
-        words.push(("--pmem", format!("file={}", path.display())));
+        words.push(("--pmem", format!("file={}", cloud_hypervisor_value(path))));
     }
     lines(&words)
 }
@@ -228,21 +228,28 @@ fn libvirt(guest: &Guest, socket: &Socket, memory: u64) -> String {
     };
     let mut text = String::new();
     let region = guest.region.path.as_deref().map(|path| (path, guest.region.size >> 10));
+    let memory = memory >> 10;
     // Writing to a string cannot fail.
     if let Some((_, kib)) = region {
-        let most = (memory >> 10) + 2 * kib.next_multiple_of(1 << 20);
-        let _ = writeln!(text, "<maxMemory slots='1' unit='KiB'>{most}</maxMemory>");
+        let most = memory + 2 * kib.next_multiple_of(1 << 20);
+        let _ = write!(
+            text,
+            "<maxMemory slots='1' unit='KiB'>{most}</maxMemory>\n\
+             <!-- libvirt wants a NUMA node where there is maxMemory. In the domain's <cpu>, if it\n     \
+             has one: -->\n\
+             <cpu>\n  <numa>\n    <cell id='0' memory='{memory}' unit='KiB'/>\n  </numa>\n\
+             </cpu>\n"
+        );
     }
     let _ = write!(
         text,
-        "<memory unit='KiB'>{}</memory>\n\
+        "<memory unit='KiB'>{memory}</memory>\n\
          <memoryBacking>\n  <source type='memfd'/>\n  <access mode='shared'/>\n\
          </memoryBacking>\n\
          <!-- In <devices>: -->\n\
          <interface type='vhostuser'>\n  <mac address='{}'/>\n  \
          <source type='unix' path='{}' mode='{mode}'{}\n  <model type='virtio'/>\n\
          </interface>\n",
-        memory >> 10,
         guest.mac,
         xml(&socket.path),
         match socket.mode {
@@ -257,8 +264,24 @@ fn libvirt(guest: &Guest, socket: &Socket, memory: u64) -> String {
              </source>\n  <target>\n    <size unit='KiB'>{kib}</size>\n  </target>\n</memory>\n",
             xml(path)
         );
+        if let Some(name) = shared_memory(path).filter(|_| kib.is_power_of_two()) {
+            let _ = write!(
+                text,
+                "<!-- libvirt 9.0, as Debian 12 has it, starts no machine with that: its place is \
+                 then\n     taken by this, and the region is \"pci\" in the machine:\n\
+                 <shmem name='{name}'>\n  <model type='ivshmem-plain'/>\n  \
+                 <size unit='KiB'>{kib}</size>\n</shmem>\n-->\n"
+            );
+        }
     }
     text
+}
+
+/// The name of memory that processes share, for a file that is that, and which may stand in
+/// a comment.
+fn shared_memory(path: &Path) -> Option<String> {
+    let is_plain = |name: &String| !name.contains("--") && !name.contains('/');
+    Some(xml(path.strip_prefix("/dev/shm").ok()?)).filter(is_plain)
 }
 
 /// An option and its value on each line, which a shell reads as they are meant.
@@ -279,6 +302,16 @@ fn shell(word: &str) -> String {
 /// A value in an option of QEMU's, where a comma ends one.
 fn qemu_value(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
+}
+
+/// A value in an option of Cloud Hypervisor's, where a comma ends one unless it is quoted
+/// (since its version 48).
+fn cloud_hypervisor_value(path: &Path) -> String {
+    let text = path.display().to_string();
+    match text.contains([',', '[', ']', '"']) {
+        true => format!("\"{}\"", text.replace('"', "\"\"")),
+        false => text,
+    }
 }
 
 fn xml(path: &Path) -> String {
@@ -367,7 +400,7 @@ mod tests {
             "--memory size=1024M,shared=on\n\
              --net vhost_user=true,socket=/run/pasted/web1.sock,vhost_mode=client,\
              mac=52:54:00:00:00:01,num_queues=2\n\
-             --pmem 'file=/dev/shm/web1, it'\\''s.region'\n"
+             --pmem 'file=\"/dev/shm/web1, it'\\''s.region\"'\n"
         );
         assert!(print("cloud-hypervisor web2").contains("vhost_mode=server"));
     }
@@ -377,6 +410,13 @@ mod tests {
         assert_eq!(
             print("libvirt web1"),
             "<maxMemory slots='1' unit='KiB'>3145728</maxMemory>
+<!-- libvirt wants a NUMA node where there is maxMemory. In the domain's <cpu>, if it
+     has one: -->
+<cpu>
+  <numa>
+    <cell id='0' memory='1048576' unit='KiB'/>
+  </numa>
+</cpu>
 <memory unit='KiB'>1048576</memory>
 <memoryBacking>
   <source type='memfd'/>
@@ -398,8 +438,25 @@ mod tests {
     <size unit='KiB'>65536</size>
   </target>
 </memory>
+<!-- libvirt 9.0, as Debian 12 has it, starts no machine with that: its place is then
+     taken by this, and the region is \"pci\" in the machine:
+<shmem name='web1, it&apos;s.region'>
+  <model type='ivshmem-plain'/>
+  <size unit='KiB'>65536</size>
+</shmem>
+-->
 "
         );
+        // ivshmem has powers of two, of memory that processes share; a comment has no "--".
+        for (has, instead) in [
+            ("64MiB", "48MiB"),
+            ("/dev/shm/web1", "/dev/shm/a/web1"),
+            ("/dev/shm/web1", "/mnt/web1"),
+            ("/dev/shm/web1", "/dev/shm/web--1"),
+        ] {
+            let text = print_of(&CONFIG.replace(has, instead), "libvirt web1").unwrap();
+            assert!(text.contains("pmem") && !text.contains("shmem"), "{instead}: {text}");
+        }
         let other = print("libvirt web2");
         assert!(other.contains("path='/run/pasted/web2.sock' mode='server'/>"), "{other}");
         assert!(!other.contains("pmem") && !other.contains("maxMemory"), "{other}");

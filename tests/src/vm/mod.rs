@@ -14,6 +14,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
+use tempfile::TempDir;
 
 use self::monitor::Monitor;
 use crate::backend::{Backend, Guest};
@@ -154,6 +155,21 @@ pub struct Setup {
     pub private_memory: bool,
 }
 
+/// What another program than QEMU alone is given to boot a machine with.
+#[derive(Clone, Debug)]
+pub struct Boot {
+    /// The kernel.
+    pub image: PathBuf,
+    /// What it begins with.
+    pub initramfs: PathBuf,
+    /// What it is told.
+    pub command_line: &'static str,
+    /// The file for what the first serial port says.
+    pub console: PathBuf,
+    /// The pipes that the second one is, with `.in` and `.out` behind it.
+    pub shell: PathBuf,
+}
+
 /// A machine that runs. Dropping it kills it.
 #[derive(Debug)]
 pub struct Vm {
@@ -161,7 +177,7 @@ pub struct Vm {
     monitor: Option<Monitor>,
     /// Bytes of its output that earlier commands have said.
     seen: usize,
-    dir: tempfile::TempDir,
+    dir: TempDir,
 }
 
 impl Vm {
@@ -172,25 +188,55 @@ impl Vm {
         vm
     }
 
-    /// Starts a machine.
-    pub fn start(setup: &Setup) -> Vm {
+    /// Boots a machine that another program starts, in this directory, and waits until it
+    /// takes commands. Of what it is made of, devices and memory are that program's business.
+    pub fn boot_by(setup: &Setup, dir: TempDir, start: impl FnOnce(&Boot)) -> Vm {
+        let (image, initramfs) = Vm::unpack(setup, dir.path());
+        let boot = Boot {
+            // Beside what else it boots from: not every user may read the original.
+            image: dir.path().join("vmlinuz"),
+            initramfs,
+            command_line: COMMAND_LINE,
+            console: dir.path().join("console"),
+            shell: dir.path().join("shell"),
+        };
+        std::fs::copy(&image, &boot.image).expect("a file can be copied");
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "exec 3<&0; mkfifo $0.in $0.out; cat <&3 >$0.in & exec cat $0.out"]);
+        let process = Process::spawn("the machine", shell.arg(&boot.shell));
+        let out = boot.shell.with_extension("out");
+        wait::until("there are pipes", || out.exists().then_some(()));
+        start(&boot);
+        let mut vm = Vm { process, monitor: None, seen: 0, dir };
+        vm.wait_ready();
+        vm
+    }
+
+    /// Makes what a machine boots from: the kernel, where its package has it, and the files
+    /// that it begins with.
+    fn unpack(setup: &Setup, dir: &Path) -> (PathBuf, PathBuf) {
         let (image, modules) = kernel().expect("the test has asked for it");
-        let dir = tempfile::tempdir().expect("a directory can be made");
-        let initramfs = dir.path().join("initramfs");
+        let initramfs = dir.join("initramfs");
         let tools = setup.tools.iter().map(|name| program(name).expect("the test needs it"));
         let programs: Vec<PathBuf> =
             setup.programs.iter().map(|name| for_machine(name)).chain(tools).collect();
         let mut programs = [programs, setup.files.clone()].concat();
         if setup.kexec {
-            let next =
-                ["vmlinuz", "initramfs", "kexec"].map(|name| dir.path().join("next").join(name));
-            std::fs::create_dir(dir.path().join("next")).expect("a directory can be made");
+            let next = ["vmlinuz", "initramfs", "kexec"].map(|name| dir.join("next").join(name));
+            std::fs::create_dir(dir.join("next")).expect("a directory can be made");
             std::fs::copy(&image, &next[0]).expect("a file can be copied");
             initramfs::build(&next[1], &modules, &programs, &setup.drivers);
             crate::c::compile_alone("tests/c/kexec.c", &next[2]);
             programs.extend(next);
         }
         initramfs::build(&initramfs, &modules, &programs, &setup.drivers);
+        (image, initramfs)
+    }
+
+    /// Starts a machine.
+    pub fn start(setup: &Setup) -> Vm {
+        let dir = tempfile::tempdir().expect("a directory can be made");
+        let (image, initramfs) = Vm::unpack(setup, dir.path());
         // What QEMU says itself is kept apart from what the machine says.
         let mut qemu = Command::new("sh");
         qemu.args(["-c", "exec qemu-system-x86_64 \"$@\" 2>$0"]).arg(dir.path().join("qemu"));
