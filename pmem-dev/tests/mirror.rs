@@ -305,6 +305,27 @@ fn a_mirror_that_was_left_open_needs_its_journal() {
 }
 
 #[test]
+fn a_mirror_that_is_whole_is_served_however_the_making_of_its_journal_ended() {
+    let place = Place::new();
+    let Provided { region, .. } = place.file().unwrap();
+    store(&region, 100_000, b"flushed");
+    flush(&region, 100_000, 7);
+    drop(region);
+    // The mirror is brought up to date, and then no journal can be made for it.
+    fs::remove_file(place.journal()).unwrap();
+    std::os::unix::fs::symlink("/dev/full", place.journal()).unwrap();
+    let error = place.file().unwrap_err();
+    assert!(matches!(error, RegionError::System { .. }), "{error}");
+    // As a process leaves it that dies over it, and the machine with it.
+    fs::remove_file(place.journal()).unwrap();
+    fs::write(place.journal(), [0; 4096]).unwrap();
+    fs::remove_file(&place.region).unwrap();
+    let Provided { region, origin, .. } = place.memory().unwrap();
+    assert_eq!(origin, Origin::Mirror(LEFT_OPEN));
+    assert_eq!(&loaded(&region, 100_000), b"flushed");
+}
+
+#[test]
 fn what_the_journal_has_is_shown_and_served() {
     let place = Place::new();
     let Provided { region, .. } = place.memory().unwrap();

@@ -193,12 +193,22 @@ impl Mirror {
         let name = path.display().to_string();
         let written = |e| system(&name, "write to", e);
         let area = journal::area_len(block.guest_len.get());
-        let (file, made) = match open_file(&path, &name, false) {
-            Err(RegionError::NotFound { .. }) => (open_file(&path, &name, true)?, true),
-            other => (other?, false),
+        let old = match open_file(&path, &name, false) {
+            Err(RegionError::NotFound { .. }) => None,
+            other => Some(other?),
         };
+        let known = match &old {
+            Some(file) => {
+                journal::recognize(file, block.uuid).map_err(|e| system(&name, "read", e))?
+            }
+            None => None,
+        };
+        if known != Some(area) {
+            self.disown_journal()?;
+        }
+        let made = old.is_none();
+        let file = old.map_or_else(|| open_file(&path, &name, true), Ok)?;
         let unfinished = made.then(|| Unfinished { path: &path });
-        let known = journal::recognize(&file, block.uuid).map_err(|e| system(&name, "read", e))?;
         if known != Some(area) {
             let len = journal::file_len(area);
             file.set_len(len).map_err(|e| system(&name, "resize", e))?;
@@ -216,6 +226,21 @@ impl Mirror {
         self.journal = Some(OpenJournal { file, area });
         std::mem::forget(unfinished);
         Ok(made.then_some(path))
+    }
+
+    /// Has the superblock of a mirror that is whole by itself say so: whatever ends the
+    /// making of a journal, nobody asks for the one before.
+    fn disown_journal(&self) -> Result<(), RegionError> {
+        let mut block = superblock::load_file(&self.file)
+            .map_err(|e| system(&self.name, "read", e))?
+            .map_err(|error| RegionError::Superblock { region: self.name.clone(), error })?
+            .block;
+        if block.journal_area.get() == 0 {
+            return Ok(());
+        }
+        block.journal_area = 0.into();
+        superblock::seal(&mut block);
+        superblock::store_file(&block, &self.file).map_err(|e| system(&self.name, "write to", e))
     }
 
     /// The flusher for what `guest` maps, while `block` is the superblock. The lock
