@@ -233,6 +233,8 @@ enum Newer {
     Neither,
 }
 
+/// Which of the two has more. A file in memory holds what its mirror lacks only while the
+/// system has not started anew; where that is not known, what is durable counts.
 fn newer(file: &Superblock, mirror: &Superblock, boot: Option<[u8; 16]>) -> Newer {
     match file.sequence.get().cmp(&mirror.sequence.get()) {
         std::cmp::Ordering::Greater => Newer::File,
@@ -246,6 +248,39 @@ fn newer(file: &Superblock, mirror: &Superblock, boot: Option<[u8; 16]>) -> Newe
             } else {
                 Newer::Mirror
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use zerocopy::FromZeros;
+
+    use super::*;
+
+    fn block(sequence: u64, state: u32, boot: [u8; 16]) -> Superblock {
+        let mut block = Superblock::new_zeroed();
+        (block.sequence, block.state, block.boot) = (sequence.into(), state.into(), boot);
+        block
+    }
+
+    #[test]
+    fn the_file_is_newer_only_in_the_start_of_the_system_that_wrote_it() {
+        let (open, clean) = (STATE_OPEN, STATE_CLEAN);
+        let (this, other, untold) = ([1; 16], [2; 16], [0; 16]);
+        for (file, mirror, boot, newer_one) in [
+            (block(2, open, other), block(1, open, other), Some(this), Newer::File),
+            (block(1, open, this), block(2, open, this), Some(this), Newer::Mirror),
+            (block(1, clean, other), block(1, clean, other), Some(this), Newer::Neither),
+            (block(1, clean, untold), block(1, clean, untold), None, Newer::Neither),
+            (block(1, open, this), block(1, open, this), Some(this), Newer::File),
+            (block(1, open, this), block(1, open, this), Some(other), Newer::Mirror),
+            // The system did not tell, then or now.
+            (block(1, open, untold), block(1, open, untold), Some(this), Newer::Mirror),
+            (block(1, open, this), block(1, open, this), None, Newer::Mirror),
+            (block(1, open, untold), block(1, open, untold), None, Newer::Mirror),
+        ] {
+            assert_eq!(newer(&file, &mirror, boot), newer_one, "{file:?} {mirror:?} {boot:?}");
         }
     }
 }

@@ -12,6 +12,11 @@
 //! the descriptor, until the socket is destroyed; then it is cleared, whosever it is by
 //! then (`pst_unregister_socket`).
 
+#![cfg_attr(
+    not(target_os = "linux"),
+    expect(dead_code, reason = "the tests that look into it have sockets of Linux's")
+)]
+
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::BorrowedFd;
 

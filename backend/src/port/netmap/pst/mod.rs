@@ -197,7 +197,7 @@ impl PstPort {
     }
 
     /// The same in a model of the kernel.
-    #[cfg(test)]
+    #[cfg(all(test, target_os = "linux"))]
     pub(crate) fn open_in(
         model: &super::model::Model,
         text: &str,
