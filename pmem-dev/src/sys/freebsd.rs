@@ -76,8 +76,8 @@ pub(super) fn map_shared(
 pub(crate) fn begin_sync(_fd: BorrowedFd<'_>, _at: u64, _len: u64) {}
 
 /// Names this start of the system: another one means that memory was lost in
-/// between. `None` if the system does not tell: it does since FreeBSD 13, once it has
-/// random numbers (`sysctl_bootid` in sys/kern/kern_mib.c).
+/// between. `None` if the system does not tell: FreeBSD 14 does, once it has random
+/// numbers (`sysctl_bootid` in sys/kern/kern_mib.c).
 pub(crate) fn boot_id() -> Option<[u8; 16]> {
     let mut id = [0u8; 16];
     let mut len = id.len();

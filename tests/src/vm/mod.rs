@@ -202,7 +202,10 @@ impl Vm {
         };
         std::fs::copy(&image, &boot.image).expect("a file can be copied");
         let mut shell = Command::new("sh");
-        shell.args(["-c", "exec 3<&0; mkfifo $0.in $0.out; cat <&3 >$0.in & exec cat $0.out"]);
+        shell.args([
+            "-c",
+            "exec 3<&0; mkfifo \"$0.in\" \"$0.out\"; cat <&3 >\"$0.in\" & exec cat \"$0.out\"",
+        ]);
         let process = Process::spawn("the machine", shell.arg(&boot.shell));
         let out = boot.shell.with_extension("out");
         wait::until("there are pipes", || out.exists().then_some(()));
