@@ -8,6 +8,8 @@
 mod bridge;
 #[cfg(target_os = "linux")]
 mod bufs;
+#[cfg(all(test, target_os = "linux"))]
+mod contract;
 #[cfg(target_os = "linux")]
 mod event;
 #[cfg(target_os = "linux")]

@@ -2,7 +2,7 @@
 
 /// Totals of one engine.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Counters {
+pub(in crate::engine) struct Counters {
     pub accepted: u64,
     pub connected: u64,
     /// Connections that were reset because all flows were in use.

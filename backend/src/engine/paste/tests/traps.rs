@@ -8,7 +8,8 @@ use paste_abi::Event;
 use paste_abi::slot::KEEP;
 
 use super::super::*;
-use super::{CHANNEL, NIC, NoPlain, Rig, pattern};
+use super::{NIC, Rig};
+use crate::engine::contract::{CHANNEL, NoPlain, pattern};
 
 /// A slot for PASTE, packed as it lies in a ring.
 fn ptr(offset: u64, fd: i32, headers: u64) -> u64 {
@@ -29,7 +30,7 @@ fn slots_that_cannot_be_are_counted_and_nobody_is_harmed() {
         (0, 90, ptr(64, -1, 66)),
     ];
     let nobodys = [(0, 90, ptr(64, fd + 1000, 66)), (0, 66, ptr(64, 65_534, 66))];
-    rig.model.pst(NIC, |pst| {
+    rig.host.pst(NIC, |pst| {
         for (buf, len, ptr) in strange.into_iter().chain(nobodys) {
             pst.deliver(buf, len, ptr);
         }
@@ -61,7 +62,7 @@ fn a_dead_flow_in_the_ring_holds_nobody_up() {
     let mut got = [0; 5];
     other.read_exact(&mut got).unwrap();
     assert_eq!(&got, b"hello", "in the same turn");
-    assert!(rig.model.pst(NIC, |pst| pst.counts().stops_full) > 0);
+    assert!(rig.host.pst(NIC, |pst| pst.counts().stops_full) > 0);
     assert_eq!(rig.engine.counters.stuck, 1);
     let slot = rig.hear(Event::Reset);
     assert_eq!((slot.flow, slot.len), (flow, Reason::PeerReset as u16));
@@ -85,7 +86,7 @@ fn numbers_of_descriptors_are_not_used_again_at_once() {
     assert!(opened.iter().all(|file| file.as_raw_fd() != fd));
     drop((opened, first));
     // What the kernel still has under the number is nobody's.
-    rig.model.pst(NIC, |pst| pst.deliver(0, 166, ptr(64, fd, 66)));
+    rig.host.pst(NIC, |pst| pst.deliver(0, 166, ptr(64, fd, 66)));
     let (mut second, next) = rig.accept(port);
     assert_eq!(rig.engine.counters.slots_stale, 1);
     rig.send(next, b"hello", 0, 0).unwrap();
@@ -100,7 +101,7 @@ fn numbers_of_descriptors_are_not_used_again_at_once() {
 fn connections_that_come_and_go_keep_their_entries() {
     let mut rig = Rig::new(256, 64);
     let (_, port) = rig.listen(16);
-    rig.model.pst(NIC, |pst| pst.linger(1));
+    rig.host.pst(NIC, |pst| pst.linger(1));
     for round in 0..60_u8 {
         let (mut stream, flow) = rig.accept(port);
         stream.write_all(&[round]).unwrap();
@@ -121,8 +122,8 @@ fn connections_that_come_and_go_keep_their_entries() {
         });
         rig.told.clear();
     }
-    assert_eq!(rig.model.pst(NIC, |pst| pst.counts().nobodys), 0, "no slot was lost");
-    rig.model.pst(NIC, |pst| pst.linger(0));
+    assert_eq!(rig.host.pst(NIC, |pst| pst.counts().nobodys), 0, "no slot was lost");
+    rig.host.pst(NIC, |pst| pst.linger(0));
     assert_eq!(rig.end().lost, 0);
 }
 
@@ -134,12 +135,12 @@ fn payload_that_the_kernel_lost_is_found_missing_before_fin() {
     let (_, port) = rig.listen(16);
     let (mut stream, flow) = rig.accept(port);
     let fd = rig.engine.flows[flow.index()].fd;
-    rig.model.pst(NIC, |pst| pst.forget(fd));
+    rig.host.pst(NIC, |pst| pst.forget(fd));
     rig.send(flow, &pattern(1000), 0, 0).unwrap();
     rig.close(flow).unwrap();
     let slot = rig.hear(Event::Reset);
     assert_eq!((slot.flow, slot.len), (flow, Reason::Aborted as u16));
-    assert_eq!(rig.model.pst(NIC, |pst| pst.counts().nobodys), 1);
+    assert_eq!(rig.host.pst(NIC, |pst| pst.counts().nobodys), 1);
     let error = stream.read(&mut [0]).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "not an end in good order");
     assert_eq!(rig.end().lost, 1);
@@ -183,7 +184,7 @@ fn a_part_that_a_socket_did_not_take_is_found_missing() {
     });
     rig.until("the client is done", |_| reader.is_finished().then_some(()));
     let (got, end) = reader.join().unwrap();
-    let lost = rig.model.pst(NIC, |pst| pst.counts().lost);
+    let lost = rig.host.pst(NIC, |pst| pst.counts().lost);
     match end {
         Ok(()) => assert!(lost == 0 && got.len() == sent * 1900, "{lost} bytes are missing"),
         Err(kind) => {
@@ -204,7 +205,7 @@ fn what_a_socket_has_is_not_sent_again_when_the_nic_is_full() {
     let (mut first, flow) = rig.accept(port);
     let (mut second, other) = rig.accept(port);
     let (third, dying) = rig.accept(port);
-    rig.model.pst(NIC, |pst| pst.fill_nic(true));
+    rig.host.pst(NIC, |pst| pst.fill_nic(true));
     for flow in [flow, other, dying] {
         rig.send(flow, b"once ", 1, KEEP).unwrap();
     }
@@ -219,7 +220,7 @@ fn what_a_socket_has_is_not_sent_again_when_the_nic_is_full() {
     let counters = rig.engine.counters;
     assert!(counters.nic_full > 0);
     assert_eq!(counters.stuck, 0);
-    rig.model.pst(NIC, |pst| pst.fill_nic(false));
+    rig.host.pst(NIC, |pst| pst.fill_nic(false));
     rig.told.clear();
     rig.close(flow).unwrap();
     rig.close(other).unwrap();
@@ -291,7 +292,7 @@ fn a_nic_that_goes_is_reported_and_flows_go_on_when_it_is_back() {
     let mut rig = Rig::new(1024, 16);
     let (_, port) = rig.listen(16);
     let (mut stream, flow) = rig.accept(port);
-    rig.model.pst(NIC, |pst| pst.detach());
+    rig.host.pst(NIC, |pst| pst.detach());
     // The kernel takes nothing, and says nothing.
     rig.now.monotonic_ns += NIC_INTERVAL_STUCK;
     rig.send(flow, b"hello", 0, 0).unwrap();
@@ -307,7 +308,7 @@ fn a_nic_that_goes_is_reported_and_flows_go_on_when_it_is_back() {
     stream.read_exact(&mut got).unwrap();
 
     // Idle, it is missed within a second.
-    rig.model.pst(NIC, |pst| pst.detach());
+    rig.host.pst(NIC, |pst| pst.detach());
     rig.now.monotonic_ns += NIC_INTERVAL;
     let Rig { engine, mem, now, .. } = &mut rig;
     let error = engine.receive(*now, mem, &mut NoPlain).unwrap_err();
