@@ -30,7 +30,10 @@ pub use counters::{Drops, PortCounters};
 pub use limit::{LimitedPort, Limits, Rate};
 pub use pipe::{PipeError, PipePort, Wires};
 pub use tap::{TapError, TapPort};
-pub use xdp::{Mode as XdpMode, XdpDevices, XdpError, XdpOptions, XdpPort};
+pub use xdp::{
+    DeviceClock, Mode as XdpMode, Pair as ClockPair, Stamps, Timing, XdpDevices, XdpError,
+    XdpOptions, XdpPort,
+};
 
 /// Where a received frame starts in its buffer, in bytes. The payload of an
 /// IPv4/TCP segment with timestamps then starts at 130, above the headroom of

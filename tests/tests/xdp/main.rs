@@ -4,6 +4,7 @@
 #![cfg(target_os = "linux")]
 
 mod long;
+mod times;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};

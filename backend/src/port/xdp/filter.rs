@@ -20,7 +20,7 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::program::{Assembler, If, Insn, Label, Reg, Verdict, Width};
+use super::program::{Assembler, Function, If, Insn, Label, Reg, Verdict, Width};
 
 /// Ethernet types, as they stand in a frame.
 const ARP: [u8; 2] = [0x08, 0x06];
@@ -56,7 +56,15 @@ const SEARCH_LEAF: usize = 3;
 /// Of the context that the program is given (`struct xdp_md`).
 const CONTEXT_DATA: i16 = 0;
 const CONTEXT_DATA_END: i16 = 4;
+const CONTEXT_META: i16 = 8;
 const CONTEXT_QUEUE: i16 = 16;
+
+/// `bpf_xdp_adjust_meta`.
+const ADJUST_META: Function = Function::Helper(54);
+/// `bpf_ktime_get_ns`: the monotonic clock.
+pub(super) const MONOTONIC: Function = Function::Helper(5);
+/// Bytes in front of a frame that its time takes.
+pub(super) const TIME_LEN: usize = 8;
 
 /// Which frames are one guest's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,8 +91,16 @@ type Takes = BTreeMap<Option<u32>, Label>;
 /// `otherwise`; what came for a guest on another than its only queue passes, because the
 /// socket of that one is another guest's.
 ///
+/// With `time`, a frame that is handed over has in front of it what that function says of
+/// its arrival, or 0: `bpf_xdp_metadata_rx_timestamp`, or a clock.
+///
 /// Registers: R2 is where the program is in the frame, R3 its end, R6 the context.
-pub(super) fn program(guests: &[Addressee], map: i32, otherwise: Verdict) -> Vec<Insn> {
+pub(super) fn program(
+    guests: &[Addressee],
+    map: i32,
+    otherwise: Verdict,
+    time: Option<Function>,
+) -> Vec<Insn> {
     let mut asm = Assembler::default();
     let (pass, group) = (asm.label(), asm.label());
     let mut takes = Takes::new();
@@ -106,11 +122,48 @@ pub(super) fn program(guests: &[Addressee], map: i32, otherwise: Verdict) -> Vec
         if let Some(queue) = queue {
             asm.jump_if(Reg::R2, If::Differs, queue, pass);
         }
+        if let Some(function) = time {
+            put_time(&mut asm, function);
+            asm.load(Width::U32, Reg::R2, Reg::R6, CONTEXT_QUEUE);
+        }
         asm.exit_to_socket(map, otherwise);
     }
     asm.place(pass);
     asm.exit_with(Verdict::Pass);
     asm.finish()
+}
+
+/// Puts the time of its arrival in front of the frame. Where there is no room for it, the
+/// frame goes on without.
+fn put_time(asm: &mut Assembler, function: Function) {
+    let (without, len) = (asm.label(), TIME_LEN as i32);
+    asm.copy(Reg::R1, Reg::R6);
+    asm.set(Reg::R2, -len);
+    asm.call(ADJUST_META);
+    asm.jump_if(Reg::R0, If::Differs, 0, without);
+    asm.set(Reg::R1, 0);
+    asm.store(Width::U64, Reg::R10, -8, Reg::R1);
+    match function {
+        Function::Helper(_) => {
+            asm.call(function);
+            asm.store(Width::U64, Reg::R10, -8, Reg::R0);
+        }
+        // It writes where it is told to, or nothing.
+        Function::Kernel(_) => {
+            asm.copy(Reg::R1, Reg::R6);
+            asm.copy(Reg::R2, Reg::R10);
+            asm.add(Reg::R2, -8);
+            asm.call(function);
+        }
+    }
+    asm.load(Width::U32, Reg::R2, Reg::R6, CONTEXT_META);
+    asm.load(Width::U32, Reg::R3, Reg::R6, CONTEXT_DATA);
+    asm.copy(Reg::R4, Reg::R2);
+    asm.add(Reg::R4, len);
+    asm.jump_if_above(Reg::R4, Reg::R3, without);
+    asm.load(Width::U64, Reg::R1, Reg::R10, -8);
+    asm.store(Width::U64, Reg::R2, 0, Reg::R1);
+    asm.place(without);
 }
 
 /// By the Ethernet destination: to a guest, to a group, or to neither.

@@ -7,15 +7,17 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 
+use super::btf;
 use super::filter::{self, Addressee};
-use super::program::Verdict;
-use super::shared::{Seat, XdpDevices};
-use super::sys::bpf::{self, LoadError};
+use super::program::{Function, Verdict};
+use super::shared::{Seat, Time, XdpDevices};
+use super::sys::bpf::{self, LoadError, Traits};
 use super::sys::device::Membership;
 use super::sys::netlink::{self, Link};
 use super::sys::socket::{self, FRAME_OFFSET, Queue, Service, Unbound};
 use super::sys::umem::Umem;
-use super::{Mode, XdpError};
+use super::time::Times;
+use super::{Mode, Stamps, XdpError};
 use crate::port::{FRAME_OVERHEAD, Station};
 
 /// Kinds of device whose peers are on this machine, and whose frames may have a
@@ -31,6 +33,10 @@ const SERVICES: [Service; 4] = [
     Service { zero_copy: false, gather: true },
     Service { zero_copy: false, gather: false },
 ];
+
+/// What the kernel says of its types, and its function that says when a frame has arrived.
+const TYPES: &str = "/sys/kernel/btf/vmlinux";
+const TIMESTAMP: &str = "bpf_xdp_metadata_rx_timestamp";
 
 /// Makes a socket, and a program that is attached to nothing.
 pub(super) fn probe() -> Result<(), XdpError> {
@@ -50,7 +56,7 @@ pub(super) fn probe() -> Result<(), XdpError> {
     };
     socket::probe().map_err(|errno| wanted.socket_error("a socket of AF_XDP", errno, 0))?;
     let map = wanted.map(1)?;
-    wanted.load(map.as_fd(), &wanted.addressees([2; 6]), false).map(drop)
+    wanted.load(map.as_fd(), &wanted.addressees([2; 6]), false, None).map(drop)
 }
 
 /// What is wanted of a device.
@@ -86,6 +92,8 @@ pub(super) struct Live {
     pub link: Link,
     /// How the sockets are served.
     pub service: Service,
+    /// Tells the times that frames have in front of them.
+    pub times: Option<Times>,
 }
 
 impl Live {
@@ -179,7 +187,11 @@ impl Wanted {
         }
         let queues = self.queue.map_or(0..link.queues, |queue| queue..queue + 1);
 
-        let seat = self.devices.join(self, &link, self.addressees(own))?;
+        let timing = self.devices.timing(&self.name);
+        let stamps = timing.as_ref().map(|timing| timing.stamps);
+        let seat = self.devices.join(self, &link, self.addressees(own), stamps)?;
+        let timing = timing.filter(|timing| seat.stamps() == Some(timing.stamps));
+        let times = timing.map(|timing| Times::new(timing.clock));
         let membership = self.join(&link, own)?;
         let (service, queues) = self.bind(umem, &link, seat.mode(), queues)?;
         for (id, queue) in &queues {
@@ -187,7 +199,7 @@ impl Wanted {
                 .map_err(self.failed("BPF_MAP_UPDATE_ELEM"))?;
         }
         let queues = queues.into_iter().map(|(_, queue)| queue).collect();
-        Ok(Live { seat, queues, _membership: membership, link, service })
+        Ok(Live { seat, queues, _membership: membership, link, service, times })
     }
 
     /// Makes a map of sockets for so many queues.
@@ -201,9 +213,12 @@ impl Wanted {
         map: BorrowedFd<'_>,
         guests: &[Addressee],
         is_long: bool,
+        time: Option<Time>,
     ) -> Result<OwnedFd, XdpError> {
-        let program = filter::program(guests, map.as_raw_fd(), Verdict::Pass);
-        bpf::load(&program, is_long).map_err(|LoadError::Refused { errno, log }| match errno {
+        let function = time.map(|time| time.function);
+        let program = filter::program(guests, map.as_raw_fd(), Verdict::Pass, function);
+        let traits = Traits { has_pieces: is_long, device: time.and_then(|time| time.device) };
+        bpf::load(&program, traits).map_err(|LoadError::Refused { errno, log }| match errno {
             // A flag that it does not know, before it has looked at the program.
             Errno::INVAL if log.is_empty() && is_long => self.too_long(),
             Errno::PERM | Errno::ACCESS if log.is_empty() => self.failed("BPF_PROG_LOAD")(errno),
@@ -222,6 +237,45 @@ impl Wanted {
             Addressee { mac, shares_mac: own == mac, vlan, v4, v6: v6(station), queue }
         };
         self.stations.iter().map(addressee).collect()
+    }
+
+    /// Attaches a program in the driver that puts their times in front of frames; `None`,
+    /// and it is said why, if that is not to be had.
+    pub(super) fn attach_timed(
+        &self,
+        map: BorrowedFd<'_>,
+        link: &Link,
+        guests: &[Addressee],
+        stamps: Stamps,
+    ) -> Option<(Time, OwnedFd)> {
+        if self.mode == Some(Mode::Generic) {
+            return None;
+        }
+        let timed = || {
+            let (function, device) = match stamps {
+                Stamps::Monotonic => (filter::MONOTONIC, None),
+                Stamps::Device => {
+                    let types = std::fs::read(TYPES).map_err(|error| error.to_string())?;
+                    let number = btf::function(&types, TIMESTAMP);
+                    let number = number.map_err(|error| error.to_string())?;
+                    (Function::Kernel(number), Some(link.index))
+                }
+            };
+            let time = Time { stamps, function, device };
+            let program = self.load(map, guests, self.is_long(), Some(time));
+            let program = program.map_err(|error| match error {
+                XdpError::Program { source, .. } => source.to_string(),
+                error => error.to_string(),
+            })?;
+            let attached = bpf::attach(program.as_fd(), link.index, Mode::Driver);
+            let attached = attached.map_err(|errno| io::Error::from(errno).to_string())?;
+            Ok::<_, String>((time, attached))
+        };
+        let refused = |why| {
+            let device = &self.name;
+            tracing::info!(device, why, "frames have no times of the device's own");
+        };
+        timed().map_err(refused).ok()
     }
 
     pub(super) fn attach(

@@ -27,6 +27,8 @@
 //! - `chain` knows what is there of a frame that comes in several buffers, `cut` makes
 //!   several of it, and `announce` has peers send such;
 //! - `unfilled` finds checksums that were left to a device which has none;
+//! - `time` tells by our clock what a device's has said, and `btf` finds the kernel's
+//!   function that asks it;
 //! - `sys` makes the system calls.
 //!
 //! # Headers
@@ -86,11 +88,20 @@
 //!
 //! # Time
 //!
-//! Arrival is when the worker took the frame. A NIC's own timestamps can be had by a
-//! program that is bound to the device and calls the kernel's `bpf_xdp_metadata_rx_timestamp`;
-//! the number that it gives is the NIC's clock, which is the time since the Unix epoch
-//! only where somebody disciplines it (and then often TAI), and it arrives in memory that
-//! the guest can write. No device at hand gives any. So it is not used.
+//! Arrival is when the worker took the frame, unless the device has told it. Where a device
+//! has a clock (`ethtool -T DEV`), the program is bound to it and asks its driver for the
+//! time of each frame that it hands over (`bpf_xdp_metadata_rx_timestamp`, Linux 6.3), which
+//! it puts in front of the frame. The device's clock counts as it likes, so it is compared
+//! with ours once a second, and what stands there is told by ours, once the two have gone on
+//! together for a second. A frame without a time, or with one that cannot be, has that of
+//! the worker, and is counted (`xdp.rx_time_host`); most devices stamp no frame until they
+//! are told to (`hwstamp_ctl -i DEV -r 1`). The time lies in memory that the guest can
+//! write: it deceives nobody but itself.
+//!
+//! In generic mode, or where the driver, the kernel or its type information (BTF) do not
+//! have it, the program does without. Which it is, is told with the mode when the device is
+//! taken into service (`xdp.device_time`). The kernel takes a program that calls its own
+//! functions only if that may be had under its licence too, so it says so of itself.
 //!
 //! # VLANs
 //!
@@ -109,6 +120,8 @@ mod error;
 
 #[cfg(target_os = "linux")]
 mod announce;
+#[cfg(target_os = "linux")]
+mod btf;
 #[cfg(target_os = "linux")]
 mod chain;
 #[cfg(target_os = "linux")]
@@ -130,6 +143,8 @@ mod shared;
 #[cfg(target_os = "linux")]
 mod sys;
 #[cfg(target_os = "linux")]
+mod time;
+#[cfg(target_os = "linux")]
 mod unfilled;
 #[cfg(target_os = "linux")]
 pub use port::XdpPort;
@@ -140,6 +155,8 @@ pub use shared::XdpDevices;
 mod unsupported;
 #[cfg(not(target_os = "linux"))]
 pub use unsupported::{XdpDevices, XdpPort};
+
+use std::fmt::Debug;
 
 use paste_pmem::Region;
 
@@ -164,6 +181,40 @@ impl Mode {
             Mode::Generic => "generic",
         }
     }
+}
+
+/// Two clocks, read at the same moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pair {
+    /// The device's, in ns from anywhere.
+    pub device_ns: u64,
+    /// The time since the Unix epoch, in ns.
+    pub real_ns: u64,
+}
+
+/// A clock that the times of frames are told by.
+pub trait DeviceClock: Debug + Send {
+    /// Reads it beside ours; `None` if it cannot be read now.
+    fn compare(&mut self) -> Option<Pair>;
+}
+
+/// What says when a frame has arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stamps {
+    /// The device, by its driver (`bpf_xdp_metadata_rx_timestamp`; Linux 6.3).
+    Device,
+    /// The kernel's monotonic clock, when the filter looks at the frame: for trying what
+    /// is made of times where no device gives any.
+    Monotonic,
+}
+
+/// How arrivals are told on one device.
+#[derive(Debug)]
+pub struct Timing {
+    /// By what.
+    pub stamps: Stamps,
+    /// Its clock.
+    pub clock: Box<dyn DeviceClock>,
 }
 
 /// What an operator and a guest want of a device.

@@ -44,6 +44,9 @@ const LOOK_INTERVAL: u64 = 10_000_000;
 /// What left the rings without the kernel saying so is looked for after this long, ns.
 const REAP_INTERVAL: u64 = 1_000_000;
 
+/// So many frames without a time are told an operator.
+const TIMELESS: u64 = 1000;
+
 /// What only this kind of port counts.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counters {
@@ -55,6 +58,9 @@ struct Counters {
     rx_cut: u64,
     /// Of those in several buffers, frames with a wrong checksum, dropped.
     rx_bad_csum: u64,
+    /// Frames whose arrival the device has told, of those that it was to; and the others.
+    rx_time_device: u64,
+    rx_time_host: u64,
     /// Frames whose head and payload were copied together.
     tx_joined: u64,
     /// What the kernel said of its rings that could not be.
@@ -74,6 +80,7 @@ struct Served {
     driver_mode: bool,
     zero_copy: bool,
     gather: bool,
+    device_time: bool,
 }
 
 /// A network device by AF_XDP. The order of the fields is that of taking down: nothing
@@ -117,6 +124,8 @@ pub struct XdpPort {
     /// It was said that checksums come unfilled, and that frames come too long.
     told_unfilled: bool,
     told_oversize: bool,
+    /// It was said that the device tells no times.
+    told_timeless: bool,
     counters: PortCounters,
     more: Counters,
 }
@@ -187,6 +196,7 @@ impl XdpPort {
             now: 0,
             told_unfilled: false,
             told_oversize: false,
+            told_timeless: false,
             counters: PortCounters::default(),
             more: Counters::default(),
             wanted,
@@ -228,6 +238,7 @@ impl XdpPort {
             mode = live.mode().name(),
             zero_copy = live.service.zero_copy,
             gather = live.service.gather,
+            device_time = live.times.is_some(),
             queues = live.queues.len(),
             "the device is served by AF_XDP"
         );
@@ -244,6 +255,7 @@ impl XdpPort {
             driver_mode: live.mode() == Mode::Driver,
             zero_copy: live.service.zero_copy,
             gather: live.service.gather,
+            device_time: live.times.is_some(),
         };
         self.live = Some(live);
         Ok(())
@@ -314,6 +326,15 @@ impl XdpPort {
                 "frames come that are longer than the guest's MTU, and are dropped; if they are \
                  segments that a sender on this machine has joined, `ethtool -K PEER tso off gso \
                  off` for {device}'s peer"
+            );
+        }
+        let Counters { rx_time_device, rx_time_host, .. } = self.more;
+        if rx_time_device == 0 && rx_time_host > TIMELESS && !self.told_timeless {
+            self.told_timeless = true;
+            tracing::info!(
+                device,
+                "the device has told no frame's time yet: `hwstamp_ctl -i {device} -r 1` has it \
+                 do so, and until then arrival is when a frame is taken"
             );
         }
         if self.told_unfilled || self.more.rx_unfilled_taken + self.more.rx_unfilled_refused == 0 {
@@ -552,6 +573,9 @@ impl Port for XdpPort {
                 self.look(pool)?;
             }
             self.receiving.iter_mut().for_each(|queue| queue.level.look());
+            if let Some(times) = self.live.as_mut().and_then(|live| live.times.as_mut()) {
+                self.counters.syscalls += u64::from(times.look(now));
+            }
             self.tell();
         }
         if self.unkicked {
@@ -625,17 +649,21 @@ impl Port for XdpPort {
             rx_unfilled_refused,
             rx_cut,
             rx_bad_csum,
+            rx_time_device,
+            rx_time_host,
             tx_joined,
             ring_errors,
             lost,
             rx_missed,
-            served: Served { queues, driver_mode, zero_copy, gather },
+            served: Served { queues, driver_mode, zero_copy, gather, device_time },
         } = self.more;
         for (name, value) in [
             ("xdp.rx_unfilled_taken", rx_unfilled_taken),
             ("xdp.rx_unfilled_refused", rx_unfilled_refused),
             ("xdp.rx_cut", rx_cut),
             ("xdp.rx_bad_csum", rx_bad_csum),
+            ("xdp.rx_time_device", rx_time_device),
+            ("xdp.rx_time_host", rx_time_host),
             ("xdp.rx_missed", rx_missed + self.live.as_ref().map_or(0, Live::missed)),
             ("xdp.tx_joined", tx_joined),
             ("xdp.ring_errors", ring_errors),
@@ -644,6 +672,7 @@ impl Port for XdpPort {
             ("xdp.driver_mode", driver_mode.into()),
             ("xdp.zero_copy", zero_copy.into()),
             ("xdp.gather", gather.into()),
+            ("xdp.device_time", device_time.into()),
         ] {
             visit(name, value);
         }

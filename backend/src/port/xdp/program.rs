@@ -31,6 +31,8 @@ pub(super) enum Reg {
     R4 = 4,
     R5 = 5,
     R6 = 6,
+    /// The end of the program's own memory; it is not written.
+    R10 = 10,
 }
 
 /// How much a load reads; shorter values are extended with zeros.
@@ -42,6 +44,8 @@ pub(super) enum Width {
     U16 = 0x08,
     /// Four, in the machine's order.
     U32 = 0x00,
+    /// Eight, in the machine's order.
+    U64 = 0x18,
 }
 
 /// A condition on the low 32 bits of a register and a number.
@@ -55,6 +59,15 @@ pub(super) enum If {
     AnyOf = 0x40,
     /// The register's is the larger one, without sign.
     Above = 0x20,
+}
+
+/// A function that a program may call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Function {
+    /// One for programs (`enum bpf_func_id`).
+    Helper(i32),
+    /// One of the kernel's own, by its number among the kernel's types.
+    Kernel(u32),
 }
 
 /// What a program returns for a frame (`enum xdp_action`).
@@ -73,6 +86,7 @@ pub(super) enum Verdict {
 pub(super) struct Label(usize);
 
 const CLASS_LDX: u8 = 0x01;
+const CLASS_STX: u8 = 0x03;
 const CLASS_JMP: u8 = 0x05;
 const CLASS_JMP32: u8 = 0x06;
 const CLASS_ALU64: u8 = 0x07;
@@ -89,6 +103,8 @@ const EXIT: u8 = 0x90;
 const LOAD_64: u8 = 0x18;
 /// In place of the source register: the number is a map's descriptor.
 const PSEUDO_MAP_FD: u8 = 1;
+/// In place of the source register: the number is that of a function of the kernel's own.
+const PSEUDO_KERNEL_FUNCTION: u8 = 2;
 /// `bpf_redirect_map`.
 const REDIRECT_MAP: i32 = 51;
 
@@ -149,6 +165,20 @@ impl Assembler {
         self.push(CLASS_LDX | MODE_MEM | width as u8, dst as u8, src as u8, offset, 0);
     }
 
+    /// `*(dst + offset) = src`
+    pub(super) fn store(&mut self, width: Width, dst: Reg, offset: i16, src: Reg) {
+        self.push(CLASS_STX | MODE_MEM | width as u8, dst as u8, src as u8, offset, 0);
+    }
+
+    /// Calls a function.
+    pub(super) fn call(&mut self, function: Function) {
+        let (src, number) = match function {
+            Function::Helper(number) => (0, number),
+            Function::Kernel(number) => (PSEUDO_KERNEL_FUNCTION, number as i32),
+        };
+        self.push(CLASS_JMP | CALL, 0, src, 0, number);
+    }
+
     /// Goes to `label`.
     pub(super) fn jump(&mut self, label: Label) {
         self.push(CLASS_JMP | JA, 0, 0, 0, 0);
@@ -184,7 +214,7 @@ impl Assembler {
         self.push(LOAD_64, Reg::R1 as u8, PSEUDO_MAP_FD, 0, map);
         self.push(0, 0, 0, 0, 0);
         self.set(Reg::R3, otherwise as i32);
-        self.push(CLASS_JMP | CALL, 0, 0, 0, REDIRECT_MAP);
+        self.call(Function::Helper(REDIRECT_MAP));
         self.exit();
     }
 
@@ -224,23 +254,27 @@ mod tests {
         asm.jump_if(Reg::R5, If::Equal, 8, end);
         asm.jump_if(Reg::R5, If::AnyOf, 1, end);
         asm.jump_if(Reg::R4, If::Above, 9, end);
+        asm.store(Width::U64, Reg::R10, -8, Reg::R1);
+        asm.call(Function::Kernel(0x0102_0304));
         asm.jump(end);
         asm.exit_to_socket(7, Verdict::Pass);
         asm.place(end);
         asm.exit_with(Verdict::Pass);
         let bytes = asm.finish();
-        let expected: [[u8; 8]; 19] = [
+        let expected: [[u8; 8]; 21] = [
             [0xbf, 0x16, 0, 0, 0, 0, 0, 0],
             [0x61, 0x12, 4, 0, 0, 0, 0, 0],
             [0x69, 0x25, 12, 0, 0, 0, 0, 0],
             [0x71, 0x20, 1, 0, 0, 0, 0, 0],
             [0x07, 0x02, 0, 0, 14, 0, 0, 0],
             [0x57, 0x05, 0, 0, 0x0f, 0xff, 0, 0],
-            [0x2d, 0x32, 10, 0, 0, 0, 0, 0],
-            [0x56, 0x05, 9, 0, 1, 0, 0, 0x81],
-            [0x16, 0x05, 8, 0, 8, 0, 0, 0],
-            [0x46, 0x05, 7, 0, 1, 0, 0, 0],
-            [0x26, 0x04, 6, 0, 9, 0, 0, 0],
+            [0x2d, 0x32, 12, 0, 0, 0, 0, 0],
+            [0x56, 0x05, 11, 0, 1, 0, 0, 0x81],
+            [0x16, 0x05, 10, 0, 8, 0, 0, 0],
+            [0x46, 0x05, 9, 0, 1, 0, 0, 0],
+            [0x26, 0x04, 8, 0, 9, 0, 0, 0],
+            [0x7b, 0x1a, 0xf8, 0xff, 0, 0, 0, 0],
+            [0x85, 0x20, 0, 0, 4, 3, 2, 1],
             [0x05, 0, 5, 0, 0, 0, 0, 0],
             [0x18, 0x11, 0, 0, 7, 0, 0, 0],
             [0; 8],

@@ -9,18 +9,24 @@
 //! for a frame.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::filter::Addressee;
 use super::live::Wanted;
+use super::program::Function;
 use super::sys::bpf;
 use super::sys::netlink::Link;
-use super::{Mode, XdpError};
+use super::sys::ptp::PtpClock;
+use super::{Mode, Stamps, Timing, XdpError};
 
 /// The devices that ports of this process are on. Clones are the same.
-#[derive(Clone, Debug, Default)]
-pub struct XdpDevices(Arc<Mutex<HashMap<u32, Weak<Device>>>>);
+#[derive(Clone, Debug)]
+pub struct XdpDevices {
+    known: Arc<Mutex<HashMap<u32, Weak<Device>>>>,
+    timing: fn(&str) -> Option<Timing>,
+}
 
 /// A device with a program. With the last port, it goes.
 #[derive(Debug)]
@@ -28,6 +34,8 @@ struct Device {
     attached: OwnedFd,
     map: OwnedFd,
     mode: Mode,
+    /// What puts a frame's time in front of it.
+    time: Option<Time>,
     /// Ports by their queue, or by all.
     ports: Mutex<BTreeMap<Option<u32>, Guests>>,
 }
@@ -47,7 +55,47 @@ pub(super) struct Seat {
     queue: Option<u32>,
 }
 
+/// A function that says when a frame has arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Time {
+    /// What it tells.
+    pub stamps: Stamps,
+    /// The function.
+    pub function: Function,
+    /// The device whose driver it is of.
+    pub device: Option<u32>,
+}
+
+impl Default for XdpDevices {
+    /// Arrival is told by the devices' own clocks, where they have any.
+    fn default() -> XdpDevices {
+        XdpDevices::timed_by(|device| {
+            let clock = PtpClock::of(device).unwrap_or_else(|errno| {
+                let error = io::Error::from(errno);
+                tracing::info!(
+                    device,
+                    %error,
+                    "the device's clock cannot be opened, as root can; arrival is when a frame \
+                     is taken"
+                );
+                None
+            })?;
+            Some(Timing { stamps: Stamps::Device, clock: Box::new(clock) })
+        })
+    }
+}
+
 impl XdpDevices {
+    /// Likewise, by what this gives for the name of a device.
+    pub fn timed_by(timing: fn(&str) -> Option<Timing>) -> XdpDevices {
+        XdpDevices { known: Arc::default(), timing }
+    }
+
+    /// How arrivals are told on a device, if it is in service so.
+    pub(super) fn timing(&self, device: &str) -> Option<Timing> {
+        (self.timing)(device)
+    }
+
     /// Adds a port's guests to the program of a device, or attaches the first one.
     ///
     /// # Errors
@@ -57,9 +105,10 @@ impl XdpDevices {
         wanted: &Wanted,
         link: &Link,
         own: Vec<Addressee>,
+        stamps: Option<Stamps>,
     ) -> Result<Seat, XdpError> {
         let queue = wanted.queue;
-        let mut devices = lock(&self.0);
+        let mut devices = lock(&self.known);
         devices.retain(|_, device| device.strong_count() > 0);
         if let Some(device) = devices.get(&link.index).and_then(Weak::upgrade) {
             if let Some(mode) = wanted.mode.filter(|&mode| mode != device.mode) {
@@ -72,10 +121,17 @@ impl XdpDevices {
         }
         let map = wanted.map(link.queues)?;
         let is_long = wanted.is_long();
-        let program = wanted.load(map.as_fd(), &own, is_long)?;
-        let (attached, mode) = wanted.attach(&program, link)?;
+        let timed = stamps.and_then(|stamps| wanted.attach_timed(map.as_fd(), link, &own, stamps));
+        let (time, attached, mode) = match timed {
+            Some((time, attached)) => (Some(time), attached, Mode::Driver),
+            None => {
+                let program = wanted.load(map.as_fd(), &own, is_long, None)?;
+                let (attached, mode) = wanted.attach(&program, link)?;
+                (None, attached, mode)
+            }
+        };
         let ports = Mutex::new(BTreeMap::from([(queue, Guests { all: own, is_long })]));
-        let device = Arc::new(Device { attached, map, mode, ports });
+        let device = Arc::new(Device { attached, map, mode, time, ports });
         devices.insert(link.index, Arc::downgrade(&device));
         Ok(Seat { device, queue })
     }
@@ -94,7 +150,7 @@ impl Device {
         with.insert(queue, Guests { all: own, is_long: wanted.is_long() });
         let all: Vec<_> = with.values().flat_map(|guests| &guests.all).cloned().collect();
         let is_long = with.values().any(|guests| guests.is_long);
-        let program = wanted.load(self.map.as_fd(), &all, is_long)?;
+        let program = wanted.load(self.map.as_fd(), &all, is_long, self.time)?;
         bpf::replace(self.attached.as_fd(), program.as_fd())
             .map_err(wanted.failed("BPF_LINK_UPDATE"))?;
         *ports = with;
@@ -114,6 +170,11 @@ impl Seat {
     /// The map of sockets, by queue.
     pub(super) fn map(&self) -> BorrowedFd<'_> {
         self.device.map.as_fd()
+    }
+
+    /// What the times are that frames have in front of them, if they have.
+    pub(super) fn stamps(&self) -> Option<Stamps> {
+        self.device.time.map(|time| time.stamps)
     }
 
     /// How the program is attached.

@@ -80,10 +80,12 @@ fn judge_all(guests: &[Addressee], frames: &[(&str, Vec<u8>, bool)]) {
         }
         map => map.unwrap(),
     };
-    let program = program(guests, map.as_raw_fd(), Verdict::Bounce);
-    let loaded = bpf::load(&program, false).unwrap_or_else(|LoadError::Refused { errno, log }| {
-        panic!("{errno}: {log}");
-    });
+    let program = program(guests, map.as_raw_fd(), Verdict::Bounce, None);
+    let loaded = bpf::load(&program, bpf::Traits::default()).unwrap_or_else(
+        |LoadError::Refused { errno, log }| {
+            panic!("{errno}: {log}");
+        },
+    );
     for (what, frame, taken) in frames {
         // The kernel takes no shorter frame than a header.
         let shortest = if frame[0] & 1 == 0 { frame.len() } else { 14 };

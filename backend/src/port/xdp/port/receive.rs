@@ -7,8 +7,10 @@ use rustix::net::xdp::{XdpDesc, XdpDescOptions};
 use super::super::super::{ETHERNET_LEN, Now, PortCounters, Received, RxBatch};
 use super::super::chain::{Chain, Piece};
 use super::super::cut::{Arrival, Cutter, Refused};
+use super::super::filter::TIME_LEN;
 use super::super::level::Level;
 use super::super::sys::rings::Insane;
+use super::super::time::Times;
 use super::super::unfilled;
 use super::{Counters, XdpPort};
 
@@ -19,14 +21,15 @@ pub(super) struct Receiving {
     filling: u32,
     /// How many it is to have.
     pub(super) level: Level,
-    /// A frame of several buffers that is not all there.
+    /// A frame of several buffers that is not all there, and when it arrived.
     chain: Chain,
+    time: u64,
 }
 
 impl Receiving {
     /// Of a queue that is given buffers up to this level.
     pub(super) fn new(level: Level) -> Receiving {
-        Receiving { filling: 0, level, chain: Chain::new() }
+        Receiving { filling: 0, level, chain: Chain::new(), time: 0 }
     }
 
     /// Nothing more comes: what is there of a frame goes to `spare`.
@@ -108,7 +111,7 @@ impl XdpPort {
             live, receiving, ledger, umem, spare, counters, more, cutter, frame_max, ..
         } = self;
         let Some(live) = live else { return Ok(0) };
-        let is_local = live.is_local();
+        let (is_local, times) = (live.is_local(), live.times.as_ref());
         let (queue, state) = (&mut live.queues[index], &mut receiving[index]);
         let waiting = queue.rx.available()?;
         state.level.saw(waiting);
@@ -120,7 +123,6 @@ impl XdpPort {
         }
         let buffers = pool.buffers();
         let (shift, size) = (buffers.size().trailing_zeros(), buffers.size() as u64);
-        let arrival = Arrival { is_local, time: now.real_ns };
         let mut received = 0;
         for ahead in 0..available {
             let XdpDesc { addr, len, options } = queue.rx.read(ahead);
@@ -133,10 +135,19 @@ impl XdpPort {
                 continue;
             };
             state.filling -= 1;
-            if continues || state.chain.is_open() {
+            let is_first = !state.chain.is_open();
+            let mut time = now.real_ns;
+            if let Some(times) = times.filter(|_| is_first) {
+                time = tell_time(buffers, buf, offset, times, now, more);
+            }
+            if continues || !is_first {
                 // One that cannot be has no length, and so no frame.
                 let len = if len > size - offset { 0 } else { len as u16 };
                 let piece = Piece { buf, offset: offset as u16, len };
+                if is_first {
+                    state.time = time;
+                }
+                let arrival = Arrival { is_local, time: state.time };
                 let (counters, more) = (&mut *counters, &mut *more);
                 if !live.service.zero_copy {
                     counters.rx_bytes_copied += u64::from(len);
@@ -157,7 +168,7 @@ impl XdpPort {
                     offset: offset as u16,
                     len: len as u16,
                     csum: RxCsum::Unknown,
-                    time: now.real_ns,
+                    time,
                 };
                 let partial = judge_csum(&frame, pool, is_local, more);
                 if partial.is_some() {
@@ -229,6 +240,27 @@ impl XdpPort {
         self.first = (self.first + 1) % count.max(1);
         Ok(received)
     }
+}
+
+/// When a frame has arrived that begins at `offset` of a buffer, by what stands in front of
+/// it, or when it was taken, ns since the Unix epoch.
+fn tell_time(
+    buffers: &Buffers,
+    buf: u32,
+    offset: u64,
+    times: &Times,
+    now: Now,
+    more: &mut Counters,
+) -> u64 {
+    let mut time = [0; TIME_LEN];
+    let at = (offset as usize).checked_sub(TIME_LEN);
+    let read = at.and_then(|at| buffers.read(buf, at, &mut time).ok());
+    let time = read.and_then(|()| times.real(u64::from_ne_bytes(time), now));
+    match time {
+        Some(_) => more.rx_time_device += 1,
+        None => more.rx_time_host += 1,
+    }
+    time.unwrap_or(now.real_ns)
 }
 
 /// Judges the checksum of a frame that arrived: where it is, if its sender left it

@@ -29,6 +29,8 @@ const ATTACH_XDP: u32 = 37;
 
 /// `BPF_F_XDP_HAS_FRAGS`.
 const XDP_HAS_FRAGS: u32 = 1 << 5;
+/// `BPF_F_XDP_DEV_BOUND_ONLY`.
+const XDP_DEV_BOUND_ONLY: u32 = 1 << 6;
 
 /// Bytes of the verifier's log that are kept: its end, with the reason, may be cut off
 /// in a longer one, but a program of this size does not make one.
@@ -113,9 +115,17 @@ pub(in super::super) enum LoadError {
     },
 }
 
-/// Loads an XDP program; with `has_pieces`, one that is shown frames which lie in several
-/// places, of which it sees the first.
-pub(in super::super) fn load(program: &[Insn], has_pieces: bool) -> Result<OwnedFd, LoadError> {
+/// Of what kind a program is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in super::super) struct Traits {
+    /// It is shown frames that lie in several places, of which it sees the first.
+    pub has_pieces: bool,
+    /// It is for the driver of this device alone, whose functions it calls.
+    pub device: Option<u32>,
+}
+
+/// Loads an XDP program.
+pub(in super::super) fn load(program: &[Insn], traits: Traits) -> Result<OwnedFd, LoadError> {
     #[derive(IntoBytes, Immutable)]
     #[repr(C)]
     struct Attr {
@@ -129,19 +139,27 @@ pub(in super::super) fn load(program: &[Insn], has_pieces: bool) -> Result<Owned
         kern_version: u32,
         prog_flags: u32,
         prog_name: [u8; 16],
+        prog_ifindex: u32,
+        expected_attach_type: u32,
     }
+    // The kernel's own functions are for programs that may be had under its own terms.
+    let license = if traits.device.is_some() { c"Dual BSD/GPL" } else { c"BSD" };
+    let mut flags = if traits.has_pieces { XDP_HAS_FRAGS } else { 0 };
+    flags |= if traits.device.is_some() { XDP_DEV_BOUND_ONLY } else { 0 };
     let load = |log: &mut [u8]| {
         let attr = Attr {
             prog_type: PROG_TYPE_XDP,
             insn_cnt: program.len() as u32,
             insns: program.as_ptr().addr() as u64,
-            license: c"BSD".as_ptr().addr() as u64,
+            license: license.as_ptr().addr() as u64,
             log_level: u32::from(!log.is_empty()),
             log_size: log.len() as u32,
             log_buf: if log.is_empty() { 0 } else { log.as_mut_ptr().addr() as u64 },
             kern_version: 0,
-            prog_flags: if has_pieces { XDP_HAS_FRAGS } else { 0 },
+            prog_flags: flags,
             prog_name: NAME,
+            prog_ifindex: traits.device.unwrap_or(0),
+            expected_attach_type: 0,
         };
         // SAFETY: `insns` are `insn_cnt` instructions of 8 bytes and `license` ends
         // with a zero; both are only read. `log` is an exclusive borrow of as many

@@ -7,6 +7,7 @@ pub(super) mod bpf;
 pub(super) mod device;
 pub(super) mod netlink;
 mod option;
+pub(super) mod ptp;
 pub(super) mod rings;
 pub(super) mod socket;
 pub(super) mod umem;
