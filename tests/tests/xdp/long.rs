@@ -134,6 +134,32 @@ fn a_long_packet_with_a_wrong_checksum_is_dropped() {
     stats.assert_no_buffer_missing(&guest);
 }
 
+#[test]
+fn what_finds_too_few_buffers_is_lost_whole() {
+    require!(NEEDS[0], NEEDS[1], NEEDS[4], NEEDS[5]);
+    let (net, guest) = (net(1), guest("xdp:nic0", MTU));
+    let backend = Backend::start(&net.host, std::slice::from_ref(&guest));
+    // For the guest's kernel, so that the stack waits for no fragment of any.
+    net.far.ip(&format!("neigh add {KERNEL} lladdr {} dev eth0 nud permanent", guest.mac));
+    backend.process.hold();
+    let sent = 2000;
+    net.far.run(|| {
+        let socket = UdpSocket::bind(("0.0.0.0", 0)).expect("a socket");
+        for _ in 0..sent {
+            socket.send_to(&[7; 8000], (KERNEL, 9)).expect("it leaves");
+        }
+    });
+    backend.process.go_on();
+    wait::until("the guest answers", || net.ping(guest.ip()).then_some(()));
+    let stats = backend.stop();
+    let count = |name| stats.get(&guest, name);
+    let (cut, missed) = (count("port.xdp.rx_cut"), count("port.xdp.rx_missed"));
+    assert!(cut > 0 && missed > 0, "{cut} and {missed}");
+    assert_eq!(cut + missed, sent);
+    assert_eq!((count("port.xdp.ring_errors"), count("port.drops.rx_oversize")), (0, 0));
+    stats.assert_no_buffer_missing(&guest);
+}
+
 /// Carries frames between a guest's device and its kernel, whose end of it is a TAP device.
 fn carry(guest: &mut RawGuest, tap: &Tap, ends: &AtomicBool) {
     let mut frame = vec![0; 4096];
