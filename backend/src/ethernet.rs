@@ -18,9 +18,8 @@ pub const IPV6: u16 = 0x86dd;
 /// A frame behind its addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Link<'a> {
-    /// The VLAN that it is on. A tag whose identifier is zero is a priority without a
-    /// VLAN (IEEE 802.1Q section 9.6).
-    pub vlan: Option<u16>,
+    /// The VLAN that it is on, or zero.
+    identifier: u16,
     /// What the packet is. A second tag is none of ours, and stays [`VLAN`].
     pub ethertype: u16,
     /// What is behind the header.
@@ -34,12 +33,19 @@ impl<'a> Link<'a> {
         let (header, packet) = frame.split_first_chunk::<LEN>()?;
         let ethertype = u16::from_be_bytes([header[12], header[13]]);
         if ethertype != VLAN {
-            return Some(Link { vlan: None, ethertype, packet });
+            return Some(Link { identifier: 0, ethertype, packet });
         }
         let (tag, packet) = packet.split_first_chunk::<TAG_LEN>()?;
-        let vlan = u16::from_be_bytes([tag[0], tag[1]]) & 0xfff;
+        let identifier = u16::from_be_bytes([tag[0], tag[1]]) & 0xfff;
         let ethertype = u16::from_be_bytes([tag[2], tag[3]]);
-        Some(Link { vlan: (vlan != 0).then_some(vlan), ethertype, packet })
+        Some(Link { identifier, ethertype, packet })
+    }
+
+    /// The VLAN that it is on. A tag whose identifier is zero is a priority without a
+    /// VLAN (IEEE 802.1Q section 9.6).
+    #[inline]
+    pub fn vlan(&self) -> Option<u16> {
+        (self.identifier != 0).then_some(self.identifier)
     }
 }
 
@@ -69,12 +75,13 @@ mod tests {
             (&[0xe000], None),
         ] {
             let frame = frame(tags, IPV6);
-            let read = Link { vlan, ethertype: IPV6, packet: b"payload" };
-            assert_eq!(Link::read(&frame), Some(read), "{tags:x?}");
+            let link = Link::read(&frame).unwrap();
+            let read = (link.vlan(), link.ethertype, link.packet);
+            assert_eq!(read, (vlan, IPV6, &b"payload"[..]), "{tags:x?}");
         }
         let twice = frame(&[7, 8], IPV4);
         assert_eq!(
-            Link::read(&twice).map(|link| (link.vlan, link.ethertype)),
+            Link::read(&twice).map(|link| (link.vlan(), link.ethertype)),
             Some((Some(7), VLAN))
         );
     }

@@ -85,14 +85,14 @@ impl Choice {
     }
 
     fn judge(&self, frame: &[u8]) -> Option<Lanes> {
-        let Link { vlan, ethertype, packet } = Link::read(frame)?;
-        if vlan != self.vlan {
+        let link = Link::read(frame)?;
+        if link.vlan() != self.vlan {
             return None;
         }
-        match ethertype {
-            ethernet::ARP => arp(packet),
-            ethernet::IPV4 => self.ipv4(packet),
-            ethernet::IPV6 => self.ipv6(packet),
+        match link.ethertype {
+            ethernet::ARP => arp(link.packet),
+            ethernet::IPV4 => self.ipv4(link.packet),
+            ethernet::IPV6 => self.ipv6(link.packet),
             _ => None,
         }
     }

@@ -55,18 +55,17 @@ impl Table {
 
     /// Judges the first [`HEADER_LEN`] bytes of a frame, or all of a shorter one.
     pub(super) fn route(&self, frame: &[u8]) -> Route {
-        let Some((Link { vlan, ethertype, packet }, mac)) =
-            Link::read(frame).zip(frame.first_chunk::<6>())
-        else {
+        let Some((link, mac)) = Link::read(frame).zip(frame.first_chunk::<6>()) else {
             return Route::Elsewhere;
         };
+        let vlan = link.vlan();
         if mac[0] & 1 == 0 {
             let found = self.macs.get(mac).filter(|&&guest| self.is_on(guest, vlan));
             return found.map_or(Route::Elsewhere, |&guest| Route::Guest(guest));
         }
-        let asked = match ethertype {
-            ethernet::ARP => arp_target(packet),
-            ethernet::IPV6 => solicited(packet),
+        let asked = match link.ethertype {
+            ethernet::ARP => arp_target(link.packet),
+            ethernet::IPV6 => solicited(link.packet),
             _ => None,
         };
         match asked.and_then(|address| self.addresses.get(&(vlan, address))) {

@@ -142,14 +142,15 @@ impl Sources {
         if header[6..12] != self.mac {
             return Err(Spoof::Mac);
         }
-        let Link { vlan, ethertype, packet: rest } = Link::read(frame).ok_or(Spoof::Unknown)?;
+        let link = Link::read(frame).ok_or(Spoof::Unknown)?;
+        let vlan = link.vlan();
         if vlan.is_some() && vlan != self.vlan {
             return Err(Spoof::Vlan);
         }
-        match ethertype {
-            ethernet::ARP => self.arp(rest),
-            ethernet::IPV4 => self.ipv4(rest),
-            ethernet::IPV6 => self.ipv6(rest),
+        match link.ethertype {
+            ethernet::ARP => self.arp(link.packet),
+            ethernet::IPV4 => self.ipv4(link.packet),
+            ethernet::IPV6 => self.ipv6(link.packet),
             ethernet::VLAN => Err(Spoof::Vlan),
             _ => Err(Spoof::Unknown),
         }

@@ -119,7 +119,7 @@ pub(super) fn shown(frame: &[u8], vlan: Option<u16>) -> Option<IpAddr> {
 /// What is behind the Ethernet header, of a frame on this VLAN.
 fn link(frame: &[u8], vlan: Option<u16>) -> Option<(u16, &[u8])> {
     let link = Link::read(frame)?;
-    (link.vlan == vlan).then_some((link.ethertype, link.packet))
+    (link.vlan() == vlan).then_some((link.ethertype, link.packet))
 }
 
 fn v4(bytes: &[u8], at: usize) -> Option<Ipv4Addr> {
