@@ -72,6 +72,15 @@ impl Buffers {
         Ok(self.start + ((buf as usize) << self.size_shift) + offset)
     }
 
+    /// Says that the bytes at `offset` of a buffer are about to be read. Nothing happens for
+    /// what is in no buffer.
+    #[inline]
+    pub fn prefetch(&self, buf: u32, offset: usize) {
+        if let Ok(at) = self.locate(buf, offset, 1) {
+            self.mapping.prefetch(at, false);
+        }
+    }
+
     /// Copies bytes out of a buffer.
     ///
     /// # Errors
