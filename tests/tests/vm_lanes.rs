@@ -52,6 +52,8 @@ impl Scene {
             let output = wait::until("iperf3 runs", || {
                 let mut command = self.net.command("timeout");
                 command.args(["120", "iperf3", "-J", "-P", "8", "-n", "8M", "-c", OWN]).args(more);
+                // It ends when so much was queued: with large buffers, hardly any has come.
+                command.args(["-w", "128K"]);
                 let output = command.output().expect("iperf3 runs");
                 output.status.success().then_some(output)
             });
