@@ -58,6 +58,7 @@
 //! | `medium` | the region as persistent structures store in it, and what of it waits to be durable |
 //! | `memory` | the mapping of the region; the one place that lends its bytes |
 //! | `transport` | how frames reach the host |
+//! | `transport::machine` | what Linux alone has for an application in a virtual machine: the one place where systems differ |
 //! | `sys` | the operating system |
 //! | `channel` | all of the above, for the application |
 //! | [`log`] | a write-ahead log on a channel, and the buffers that it names |

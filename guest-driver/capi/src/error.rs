@@ -51,6 +51,7 @@ impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Failure {
         let code = match &error {
             OpenError::Transport(error) if is_misnamed(error) => PASTE_EINVAL,
+            OpenError::Transport(TransportError::LinuxAlone(_)) => PASTE_ENOTSUP,
             OpenError::Transport(_) | OpenError::Lost(_) => PASTE_ELOST,
             OpenError::Channel(_) | OpenError::FrameSize(_) => PASTE_EINVAL,
             OpenError::Refused(_) => PASTE_EREFUSED,
@@ -196,6 +197,14 @@ mod tests {
         assert_eq!(guard(|| Err(Failure::new(PASTE_EINVAL, "cut\0off"))), PASTE_EINVAL);
         assert_eq!(said(), "cut");
         std::thread::spawn(|| assert_eq!(said(), "")).join().unwrap();
+    }
+
+    #[test]
+    fn what_this_system_has_not_is_no_loss() {
+        let error = OpenError::from(TransportError::LinuxAlone("vtnet0".to_owned()));
+        let Failure { code, message } = error.into();
+        assert_eq!(code, PASTE_ENOTSUP);
+        assert!(message.contains("vtnet0: a network device serves applications on Linux alone"));
     }
 
     #[test]

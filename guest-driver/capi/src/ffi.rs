@@ -12,7 +12,6 @@ use std::time::Duration;
 use paste_abi::{Flow, Reason};
 use paste_guest::{Endpoint, Timeout};
 
-use crate::endpoint;
 use crate::error::{self, Failure, PASTE_EINVAL, PASTE_OK, guard};
 use crate::port::{Port, Wanted};
 use crate::types::{paste_buf, paste_options, paste_port, paste_ring};
@@ -118,8 +117,11 @@ pub unsafe extern "C" fn paste_open_device(
     options: *const paste_options,
     port: *mut *mut paste_port,
 ) -> i32 {
-    // SAFETY: the caller's promises.
-    let endpoint = || unsafe { in_machine(interface, "interface", region, endpoint::device) };
+    let endpoint = || {
+        // SAFETY: the caller's promises.
+        let (interface, region) = unsafe { in_machine(interface, "interface", region) }?;
+        Ok(Endpoint::Packet { interface, region })
+    };
     // SAFETY: the caller's promises are the ones asked for.
     unsafe { open(endpoint, options, port) }
 }
@@ -138,13 +140,16 @@ pub unsafe extern "C" fn paste_open_pci(
     options: *const paste_options,
     port: *mut *mut paste_port,
 ) -> i32 {
-    // SAFETY: the caller's promises.
-    let endpoint = || unsafe { in_machine(address, "address", region, endpoint::pci) };
+    let endpoint = || {
+        // SAFETY: the caller's promises.
+        let (address, region) = unsafe { in_machine(address, "address", region) }?;
+        Ok(Endpoint::VirtioPci { address, region })
+    };
     // SAFETY: the caller's promises are the ones asked for.
     unsafe { open(endpoint, options, port) }
 }
 
-/// Where the host is for a virtual machine: by what is named, and the region if it has one.
+/// What a virtual machine has: the device that is named, and the region if it has one.
 ///
 /// # Safety
 /// Both texts are null, or end with a zero.
@@ -152,16 +157,15 @@ unsafe fn in_machine(
     named: *const c_char,
     what: &str,
     region: *const c_char,
-    endpoint: fn(&str, Option<&str>) -> Result<Endpoint, Failure>,
-) -> Result<Endpoint, Failure> {
+) -> Result<(String, Option<PathBuf>), Failure> {
     // SAFETY: the caller's promise.
     let named = unsafe { text(named, what) }?;
     let region = match region.is_null() {
         true => None,
         // SAFETY: likewise.
-        false => Some(unsafe { text(region, "region") }?),
+        false => Some(PathBuf::from(unsafe { text(region, "region") }?)),
     };
-    endpoint(named, region)
+    Ok((named.to_owned(), region))
 }
 
 /// Ends the conversation in good order and frees the port, whatever it returns. The ring

@@ -11,7 +11,6 @@
 //! | `ring` | the slots, and whose they are |
 //! | `port` | a channel behind a ring, its stored buffers and its log |
 //! | `error` | codes, messages, and that no panic gets out |
-//! | `endpoint` | where the host can be |
 //! | `ffi` | the functions of the header, and pointers from C |
 //! | `ffi_durable` | likewise, of those for durable data |
 //!
@@ -19,7 +18,6 @@
 
 #![deny(unsafe_code)]
 
-mod endpoint;
 mod error;
 mod ffi;
 mod ffi_durable;

@@ -61,17 +61,12 @@ impl Arguments {
     fn endpoint(&self) -> Result<Endpoint, Box<dyn Error>> {
         let [socket, interface, device, region] =
             ["socket", "interface", "device", "region"].map(|name| self.0.get(name));
-        #[cfg(target_os = "linux")]
         let inline = self.0.contains_key("inline");
         match (socket, interface, device, region) {
             (Some(socket), None, None, None) => Ok(Endpoint::vhost_user(socket)),
-            #[cfg(target_os = "linux")]
             (None, Some(name), None, Some(region)) => Ok(Endpoint::packet(name, region)),
-            #[cfg(target_os = "linux")]
             (None, Some(name), None, None) if inline => Ok(Endpoint::packet_inline(name)),
-            #[cfg(target_os = "linux")]
             (None, None, Some(at), Some(region)) => Ok(Endpoint::virtio_pci(at, region)),
-            #[cfg(target_os = "linux")]
             (None, None, Some(at), None) if inline => Ok(Endpoint::virtio_pci_inline(at)),
             _ => Err("give --socket PATH, or --interface NAME or --device ADDRESS, and with \
                       those --region DEVICE or --inline"

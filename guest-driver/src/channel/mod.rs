@@ -26,12 +26,8 @@ use crate::event::{Event, LostCause};
 use crate::medium::RegionMedium;
 use crate::memory::Memory;
 use crate::sys;
-#[cfg(target_os = "linux")]
-use crate::transport::packet::PacketSocket;
 use crate::transport::vhost_user::VhostUser;
-#[cfg(target_os = "linux")]
-use crate::transport::virtio_pci::VirtioPci;
-use crate::transport::{Timeout, Transport, TransportError};
+use crate::transport::{Timeout, Transport, TransportError, machine};
 
 pub use options::{Batch, Endpoint, Options, SendOptions, Stats};
 
@@ -102,14 +98,11 @@ impl Channel {
         let frame_size = options.frame_size;
         let transport: Box<dyn Transport> = match endpoint {
             Endpoint::VhostUser(path) => Box::new(VhostUser::connect(path, frame_size)?),
-            #[cfg(target_os = "linux")]
             Endpoint::Packet { interface, region } => {
-                let (region, channel) = (region.as_deref(), options.channel);
-                Box::new(PacketSocket::open(interface, region, channel, frame_size)?)
+                machine::packet(interface, region.as_deref(), options.channel, frame_size)?
             }
-            #[cfg(target_os = "linux")]
             Endpoint::VirtioPci { address, region } => {
-                Box::new(VirtioPci::open(address, region.as_deref(), frame_size)?)
+                machine::virtio_pci(address, region.as_deref(), frame_size)?
             }
         };
         Channel::open_on(transport, options)

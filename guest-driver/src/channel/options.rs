@@ -13,8 +13,8 @@ pub enum Endpoint {
     /// The Unix socket of a vhost-user backend: this process is the guest.
     VhostUser(PathBuf),
     /// A network device of this virtual machine: this process is an application
-    /// beside the kernel's driver.
-    #[cfg(target_os = "linux")]
+    /// beside the kernel's driver. Linux alone opens it
+    /// ([`TransportError::LinuxAlone`](crate::TransportError::LinuxAlone)).
     Packet {
         /// Name of the network device, such as `eth0`. It is up.
         interface: String,
@@ -25,8 +25,7 @@ pub enum Endpoint {
     },
     /// A virtio-net device of this virtual machine that its kernel has given away, bound to
     /// `uio_pci_generic`: this process drives it, and alone. It takes root, and one huge
-    /// page of 2 MiB.
-    #[cfg(target_os = "linux")]
+    /// page of 2 MiB. Likewise, Linux alone opens it.
     VirtioPci {
         /// Where the device is on the PCI bus, such as `0000:00:05.0`.
         address: String,
@@ -43,7 +42,6 @@ impl Endpoint {
 
     /// The backend behind the network device `interface`, with the region that the
     /// kernel shows at `region`: see [`Endpoint::Packet`].
-    #[cfg(target_os = "linux")]
     pub fn packet(interface: impl Into<String>, region: impl Into<PathBuf>) -> Endpoint {
         Endpoint::Packet { interface: interface.into(), region: Some(region.into()) }
     }
@@ -52,7 +50,6 @@ impl Endpoint {
     pub(super) fn is_inline(&self) -> bool {
         match self {
             Endpoint::VhostUser(_) => false,
-            #[cfg(target_os = "linux")]
             Endpoint::Packet { region, .. } | Endpoint::VirtioPci { region, .. } => {
                 region.is_none()
             }
@@ -61,21 +58,18 @@ impl Endpoint {
 
     /// The backend behind the network device `interface`, on a machine that does not show
     /// the region.
-    #[cfg(target_os = "linux")]
     pub fn packet_inline(interface: impl Into<String>) -> Endpoint {
         Endpoint::Packet { interface: interface.into(), region: None }
     }
 
     /// The backend behind the virtio-net device at this PCI address, with the region that
     /// the kernel shows at `region`: see [`Endpoint::VirtioPci`].
-    #[cfg(target_os = "linux")]
     pub fn virtio_pci(address: impl Into<String>, region: impl Into<PathBuf>) -> Endpoint {
         Endpoint::VirtioPci { address: address.into(), region: Some(region.into()) }
     }
 
     /// The backend behind the virtio-net device at this PCI address, on a machine that does
     /// not show the region.
-    #[cfg(target_os = "linux")]
     pub fn virtio_pci_inline(address: impl Into<String>) -> Endpoint {
         Endpoint::VirtioPci { address: address.into(), region: None }
     }

@@ -1,15 +1,9 @@
-//! What the operating system must provide: shared memory,
-//! notifiers, waiting, and a monotonic clock. The only place that names a
+//! What the operating system must provide: shared memory, notifiers, waiting, and a
+//! monotonic clock, which Linux and FreeBSD have by the same calls. What one system alone
+//! has for a transport stands with that, in `transport::machine`; no other place names a
 //! system's own calls.
 
 pub(crate) use paste_pmem::Mapping;
 
-#[cfg(target_os = "linux")]
-pub(crate) mod packet;
-#[cfg(target_os = "linux")]
-pub(crate) mod pci;
-
-#[cfg(any(target_os = "linux", target_os = "freebsd"))]
 mod unix;
-#[cfg(any(target_os = "linux", target_os = "freebsd"))]
 pub(crate) use unix::*;

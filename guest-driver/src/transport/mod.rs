@@ -6,14 +6,9 @@
 
 #[cfg(test)]
 pub(crate) mod loopback;
-#[cfg(target_os = "linux")]
-pub(crate) mod packet;
+pub(crate) mod machine;
 mod pci_error;
-#[cfg(target_os = "linux")]
-mod region;
 pub(crate) mod vhost_user;
-#[cfg(target_os = "linux")]
-pub(crate) mod virtio_pci;
 mod virtqueue;
 
 use std::time::Duration;
@@ -103,6 +98,10 @@ pub enum TransportError {
         #[source]
         error: PciError,
     },
+    /// This operating system has nothing by which an application could use the device that
+    /// was named.
+    #[error("{0}: a network device serves applications on Linux alone")]
+    LinuxAlone(String),
     /// This processor cannot make stores durable as the region asks for.
     #[error(transparent)]
     Domain(#[from] paste_pmem::DomainError),

@@ -2,8 +2,8 @@
 //! configuration space (VIRTIO 1.2 section 4.1.4; PCI 3.0 section 6.7). They say anything
 //! that the device wants; what is found here lies in memory that the device has.
 
-use crate::sys::pci::CONFIG_LEN;
 use crate::transport::PciError;
+use crate::transport::machine::linux::sys::pci::CONFIG_LEN;
 
 /// The status register, and the bit that says that there is a list.
 const STATUS: usize = 0x06;

@@ -25,8 +25,8 @@ use std::sync::Arc;
 use paste_abi::superblock::HOST_HEAD_LEN;
 use paste_pmem::{MapError, RegionMedium};
 
-use super::TransportError;
 use crate::sys::Mapping;
+use crate::transport::TransportError;
 
 /// Vendor and device of an ivshmem device, as sysfs writes them.
 const IVSHMEM: (&str, &str) = ("0x1af4", "0x1110");

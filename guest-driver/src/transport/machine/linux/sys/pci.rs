@@ -27,7 +27,7 @@ use paste_pmem::MapError;
 use rustix::fs::{FlockOperation, MemfdFlags};
 use rustix::io::Errno;
 
-use super::Mapping;
+use crate::sys::{self, Mapping};
 
 /// Bytes of the configuration space that every device has.
 pub(crate) const CONFIG_LEN: usize = 256;
@@ -96,7 +96,7 @@ impl Interrupts {
     /// Waits for one, for at most `timeout` (`None`: for ever); whether there was one. A
     /// signal ends the wait. No more come before [`Config::enable`].
     pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
-        let [ready] = super::wait_readable([self.0.as_fd()], timeout)?;
+        let [ready] = sys::wait_readable([self.0.as_fd()], timeout)?;
         if ready {
             // How many there were.
             self.0.read_exact(&mut [0; 4])?;

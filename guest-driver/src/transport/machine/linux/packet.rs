@@ -21,9 +21,10 @@ use std::time::Duration;
 use paste_abi::ETHERTYPE;
 use paste_abi::frame::{FRAME_SIZE_MAX, FRAME_SIZE_MIN, is_paste};
 
-use super::{Polling, Timeout, Transport, TransportError, TransportStats, region};
-use crate::sys::packet::{Device, Packets, Wanted};
+use super::region;
+use super::sys::packet::{Device, Packets, Wanted};
 use crate::sys::{self, Mapping};
+use crate::transport::{Polling, Timeout, Transport, TransportError, TransportStats};
 
 /// Bytes of an Ethernet header, which an MTU does not count.
 const ETHERNET: u32 = 14;

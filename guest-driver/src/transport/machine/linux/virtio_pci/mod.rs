@@ -3,7 +3,7 @@
 //!
 //! Frames pass through memory alone while both sides look at it: sending costs a store to a
 //! register if the device asked for a kick, and receiving nothing. Payload stays in the
-//! region, which is found as by [`super::packet`]. The whole device is this application's:
+//! region, which is found as by [`mod@super::packet`]. The whole device is this application's:
 //! the kernel has no network by it, and there is one application to a device.
 //!
 //! | room | knows |
@@ -11,7 +11,7 @@
 //! | `sysfs` | which device it is, and that it was given away |
 //! | `capability` | where the device says that its structures are |
 //! | `registers` | how a driver begins with a device, and sees that it goes on |
-//! | [`crate::sys::pci`] | registers, memory with a known address, interrupts, and how it ends |
+//! | [`super::sys::pci`] | registers, memory with a known address, interrupts, and how it ends |
 //!
 //! # Sleeping
 //!
@@ -33,7 +33,7 @@
 //! # The end
 //!
 //! The device is reset before its memory is given back, also when a thread panics; for a
-//! process that is killed see [`crate::sys::pci`]. Either stops the queues, by which the
+//! process that is killed see [`super::sys::pci`]. Either stops the queues, by which the
 //! host sees that whoever drove the device has ended.
 
 mod capability;
@@ -50,10 +50,11 @@ use paste_abi::net_hdr::NET_HDR_LEN;
 
 use self::capability::Area;
 use self::registers::Registers;
-use super::virtqueue::{self, Kicks, Layout, Pair, RX, TX, Waiting};
-use super::{PciError, Polling, Timeout, Transport, TransportError, TransportStats, region};
-use crate::sys::pci::{Bar, Config, HugePage, HugePageError, Interrupts};
+use super::region;
+use super::sys::pci::{Bar, Config, HugePage, HugePageError, Interrupts};
 use crate::sys::{self, Mapping};
+use crate::transport::virtqueue::{self, Kicks, Layout, Pair, RX, TX, Waiting};
+use crate::transport::{PciError, Polling, Timeout, Transport, TransportError, TransportStats};
 
 /// Entries of each ring, at most.
 const RING_SIZE: u16 = 256;
