@@ -51,6 +51,10 @@ const LINK_FEATURES: u64 = feature(VIRTIO_NET_F_CSUM)
     | feature(VIRTIO_NET_F_HOST_TSO6)
     | feature(VIRTIO_NET_F_HOST_ECN);
 
+/// Chains are used in the order in which they are made available, of either ring
+/// (VIRTIO_F_IN_ORDER, virtio 1.2 section 2.7.9): drivers keep no list of free descriptors.
+const F_IN_ORDER: u32 = 35;
+
 /// Frames of a link that are thrown away in one call, at most.
 const LINK_BUDGET: usize = 256;
 
@@ -149,6 +153,7 @@ impl DeviceOptions {
                 | feature(VIRTIO_NET_F_STATUS)
                 | feature(VIRTIO_NET_F_MTU)
                 | feature(VIRTIO_NET_F_MRG_RXBUF)
+                | feature(F_IN_ORDER)
                 | if self.csum { csum } else { 0 }
                 | if self.csum && self.segments { segments } else { 0 }
                 | if pairs > 1 { several } else { 0 },

@@ -73,7 +73,8 @@ fn offers_what_it_has() {
     let features = rig.ask(message(id::GET_FEATURES, &[]));
     // GUEST_TSO4 and 6, HOST_TSO4, 6 and ECN.
     let segments = 0b11 << 7 | 0b111 << 11;
-    let all = MODERN | EVENT_IDX | 0b1011 | 1 << 5 | 1 << 16 | segments;
+    let in_order = 1 << 35;
+    let all = MODERN | EVENT_IDX | 0b1011 | 1 << 5 | 1 << 16 | in_order | segments;
     assert_eq!(u64::from_le_bytes(features.try_into().unwrap()), all);
     assert_eq!(rig.ask(message(id::GET_QUEUE_NUM, &[])), 2u64.to_le_bytes());
     let protocol = rig.ask(message(id::GET_PROTOCOL_FEATURES, &[]));

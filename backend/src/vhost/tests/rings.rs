@@ -190,6 +190,72 @@ fn what_is_no_frame_is_counted_and_skipped() {
     assert_eq!((counters.tx_runt, counters.tx_oversize, counters.tx_frames), (1, 1, 1));
 }
 
+mod order {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What driver and worker do.
+    #[derive(Clone, Debug)]
+    enum Act {
+        /// A chain to be sent, of this many bytes behind the header.
+        Send(usize),
+        /// A buffer to receive into.
+        Give(usize),
+        Take,
+        Push(usize),
+        Flush,
+    }
+
+    fn acts() -> impl Strategy<Value = Vec<Act>> {
+        // Runts, frames, and what is longer than the worker takes; frames for one buffer,
+        // for several, and for more than there can be.
+        let act = prop_oneof![
+            (0..2400_usize).prop_map(Act::Send),
+            (30..400_usize).prop_map(Act::Give),
+            Just(Act::Take),
+            (14..2400_usize).prop_map(Act::Push),
+            Just(Act::Flush),
+        ];
+        prop::collection::vec(act, 1..120)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// VIRTIO_F_IN_ORDER (virtio 1.2 section 2.7.9), whatever becomes of a chain.
+        #[test]
+        fn chains_are_used_in_the_order_in_which_they_came(acts in acts()) {
+            let mut rig = Rig::new(MODERN);
+            let (mut given, mut used) = ([0_u32; 2], [0_u32; 2]);
+            let size = u32::from(rig.size);
+            for act in acts.into_iter().chain([Act::Take, Act::Flush]) {
+                match act {
+                    Act::Send(len) if given[TX] - used[TX] < size => {
+                        rig.transmit((given[TX] % size) as u16, &frame(len));
+                        given[TX] += 1;
+                    }
+                    Act::Give(len) if given[RX] - used[RX] < size => {
+                        rig.receive((given[RX] % size) as u16, len);
+                        given[RX] += 1;
+                    }
+                    Act::Send(_) | Act::Give(_) => {}
+                    Act::Take => while rig.take().is_some() {},
+                    Act::Push(len) => drop(push(&mut rig, len)),
+                    Act::Flush => rig.device.flush(),
+                }
+                for ring in [RX, TX] {
+                    while let Some((head, _)) = rig.take_used(ring) {
+                        prop_assert_eq!(head, used[ring] % size);
+                        used[ring] += 1;
+                    }
+                }
+            }
+            prop_assert_eq!(used[TX], given[TX]);
+        }
+    }
+}
+
 #[test]
 fn a_copy_is_not_changed_afterwards() {
     let mut rig = Rig::new(MODERN);
