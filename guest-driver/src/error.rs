@@ -12,6 +12,12 @@ pub enum OpenError {
     /// The way to the host failed.
     #[error("cannot reach the backend: {0}")]
     Transport(#[from] TransportError),
+    /// No channel was asked for.
+    #[error("0 queue pairs were asked for: ask for 1, or for as many as there are threads")]
+    NoPairs,
+    /// There is no way to several pairs from there.
+    #[error("{0} queue pairs were asked for, and an application in a machine has one: ask for 1")]
+    OnePair(u16),
     /// The channel's number is too large.
     #[error("channel {0} is not below {max}", max = paste_abi::CHANNELS_MAX)]
     Channel(u16),

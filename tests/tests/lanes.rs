@@ -6,9 +6,11 @@
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use paste_abi::{Event, Flow, Frame, Kind, Reason, Request, Slot};
+use paste_guest::{Channel, Endpoint, OpenError, Options, SendOptions, Timeout, TransportError};
 use paste_tests::backend::{Backend, Guest, Stats};
 use paste_tests::client;
 use paste_tests::frontend::{Descriptor, RawGuest, StartOptions};
@@ -301,4 +303,161 @@ fn a_buffer_belongs_to_one_pair() {
     }
     drop(raw);
     scene.stop();
+}
+
+/// Asks for a file again and again, a few times on a connection, and opens another one
+/// whenever that breaks. An answer that comes must be right.
+fn ask(ip: &str, body: &[u8], stop: &AtomicBool, answers: &AtomicU64) {
+    while !stop.load(Ordering::Relaxed) {
+        let Ok(mut stream) = client::connect(ip, 80) else { continue };
+        for _ in 0..5 {
+            let Ok(response) = client::get(&mut stream, "/file") else { break };
+            assert_eq!(response.status, 200);
+            assert!(response.body == body, "other bytes came");
+            answers.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The guest driver on both pairs: a thread for each, and either side dies under load.
+#[test]
+fn an_application_serves_on_both_pairs_and_outlives_the_backend() {
+    require!(NEEDS[0], NEEDS[1], Need::Built("examples/http"));
+    let _turn = wait::turn();
+    let root = tempfile::tempdir().expect("a directory");
+    let body: Vec<u8> = (0..50_000u32).map(|i| ((i * i) >> 7) as u8).collect();
+    std::fs::write(root.path().join("file"), &body).expect("a file");
+    let root = root.path().to_str().expect("a path in UTF-8");
+    let arguments = ["--pairs", "2", "--root", root];
+    let scene = Scene::start();
+    let lanes = [scene.lane(0), scene.lane(1)];
+    let Scene { mut backend, guest, other, net } = scene;
+    let mut application = backend.example(&net, &guest, "http", &arguments);
+    let (stop, answers) = (AtomicBool::new(false), AtomicU64::new(0));
+    let more = || {
+        let before = answers.load(Ordering::Relaxed);
+        wait::until("the guest answers", || {
+            (answers.load(Ordering::Relaxed) > before + 200).then_some(())
+        });
+    };
+    let stats = std::thread::scope(|scope| {
+        let _ending = wait::Ending(&stop);
+        for _ in 0..8 {
+            scope.spawn(|| net.run(|| ask(guest.ip(), &body, &stop, &answers)));
+        }
+        more();
+        for _ in 0..3 {
+            application.kill();
+            application = backend.example(&net, &guest, "http", &arguments);
+            more();
+        }
+        // The application stays, and finds the next backend on both pairs.
+        let dir = backend.crash();
+        backend = Backend::start_in_with(dir, &net, "workers = 2", &[guest.clone(), other.clone()]);
+        more();
+        let dir = backend.crash();
+        backend = Backend::start_in_with(dir, &net, "workers = 2", &[guest.clone(), other.clone()]);
+        more();
+        stop.store(true, Ordering::Relaxed);
+        application.terminate();
+        assert_eq!(application.wait().code(), Some(0), "the application's exit");
+        backend.stop()
+    });
+    assert_eq!(stats.get(&lanes[0], "device.sessions"), 1, "of both pairs together");
+    for lane in &lanes {
+        stats.assert_no_buffer_missing(lane);
+        assert_eq!(stats.get(lane, "channel.opened"), 1, "{}", lane.name);
+        assert!(stats.get(lane, "channel.data_out") > 20, "{} serves its share", lane.name);
+        assert_eq!(stats.get(lane, "worker.ring_errors"), 0);
+    }
+}
+
+#[test]
+fn pairs_that_there_are_not_are_refused_and_nothing_is_taken() {
+    require!(NEEDS[0], NEEDS[1], Need::Built("examples/http"));
+    let scene = Scene::start();
+    for (guest, pairs, said) in [
+        (&scene.guest, "3", "the device has 2 queue pairs, 3 were asked for"),
+        (&scene.other, "2", "the device has 1 queue pair, 2 were asked for"),
+        (&scene.guest, "0", "0 queue pairs were asked for"),
+        (&scene.guest, "-1", "--pairs -1: not a valid value"),
+    ] {
+        let mut http = scene.backend.example(&scene.net, guest, "http", &["--pairs", pairs]);
+        assert_eq!(http.wait().code(), Some(1));
+        assert!(http.output().contains(said), "{}", http.output());
+    }
+    let endpoint = Endpoint::vhost_user(scene.backend.socket(&scene.other));
+    let error = Channel::open_pairs(&endpoint, Options::default(), 2).expect_err("it has one");
+    let OpenError::Transport(TransportError::Pairs { have, asked }) = error else {
+        panic!("{error}")
+    };
+    assert_eq!((have, asked), (1, 2));
+    drop(conversations(&scene, &mut {
+        let mut pairs = scene.attach(2);
+        pairs.iter_mut().for_each(|pair| pair.raw.listen(0, 80));
+        pairs
+    }));
+    scene.stop();
+}
+
+/// Sends back what comes, until it is told to stop.
+fn echo(channel: &mut Channel, stop: &AtomicBool) -> usize {
+    let mut accepted = 0;
+    while !stop.load(Ordering::Relaxed) {
+        channel.poll(Timeout::After(Duration::from_millis(5))).expect("it is open");
+        while let Some(event) = channel.next_event() {
+            match event {
+                paste_guest::Event::Accepted { .. } => accepted += 1,
+                paste_guest::Event::Data { flow, data } => {
+                    channel.send(flow, data, SendOptions::default()).expect("there is room");
+                }
+                paste_guest::Event::Fin { flow } => channel.close(flow).expect("there is room"),
+                _ => {}
+            }
+        }
+    }
+    accepted
+}
+
+#[test]
+fn a_channel_that_is_dropped_leaves_its_flows_to_the_other_pair() {
+    require!(NEEDS[0], NEEDS[1]);
+    let scene = Scene::start();
+    let endpoint = Endpoint::vhost_user(scene.backend.socket(&scene.guest));
+    let open = || Channel::open_pairs(&endpoint, Options::default(), 2);
+    let mut channels = open().expect("two channels");
+    for channel in &mut channels {
+        channel.listen(80, 64).expect("it listens");
+    }
+    // Which pair accepted how many, and how many clients were not content.
+    let (net, ip) = (&scene.net, scene.guest.ip());
+    let converse_all = |channels: &mut [Channel]| -> (Vec<usize>, usize) {
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let _ending = wait::Ending(&stop);
+            let serving = channels.iter_mut().map(|channel| scope.spawn(|| echo(channel, &stop)));
+            let serving: Vec<_> = serving.collect();
+            let one = |seed| scope.spawn(move || converse(net, ip, seed));
+            let talking: Vec<_> = (0..CONNECTIONS).map(one).collect();
+            let failed = talking.into_iter().filter_map(|client| client.join().err()).count();
+            stop.store(true, Ordering::Relaxed);
+            let accepted = serving.into_iter().map(|server| server.join().expect("it served"));
+            (accepted.collect(), failed)
+        })
+    };
+    let (accepted, failed) = converse_all(&mut channels);
+    assert_eq!((accepted.iter().sum::<usize>(), failed), (CONNECTIONS, 0));
+    assert!(accepted.iter().all(|&share| share >= 2), "{accepted:?}");
+    // Neither did it say good-bye, nor did the device end. Who comes before the host knows
+    // is reset.
+    drop(channels.pop());
+    wait::until("the other pair has them all", || {
+        (converse_all(&mut channels) == (vec![CONNECTIONS], 0)).then_some(())
+    });
+    // When the last one has gone, the device is free.
+    drop(channels);
+    drop(wait::until("two channels are open again", || open().ok()));
+    let lanes = [scene.lane(0), scene.lane(1)];
+    let stats = scene.stop();
+    assert_eq!(lanes.map(|lane| stats.get(&lane, "channel.opened")), [2, 2]);
 }

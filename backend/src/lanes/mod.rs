@@ -24,9 +24,10 @@
 //!
 //! # What an application has to do
 //!
-//! Open a channel on each pair, and listen on a port on all of them or on one. A flow
-//! belongs to the pair that it arrived at. When a pair begins to listen on a port, or its
-//! channel ends, flows of that port change lanes and those that were open may be reset.
+//! Open a channel on each pair (`paste_guest::Channel::open_pairs`), and listen on a port on
+//! all of them or on one. A flow belongs to the pair that it arrived at. When a pair begins
+//! to listen on a port, or its channel ends, flows of that port change lanes and those that
+//! were open may be reset.
 //!
 //! # Limits
 //!

@@ -53,7 +53,10 @@ impl From<OpenError> for Failure {
             OpenError::Transport(error) if is_misnamed(error) => PASTE_EINVAL,
             OpenError::Transport(TransportError::LinuxAlone(_)) => PASTE_ENOTSUP,
             OpenError::Transport(_) | OpenError::Lost(_) => PASTE_ELOST,
-            OpenError::Channel(_) | OpenError::FrameSize(_) => PASTE_EINVAL,
+            OpenError::Channel(_)
+            | OpenError::FrameSize(_)
+            | OpenError::NoPairs
+            | OpenError::OnePair(_) => PASTE_EINVAL,
             OpenError::Refused(_) => PASTE_EREFUSED,
             OpenError::TimedOut => PASTE_ETIMEDOUT,
         };

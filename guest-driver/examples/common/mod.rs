@@ -75,15 +75,30 @@ impl Arguments {
     }
 
     /// Opens the channel that the arguments ask for.
-    #[allow(dead_code, reason = "each example takes one of the two")]
+    #[allow(dead_code, reason = "each example takes one of the three")]
     pub fn open(&self, name: &str) -> Result<Channel, Box<dyn Error>> {
         self.open_with(name, Options::default())
     }
 
     /// Likewise, with these options where the arguments say nothing.
+    #[allow(dead_code, reason = "each example takes one of the three")]
     pub fn open_with(&self, name: &str, options: Options) -> Result<Channel, Box<dyn Error>> {
-        let endpoint = self.endpoint()?;
-        let options = Options {
+        Ok(Channel::open(&self.endpoint()?, self.options(name, options)?)?)
+    }
+
+    /// Likewise, on so many queue pairs.
+    #[allow(dead_code, reason = "each example takes one of the three")]
+    pub fn open_pairs(
+        &self,
+        name: &str,
+        options: Options,
+        pairs: u16,
+    ) -> Result<Vec<Channel>, Box<dyn Error>> {
+        Ok(Channel::open_pairs(&self.endpoint()?, self.options(name, options)?, pairs)?)
+    }
+
+    fn options(&self, name: &str, options: Options) -> Result<Options, Box<dyn Error>> {
+        Ok(Options {
             name: name.to_owned(),
             channel: self.get("channel")?.unwrap_or(0),
             polling: Polling {
@@ -92,8 +107,7 @@ impl Arguments {
             },
             inline: self.0.contains_key("inline"),
             ..options
-        };
-        Ok(Channel::open(&endpoint, options)?)
+        })
     }
 }
 

@@ -60,7 +60,7 @@ enum Link {
     Closed(LostCause),
 }
 
-/// The channel. See the crate for how it is used.
+/// The channel. See the crate for how it is used. It may be handed to another thread.
 #[derive(Debug)]
 pub struct Channel {
     transport: Box<dyn Transport>,
@@ -89,23 +89,56 @@ pub struct Channel {
     stats: Stats,
 }
 
+const _: () = {
+    const fn is_send<T: Send>() {}
+    is_send::<Channel>();
+};
+
 impl Channel {
     /// Connects to the host and opens a channel, and waits until it is open.
     ///
     /// The region is mapped, and the buffers for sending are on their way.
-    pub fn open(endpoint: &Endpoint, mut options: Options) -> Result<Channel, OpenError> {
+    pub fn open(endpoint: &Endpoint, options: Options) -> Result<Channel, OpenError> {
+        let channel = Channel::open_pairs(endpoint, options, 1)?.pop();
+        channel.ok_or(OpenError::NoPairs)
+    }
+
+    /// Likewise, with a channel on each of this many queue pairs of the device, in their
+    /// order: 1, or with [`Endpoint::VhostUser`] as many as the device has. The host serves
+    /// each by a worker of its own.
+    ///
+    /// Each channel is for a loop of its own, which may be another thread's: they share
+    /// nothing that a frame touches. A flow belongs to the channel that it arrived at, and
+    /// so do buffers. Whoever is to be found on a port listens on it on every channel; the
+    /// host then spreads the flows. When the device is lost, it is lost to all of them, and
+    /// each is opened anew by its own polls; it is given up when all have ended.
+    pub fn open_pairs(
+        endpoint: &Endpoint,
+        mut options: Options,
+        pairs: u16,
+    ) -> Result<Vec<Channel>, OpenError> {
+        if pairs == 0 {
+            return Err(OpenError::NoPairs);
+        }
         options.inline |= endpoint.is_inline();
         let frame_size = options.frame_size;
-        let transport: Box<dyn Transport> = match endpoint {
-            Endpoint::VhostUser(path) => Box::new(VhostUser::connect(path, frame_size)?),
+        let transports: Vec<Box<dyn Transport>> = match endpoint {
+            Endpoint::VhostUser(path) => {
+                let boxed = |pair| -> Box<dyn Transport> { Box::new(pair) };
+                VhostUser::connect(path, frame_size, pairs)?.into_iter().map(boxed).collect()
+            }
+            Endpoint::Packet { .. } | Endpoint::VirtioPci { .. } if pairs > 1 => {
+                return Err(OpenError::OnePair(pairs));
+            }
             Endpoint::Packet { interface, region } => {
-                machine::packet(interface, region.as_deref(), options.channel, frame_size)?
+                vec![machine::packet(interface, region.as_deref(), options.channel, frame_size)?]
             }
             Endpoint::VirtioPci { address, region } => {
-                machine::virtio_pci(address, region.as_deref(), frame_size)?
+                vec![machine::virtio_pci(address, region.as_deref(), frame_size)?]
             }
         };
-        Channel::open_on(transport, options)
+        let open = |transport| Channel::open_on(transport, options.clone());
+        transports.into_iter().map(open).collect()
     }
 
     pub(crate) fn open_on(
@@ -552,6 +585,19 @@ impl Channel {
             self.transport.drain(DRAIN_TIME)?;
         }
         Ok(())
+    }
+}
+
+/// A channel that is dropped ends for the host as well, which sees it by itself only if the
+/// device has ended with it.
+impl Drop for Channel {
+    fn drop(&mut self) {
+        if self.transport.pairs() == 1 || !self.conversation.is_open() {
+            return;
+        }
+        // What the host has no room for now it may have soon; one that is gone needs no word.
+        let _ = self.transport.drain(DRAIN_TIME);
+        let _ = self.say_bye(Broken { reason: Reason::Shutdown, expected: 0, got: 0 });
     }
 }
 

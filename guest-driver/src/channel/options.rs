@@ -82,8 +82,8 @@ pub struct Options {
     pub channel: u16,
     /// The application's name for the host's logs; cut to 32 bytes.
     pub name: String,
-    /// Empty buffers to keep for sending, and at most a quarter of the region's. More
-    /// are asked for when half are taken.
+    /// Empty buffers to keep for sending, and at most a quarter of the region's, or of a queue
+    /// pair's share of them. More are asked for when half are taken.
     pub reserve: u32,
     /// Slots that can wait to be sent when the host gives no credit.
     pub queue: usize,

@@ -227,8 +227,9 @@ impl Channel {
 
     /// Empty buffers that the channel keeps for sending.
     pub(crate) fn reserve(&self) -> u32 {
-        let quarter = self.geometry.map_or(u32::MAX, |geometry| geometry.buffer_count / 4);
-        self.options.reserve.min(quarter)
+        let share = 4 * u32::from(self.transport.pairs());
+        let most = self.geometry.map_or(u32::MAX, |geometry| geometry.buffer_count / share);
+        self.options.reserve.min(most)
     }
 
     /// Counts payload that a part of this crate had to copy.

@@ -301,3 +301,14 @@ fn shutting_down_says_goodbye_after_what_was_queued() {
     assert_eq!(host.requests[0].as_request(), Some(Request::Close));
     assert_eq!(host.byes, [Reason::Shutdown]);
 }
+
+#[test]
+fn no_pair_and_pairs_that_there_cannot_be_are_refused() {
+    let nowhere = Endpoint::vhost_user("/nonexistent/socket");
+    let error = Channel::open_pairs(&nowhere, options(), 0).unwrap_err();
+    assert!(matches!(error, OpenError::NoPairs), "{error}");
+    for machine in [Endpoint::packet_inline("eth0"), Endpoint::virtio_pci_inline("0000:00:05.0")] {
+        let error = Channel::open_pairs(&machine, options(), 2).unwrap_err();
+        assert!(matches!(error, OpenError::OnePair(2)), "{error}");
+    }
+}

@@ -63,6 +63,18 @@ pub enum TransportError {
     /// The device lacks something that a channel cannot do without.
     #[error("the device does not offer {0}; is this a paste backend's socket?")]
     Unsupported(&'static str),
+    /// The device has fewer queue pairs.
+    #[error(
+        "the device has {have} queue pair{}, {asked} were asked for: serve the guest by as many \
+         workers (worker = [0, 1] in its configuration), or ask for fewer",
+        if *.have == 1 { "" } else { "s" }
+    )]
+    Pairs {
+        /// Those that it has.
+        have: u16,
+        /// Those that were asked for.
+        asked: u16,
+    },
     /// Memory could not be mapped.
     #[error("{what}: {error}")]
     Map {
@@ -145,6 +157,12 @@ pub(crate) trait Transport: std::fmt::Debug + Send {
     /// Whether the host does not see by itself that this process has ended.
     fn ends_unseen(&self) -> bool {
         false
+    }
+
+    /// Queue pairs of the device that channels are opened on, this one among them: each has
+    /// its share of the buffers, and the device goes on when one of them has ended.
+    fn pairs(&self) -> u16 {
+        1
     }
 
     /// Lends room for one frame to `fill`, which returns the bytes that it

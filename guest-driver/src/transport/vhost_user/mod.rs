@@ -4,21 +4,26 @@
 //! two rings and their frame buffers in sealed memory, and receives the region
 //! through the device's shared-memory messages. From then on frames travel
 //! through the rings, and the socket is looked at only for its end.
+//!
+//! A device may have several queue pairs. Each is a transport of its own, which a thread of
+//! its own may have; they share the session, and nothing that a frame touches ([`front`]).
 
+mod front;
 mod message;
 mod session;
 
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use paste_abi::frame::{FRAME_SIZE_MAX, FRAME_SIZE_MIN};
 use paste_abi::net_hdr::NET_HDR_LEN;
 
-use super::virtqueue::{self, Kicks, Layout, Pair, RX, TX, Waiting};
+use super::virtqueue::{self, Kicks, Pair, Waiting};
 use super::{Polling, Timeout, Transport, TransportError, TransportStats};
-use crate::sys::{self, Mapping, Notifier};
-use session::{RingSetup, Session};
+use crate::sys::{self, Mapping};
+use front::{Front, Line};
 
 /// Entries of each ring.
 const RING_SIZE: u16 = 256;
@@ -29,82 +34,50 @@ const ADDRESS: u64 = 1 << 32;
 /// ring, or it would not notice the backend's end.
 const LOOKS_PER_SERVICE: u32 = 1024;
 
-/// The front end.
+/// A queue pair of the front end's.
 #[derive(Debug)]
 pub(crate) struct VhostUser {
-    path: PathBuf,
-    frame_size: u16,
-    device: Device,
+    front: Arc<Front>,
+    /// Which pair, from 0.
+    index: usize,
+    /// Another one after a reconnect.
+    line: Line,
     looks: u32,
     stats: TransportStats,
 }
 
-/// One session and its rings; made anew by a reconnect.
-#[derive(Debug)]
-struct Device {
-    session: Session,
-    pair: Pair,
-    rx_kick: Notifier,
-    tx_kick: Notifier,
-    call: Notifier,
-}
-
-impl Device {
-    fn connect(path: &Path, frame_size: u16) -> Result<Device, TransportError> {
-        let failed = TransportError::system;
-        let session = Session::connect(path)?;
-        let layout = Layout::new(RING_SIZE, NET_HDR_LEN + usize::from(frame_size));
-        let memory =
-            sys::shared_memory(2 * layout.len).map_err(failed("making memory for the rings"))?;
-        let notifier = || Notifier::new().map_err(failed("making a notifier"));
-        let mut device = Device {
-            pair: Pair::new(memory.as_fd(), layout, ADDRESS, frame_size)?,
-            rx_kick: notifier()?,
-            tx_kick: notifier()?,
-            call: notifier()?,
-            session,
-        };
-        let call = device.call.as_fd();
-        let rings = [
-            RingSetup { index: RX, layout, address: ADDRESS, kick: device.rx_kick.as_fd(), call },
-            RingSetup {
-                index: TX,
-                layout,
-                address: ADDRESS + layout.len as u64,
-                kick: device.tx_kick.as_fd(),
-                call,
-            },
-        ];
-        let len = 2 * layout.len as u64;
-        device.session.start(memory.as_fd(), ADDRESS, len, &rings)?;
-        device.rx_kick.signal();
-        device.tx_kick.signal();
-        Ok(device)
-    }
-}
-
 impl VhostUser {
     /// Connects to the backend's socket at `path`, for PASTE frames of at most
-    /// `frame_size` bytes.
-    pub(crate) fn connect(path: &Path, frame_size: u16) -> Result<VhostUser, TransportError> {
+    /// `frame_size` bytes, on this many queue pairs: 1 or more.
+    pub(crate) fn connect(
+        path: &Path,
+        frame_size: u16,
+        pairs: u16,
+    ) -> Result<Vec<VhostUser>, TransportError> {
         let frame_size =
             frame_size.clamp(FRAME_SIZE_MIN as u16, (FRAME_SIZE_MAX - NET_HDR_LEN) as u16);
-        let device = Device::connect(path, frame_size)?;
-        let stats = TransportStats::default();
-        Ok(VhostUser { path: path.to_owned(), frame_size, device, looks: 0, stats })
+        let (front, lines) = Front::connect(path.to_owned(), frame_size, pairs)?;
+        let pair = |(index, line)| VhostUser {
+            front: Arc::clone(&front),
+            index,
+            line,
+            looks: 0,
+            stats: TransportStats::default(),
+        };
+        Ok(lines.into_iter().enumerate().map(pair).collect())
     }
 }
 
 impl Waiting for VhostUser {
     fn pair(&mut self) -> Result<&mut Pair, TransportError> {
-        Ok(&mut self.device.pair)
+        Ok(&mut self.line.pair)
     }
 
     fn service(&mut self) -> Result<(), TransportError> {
         self.looks += 1;
         if self.looks >= LOOKS_PER_SERVICE {
             self.looks = 0;
-            self.device.session.serve()?;
+            self.line.connection.look()?;
         }
         Ok(())
     }
@@ -114,17 +87,17 @@ impl Waiting for VhostUser {
         timeout: Option<Duration>,
         tx_was_full: bool,
     ) -> Result<(), TransportError> {
-        let device = &mut self.device;
-        let [control, backend] = device.session.sockets();
+        let Line { connection, pair, call, .. } = &mut self.line;
+        let [control, backend] = connection.sockets().as_fds();
         self.stats.waits += 1;
-        let ready = sys::wait_readable([device.call.as_fd(), control, backend], timeout)
+        let ready = sys::wait_readable([call.as_fd(), control, backend], timeout)
             .map_err(TransportError::system("waiting for the device"))?;
         if ready[0] {
-            device.call.clear();
+            call.clear();
         }
         // Frames that came before the end are still to be read.
-        if (ready[1] || ready[2]) && !self.device.pair.look(tx_was_full)? {
-            self.device.session.serve()?;
+        if (ready[1] || ready[2]) && !pair.look(tx_was_full)? {
+            connection.serve()?;
         }
         Ok(())
     }
@@ -132,40 +105,44 @@ impl Waiting for VhostUser {
 
 impl Transport for VhostUser {
     fn mac(&self) -> [u8; 6] {
-        self.device.session.mac()
+        self.line.connection.mac()
     }
 
     fn frame_size(&self) -> u16 {
-        self.frame_size
+        self.front.frame_size()
+    }
+
+    fn pairs(&self) -> u16 {
+        self.front.pairs()
     }
 
     fn capacity(&self) -> u32 {
-        self.device.pair.capacity()
+        self.line.pair.capacity()
     }
 
     fn send(&mut self, fill: &mut dyn FnMut(&mut [u8]) -> usize) -> Result<bool, TransportError> {
-        self.device.pair.send(fill)
+        self.line.pair.send(fill)
     }
 
     fn publish(&mut self) -> Result<(), TransportError> {
-        let Kicks { rx, tx } = self.device.pair.publish();
+        let Kicks { rx, tx } = self.line.pair.publish();
         if tx {
-            self.device.tx_kick.signal();
+            self.line.tx_kick.signal();
             self.stats.kicks += 1;
         }
         if rx {
-            self.device.rx_kick.signal();
+            self.line.rx_kick.signal();
             self.stats.kicks += 1;
         }
         Ok(())
     }
 
     fn refresh(&mut self) -> Result<usize, TransportError> {
-        self.device.pair.refresh()
+        self.line.pair.refresh()
     }
 
     fn receive(&mut self, out: &mut [u8]) -> Result<Option<usize>, TransportError> {
-        self.device.pair.receive(out)
+        self.line.pair.receive(out)
     }
 
     fn wait(&mut self, timeout: Timeout, polling: Polling) -> Result<(), TransportError> {
@@ -177,17 +154,11 @@ impl Transport for VhostUser {
     }
 
     fn map_region(&mut self, _: [u8; 16], len: u64) -> Result<Mapping, TransportError> {
-        let offer = self.device.session.wait_offer()?;
-        let whole = usize::try_from(len).ok().filter(|_| len <= offer.len);
-        let Some(len) = whole else {
-            return Err(TransportError::Protocol("the region is smaller than WELCOME says"));
-        };
-        Mapping::from_fd(offer.fd.as_fd(), offer.offset, len, true)
-            .map_err(|error| TransportError::Map { what: "mapping the region", error })
+        self.line.connection.map_region(len)
     }
 
     fn reconnect(&mut self) -> Result<(), TransportError> {
-        self.device = Device::connect(&self.path, self.frame_size)?;
+        self.line = self.front.renew(self.index, &self.line.connection)?;
         Ok(())
     }
 

@@ -1,16 +1,18 @@
 //! The control side of the front end: negotiation, memory, rings, and the
 //! back end's own channel, on which the region arrives.
 
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use paste_abi::vhost_user::{
     ConfigHeader, F_PROTOCOL_FEATURES, FLAG_NEED_REPLY, FLAG_REPLY, MemRegion, MemTableHeader,
     SHMEM_WRITABLE, ShMemMap, VringAddr, VringState, backend_request, protocol, request,
 };
-use zerocopy::little_endian::U64;
+use zerocopy::little_endian::{U16, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::message::{self, Message};
@@ -20,6 +22,12 @@ use crate::transport::virtqueue::{F_EVENT_IDX, F_MAC, F_VERSION_1, Layout};
 
 /// ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK (section 2.1).
 const STATUS_RUNNING: u64 = 1 | 2 | 8 | 4;
+
+/// The device has several queue pairs, and a queue to say so on, which is ours: we enable
+/// rings by messages (VIRTIO 1.2 section 5.1.3).
+const F_SEVERAL_PAIRS: u64 = 1 << 22 | 1 << 17;
+/// Pairs of rings whose indices fit a message, at most.
+const PAIRS_MAX: u16 = 128;
 
 /// How long the backend may take to answer a message.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -41,11 +49,40 @@ pub(super) struct RingSetup<'a> {
     pub(super) call: BorrowedFd<'a>,
 }
 
+/// The beginning of virtio-net's configuration space (VIRTIO 1.2 section 5.1.4). How many
+/// pairs there are is there with [`F_SEVERAL_PAIRS`].
+#[derive(FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+struct NetConfig {
+    mac: [u8; 6],
+    status: U16,
+    pairs: U16,
+}
+
+/// The two ways between the ends: requests of ours, and requests of the back end.
+#[derive(Debug)]
+pub(super) struct Sockets {
+    socket: UnixStream,
+    backend: UnixStream,
+}
+
+impl Sockets {
+    /// What to wait for besides the rings: see [`Session::serve`].
+    pub(super) fn as_fds(&self) -> [BorrowedFd<'_>; 2] {
+        [self.socket.as_fd(), self.backend.as_fd()]
+    }
+
+    /// Ends the session, and whoever waits for these sees it.
+    pub(super) fn end(&self) {
+        // One that has ended already cannot be shut down.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+}
+
 /// A negotiated session.
 #[derive(Debug)]
 pub(super) struct Session {
-    socket: UnixStream,
-    backend: UnixStream,
+    sockets: Arc<Sockets>,
     protocol: u64,
     mac: [u8; 6],
     offer: Option<Offer>,
@@ -53,8 +90,9 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Connects and negotiates, up to the point where memory is shared.
-    pub(super) fn connect(path: &Path) -> Result<Session, TransportError> {
+    /// Connects and negotiates for so many queue pairs, up to the point where memory is
+    /// shared.
+    pub(super) fn connect(path: &Path, pairs: u16) -> Result<Session, TransportError> {
         let failed = TransportError::system;
         let socket = UnixStream::connect(path).map_err(failed("connecting to the socket"))?;
         let (backend, theirs) =
@@ -66,13 +104,14 @@ impl Session {
                 .and_then(|()| socket.set_write_timeout(timeout))
                 .map_err(failed("setting a socket's timeout"))?;
         }
+        let sockets = Arc::new(Sockets { socket, backend });
         let mut session =
-            Session { socket, backend, protocol: 0, mac: [0; 6], offer: None, withdrawn: false };
-        session.negotiate(theirs.as_fd())?;
+            Session { sockets, protocol: 0, mac: [0; 6], offer: None, withdrawn: false };
+        session.negotiate(theirs.as_fd(), pairs)?;
         Ok(session)
     }
 
-    fn negotiate(&mut self, theirs: BorrowedFd<'_>) -> Result<(), TransportError> {
+    fn negotiate(&mut self, theirs: BorrowedFd<'_>, pairs: u16) -> Result<(), TransportError> {
         let offered = self.ask_u64(request::GET_FEATURES)?;
         for (bit, name) in [
             (F_PROTOCOL_FEATURES, "vhost-user protocol features"),
@@ -95,7 +134,8 @@ impl Session {
                 return Err(TransportError::Unsupported(name));
             }
         }
-        let wanted = protocol::BACKEND_REQ
+        let wanted = protocol::MQ
+            | protocol::BACKEND_REQ
             | protocol::BACKEND_SEND_FD
             | protocol::CONFIG
             | protocol::SHMEM
@@ -106,23 +146,30 @@ impl Session {
         self.protocol = accepted;
         self.tell(request::SET_OWNER, &(), &[])?;
         self.tell(request::SET_BACKEND_REQ_FD, &(), &[theirs])?;
-        let wanted = F_PROTOCOL_FEATURES | F_VERSION_1 | F_EVENT_IDX | F_MAC;
+        let several = F_SEVERAL_PAIRS & if pairs > 1 { offered } else { 0 };
+        let wanted = F_PROTOCOL_FEATURES | F_VERSION_1 | F_EVENT_IDX | F_MAC | several;
         self.tell(request::SET_FEATURES, &U64::new(wanted), &[])?;
-        self.mac = self.read_mac()?;
+        let config = self.read_config()?;
+        self.mac = config.mac;
+        let knows_several = several == F_SEVERAL_PAIRS && accepted & protocol::MQ != 0;
+        let have = if knows_several { config.pairs.get().min(PAIRS_MAX) } else { 1 };
+        if have < pairs {
+            return Err(TransportError::Pairs { have, asked: pairs });
+        }
         Ok(())
     }
 
-    fn read_mac(&mut self) -> Result<[u8; 6], TransportError> {
-        #[derive(FromBytes, IntoBytes, Immutable)]
-        #[repr(C)]
-        struct Config {
-            header: ConfigHeader,
-            mac: [u8; 6],
+    fn read_config(&mut self) -> Result<NetConfig, TransportError> {
+        let size = size_of::<NetConfig>() as u32;
+        let header = ConfigHeader { offset: 0.into(), size: size.into(), flags: 0.into() };
+        let config = NetConfig { mac: [0; 6], status: 0.into(), pairs: 0.into() };
+        let payload = [header.as_bytes(), config.as_bytes()].concat();
+        self.send(request::GET_CONFIG, 0, &payload, &[])?;
+        let answer = self.answer(request::GET_CONFIG)?;
+        match NetConfig::read_from_suffix(answer.payload()) {
+            Ok((_, config)) if answer.payload().len() == payload.len() => Ok(config),
+            _ => Err(TransportError::Protocol("a message's payload has the wrong size")),
         }
-        let header = ConfigHeader { offset: 0.into(), size: 6.into(), flags: 0.into() };
-        let config = Config { header, mac: [0; 6] };
-        self.send(request::GET_CONFIG, 0, config.as_bytes(), &[])?;
-        Ok(self.answer(request::GET_CONFIG)?.read::<Config>()?.mac)
     }
 
     /// Shares `len` bytes of memory, which the device finds at `address`, and
@@ -193,16 +240,16 @@ impl Session {
             if left.is_zero() {
                 break;
             }
-            sys::wait_readable(self.sockets(), Some(left))
+            sys::wait_readable(self.sockets.as_fds(), Some(left))
                 .map_err(TransportError::system("waiting for the region"))?;
             self.serve()?;
         }
         self.offer.as_ref().ok_or(TransportError::Protocol("the back end offered no region"))
     }
 
-    /// What to wait for besides the rings: see [`Session::serve`].
-    pub(super) fn sockets(&self) -> [BorrowedFd<'_>; 2] {
-        [self.socket.as_fd(), self.backend.as_fd()]
+    /// The ways to the back end.
+    pub(super) fn sockets(&self) -> &Arc<Sockets> {
+        &self.sockets
     }
 
     /// Serves what has arrived on the sockets without waiting: requests of the
@@ -210,14 +257,14 @@ impl Session {
     pub(super) fn serve(&mut self) -> Result<(), TransportError> {
         loop {
             let timeout = Some(Duration::ZERO);
-            let ready = sys::wait_readable(self.sockets(), timeout)
+            let ready = sys::wait_readable(self.sockets.as_fds(), timeout)
                 .map_err(TransportError::system("looking at the sockets"))?;
             match ready {
                 [false, false] => break,
                 [_, true] => self.serve_backend()?,
                 [true, false] => {
                     // Nothing was asked, so this can only be the end.
-                    message::receive(&self.socket)?;
+                    message::receive(&self.sockets.socket)?;
                     return Err(TransportError::Protocol("an answer that nobody asked for"));
                 }
             }
@@ -229,7 +276,7 @@ impl Session {
     }
 
     fn serve_backend(&mut self) -> Result<(), TransportError> {
-        let mut message = message::receive(&self.backend)?;
+        let mut message = message::receive(&self.sockets.backend)?;
         let done = match message.request {
             backend_request::SHMEM_MAP => self.map(&mut message),
             backend_request::SHMEM_UNMAP => {
@@ -242,7 +289,7 @@ impl Session {
         if message.flags & FLAG_NEED_REPLY != 0 {
             let answer = U64::new(u64::from(!done));
             let bytes = answer.as_bytes();
-            message::send(&self.backend, message.request, FLAG_REPLY, bytes, &[])?;
+            message::send(&self.sockets.backend, message.request, FLAG_REPLY, bytes, &[])?;
         }
         Ok(())
     }
@@ -267,7 +314,7 @@ impl Session {
         payload: &[u8],
         fds: &[BorrowedFd<'_>],
     ) -> Result<(), TransportError> {
-        message::send(&self.socket, request, flags, payload, fds)
+        message::send(&self.sockets.socket, request, flags, payload, fds)
     }
 
     /// Sends a message that has no answer of its own, and waits until the back
@@ -298,7 +345,7 @@ impl Session {
         let deadline = sys::monotonic() + ANSWER_TIMEOUT;
         loop {
             let left = deadline.saturating_sub(sys::monotonic());
-            let ready = sys::wait_readable(self.sockets(), Some(left))
+            let ready = sys::wait_readable(self.sockets.as_fds(), Some(left))
                 .map_err(TransportError::system("waiting for an answer"))?;
             match ready {
                 [_, true] => self.serve_backend()?,
@@ -309,7 +356,7 @@ impl Session {
                 [false, false] => {}
             }
         }
-        let message = message::receive(&self.socket)?;
+        let message = message::receive(&self.sockets.socket)?;
         if message.request != request || message.flags & FLAG_REPLY == 0 {
             return Err(TransportError::Protocol("an answer to another message"));
         }

@@ -1,11 +1,13 @@
 //! The front end against a back end that answers every frame with itself.
 
 use super::*;
+use crate::transport::virtqueue::{Layout, RX, TX};
 use paste_abi::vhost_user::{
     FLAG_NEED_REPLY, FLAG_REPLY, SHMEM_WRITABLE, ShMemMap, backend_request, protocol, request,
 };
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::thread::JoinHandle;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U64;
@@ -22,6 +24,16 @@ enum Fault {
     RefusesMemory,
     NoRegion,
     GoesAway,
+    /// Nothing, and it has two pairs, of which it uses the second.
+    TwoPairs,
+    /// Likewise, and it goes away.
+    TwoPairsGoAway,
+}
+
+impl Fault {
+    fn has_two_pairs(self) -> bool {
+        matches!(self, Fault::TwoPairs | Fault::TwoPairsGoAway)
+    }
 }
 
 fn answer(socket: &UnixStream, request: u32, payload: &[u8]) {
@@ -33,16 +45,20 @@ fn serve(socket: &UnixStream, fault: Fault) -> Result<(), TransportError> {
     let mut fds: [Option<OwnedFd>; 4] = [None, None, None, None];
     let mut backend = None;
     let mut features = 0;
+    let (pair, mut offered) =
+        (u16::from(fault.has_two_pairs()), 1 << 5 | 1 << 29 | 1 << 30 | 1 << 32);
+    offered |= if fault.has_two_pairs() { 1 << 22 | 1 << 17 } else { 0 };
     loop {
         let mut message = message::receive(socket)?;
         let code = message.request;
         let mut status = 0u64;
         match code {
             request::GET_FEATURES => {
-                answer(socket, code, U64::new(1 << 5 | 1 << 29 | 1 << 30 | 1 << 32).as_bytes());
+                answer(socket, code, U64::new(offered).as_bytes());
             }
             request::GET_PROTOCOL_FEATURES => {
-                let all = protocol::BACKEND_REQ
+                let all = protocol::MQ
+                    | protocol::BACKEND_REQ
                     | protocol::BACKEND_SEND_FD
                     | protocol::CONFIG
                     | protocol::REPLY_ACK
@@ -53,7 +69,8 @@ fn serve(socket: &UnixStream, fault: Fault) -> Result<(), TransportError> {
             request::SET_FEATURES => features = message.read::<U64>()?.get(),
             request::GET_CONFIG => {
                 let mut bytes = message.payload().to_vec();
-                bytes[12..].copy_from_slice(&DEVICE_MAC);
+                bytes[12..18].copy_from_slice(&DEVICE_MAC);
+                bytes[20..22].copy_from_slice(&(1 + pair).to_le_bytes());
                 answer(socket, code, &bytes);
             }
             request::SET_BACKEND_REQ_FD => {
@@ -63,10 +80,12 @@ fn serve(socket: &UnixStream, fault: Fault) -> Result<(), TransportError> {
                 fds[0] = message.fd.take();
                 status = u64::from(fault == Fault::RefusesMemory);
             }
-            request::SET_VRING_KICK if message.payload()[0] == TX as u8 => {
+            request::SET_VRING_KICK if message.payload()[0] == (2 * pair + TX) as u8 => {
                 fds[1] = message.fd.take();
             }
-            request::SET_VRING_CALL => fds[2] = message.fd.take(),
+            request::SET_VRING_CALL if message.payload()[0] == (2 * pair + RX) as u8 => {
+                fds[2] = message.fd.take()
+            }
             _ => {}
         }
         if message.flags & FLAG_NEED_REPLY != 0 {
@@ -76,7 +95,7 @@ fn serve(socket: &UnixStream, fault: Fault) -> Result<(), TransportError> {
             break;
         }
     }
-    assert_eq!(features, 1 << 5 | 1 << 29 | 1 << 30 | 1 << 32);
+    assert_eq!(features, offered);
     let [Some(memory), Some(kick), Some(call), _] = &fds else {
         panic!("a descriptor is missing");
     };
@@ -86,12 +105,12 @@ fn serve(socket: &UnixStream, fault: Fault) -> Result<(), TransportError> {
     }
     // The front end's last act of the set-up is this kick.
     while sys::wait_readable([kick.as_fd()], None).unwrap() == [false] {}
-    if fault == Fault::GoesAway {
+    if matches!(fault, Fault::GoesAway | Fault::TwoPairsGoAway) {
         return Ok(());
     }
     // The frame may come a little later.
     let map = |ring: u64| {
-        let at = ring * LAYOUT.len as u64;
+        let at = (2 * u64::from(pair) + ring) * LAYOUT.len as u64;
         Mapping::from_fd(memory.as_fd(), at, LAYOUT.len, true).unwrap()
     };
     let (rx, tx) = (map(0), map(1));
@@ -157,6 +176,22 @@ fn backend(faults: &'static [Fault]) -> (tempfile::TempDir, PathBuf, JoinHandle<
     (directory, path, thread)
 }
 
+fn connect_pairs(path: &Path, pairs: u16) -> Result<Vec<VhostUser>, TransportError> {
+    VhostUser::connect(path, 1024, pairs)
+}
+
+fn connect(path: &Path) -> Result<VhostUser, TransportError> {
+    Ok(connect_pairs(path, 1)?.pop().unwrap())
+}
+
+fn lost(front: &mut VhostUser, timeout: Timeout) -> TransportError {
+    loop {
+        if let Err(error) = front.wait(timeout, Polling::default()) {
+            break error;
+        }
+    }
+}
+
 fn echo(front: &mut VhostUser) {
     let sent = front.send(&mut |out| {
         out[..4].copy_from_slice(b"ping");
@@ -176,13 +211,13 @@ fn echo(front: &mut VhostUser) {
 #[test]
 fn a_frame_goes_out_and_comes_back_and_the_region_is_mapped() {
     let (_directory, path, thread) = backend(&[Fault::None]);
-    let mut front = VhostUser::connect(&path, 1024).unwrap();
+    let mut front = connect(&path).unwrap();
     assert_eq!((front.mac(), front.frame_size()), (DEVICE_MAC, 1024));
     echo(&mut front);
     assert_eq!(front.map_region([0; 16], REGION_LEN).unwrap().len(), REGION_LEN as usize);
     assert!(matches!(front.map_region([0; 16], REGION_LEN + 1), Err(TransportError::Protocol(_))));
     front.drain(Duration::from_secs(10)).unwrap();
-    assert_eq!(front.device.pair.unsent(), 0);
+    assert_eq!(front.line.pair.unsent(), 0);
     drop(front);
     thread.join().unwrap();
 }
@@ -190,12 +225,8 @@ fn a_frame_goes_out_and_comes_back_and_the_region_is_mapped() {
 #[test]
 fn a_backend_that_goes_away_is_noticed_and_found_again() {
     let (_directory, path, thread) = backend(&[Fault::GoesAway, Fault::None]);
-    let mut front = VhostUser::connect(&path, 1024).unwrap();
-    let error = loop {
-        if let Err(error) = front.wait(Timeout::Never, Polling::default()) {
-            break error;
-        }
-    };
+    let mut front = connect(&path).unwrap();
+    let error = lost(&mut front, Timeout::Never);
     assert!(matches!(error, TransportError::Disconnected), "{error}");
     front.reconnect().unwrap();
     echo(&mut front);
@@ -206,34 +237,70 @@ fn a_backend_that_goes_away_is_noticed_and_found_again() {
 #[test]
 fn a_spinning_guest_notices_the_end_too() {
     let (_directory, path, thread) = backend(&[Fault::GoesAway]);
-    let mut front = VhostUser::connect(&path, 1024).unwrap();
+    let mut front = connect(&path).unwrap();
     thread.join().unwrap();
-    let error = loop {
-        if let Err(error) = front.wait(Timeout::Now, Polling::default()) {
-            break error;
-        }
-    };
+    let error = lost(&mut front, Timeout::Now);
     assert!(matches!(error, TransportError::Disconnected), "{error}");
+}
+
+#[test]
+fn each_pair_has_its_rings_and_all_have_one_session() {
+    let sessions = &[Fault::TwoPairs, Fault::TwoPairsGoAway, Fault::TwoPairs];
+    let (_directory, path, thread) = backend(sessions);
+    let mut pairs = connect_pairs(&path, 2).unwrap();
+    let [first, second] = &mut pairs[..] else { panic!("two pairs") };
+    assert_eq!([first.mac(), second.mac()], [DEVICE_MAC; 2]);
+    assert_eq!([first.pairs(), second.pairs()], [2; 2]);
+    echo(second);
+    assert_eq!(first.refresh().unwrap(), 0, "a frame of the other's");
+    for pair in [&mut *first, &mut *second] {
+        assert_eq!(pair.map_region([0; 16], REGION_LEN).unwrap().len(), REGION_LEN as usize);
+    }
+    // One of them wants another session, which ends this one for the other.
+    first.reconnect().unwrap();
+    assert!(matches!(lost(second, Timeout::Never), TransportError::Disconnected));
+    // That one ends before the second pair has joined it.
+    assert!(matches!(lost(first, Timeout::Now), TransportError::Disconnected));
+    second.reconnect().unwrap();
+    assert!(matches!(lost(second, Timeout::Never), TransportError::Disconnected));
+    // Whoever comes first makes a session, and the other has its part of the same one.
+    second.reconnect().unwrap();
+    first.reconnect().unwrap();
+    echo(second);
+    assert!(Arc::ptr_eq(&first.line.connection, &second.line.connection));
+    drop(pairs);
+    thread.join().unwrap();
+}
+
+#[test]
+fn more_pairs_than_there_are_are_refused() {
+    let (_directory, path, thread) = backend(&[Fault::None, Fault::TwoPairs]);
+    for (asked, said) in [(2, "has 1 queue pair, 2 were"), (3, "has 2 queue pairs, 3 were")] {
+        let error = connect_pairs(&path, asked).unwrap_err();
+        assert!(error.to_string().contains(said), "{error}");
+    }
+    thread.join().unwrap();
 }
 
 #[test]
 fn what_a_device_lacks_is_named() {
     let (_directory, path, thread) = backend(&[Fault::NoShmem, Fault::RefusesMemory]);
-    let error = VhostUser::connect(&path, 1024).unwrap_err();
+    let error = connect(&path).unwrap_err();
     assert!(error.to_string().contains("SHMEM"), "{error}");
-    let error = VhostUser::connect(&path, 1024).unwrap_err();
+    let error = connect(&path).unwrap_err();
     assert!(matches!(error, TransportError::Protocol(_)), "{error}");
     thread.join().unwrap();
-    let error = VhostUser::connect(Path::new("/nonexistent/socket"), 1024).unwrap_err();
+    let error = connect(Path::new("/nonexistent/socket")).unwrap_err();
     assert!(matches!(error, TransportError::System { .. }), "{error}");
 }
 
 #[test]
 fn a_backend_that_leaves_without_offering_the_region_ends_the_wait_for_it() {
     let (_directory, path, thread) = backend(&[Fault::NoRegion]);
-    let mut front = VhostUser::connect(&path, 1024).unwrap();
+    let mut front = connect(&path).unwrap();
     echo(&mut front);
-    rustix::net::shutdown(front.device.session.sockets()[0], rustix::net::Shutdown::Both).unwrap();
+    rustix::net::shutdown(front.line.connection.sockets().as_fds()[0], rustix::net::Shutdown::Both)
+        .unwrap();
     assert!(matches!(front.map_region([0; 16], REGION_LEN), Err(TransportError::Disconnected)));
     drop(front);
     thread.join().unwrap();

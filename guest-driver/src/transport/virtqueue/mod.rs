@@ -15,7 +15,7 @@ use ring::{Direction, Ring, RingError};
 
 pub(super) use ring::Layout;
 
-/// Queue numbers of the first pair (VIRTIO 1.2 section 5.1.2).
+/// Queue numbers of the first pair, and of each in it (VIRTIO 1.2 section 5.1.2).
 pub(super) const RX: u16 = 0;
 pub(super) const TX: u16 = 1;
 
@@ -59,18 +59,20 @@ pub(super) struct Pair {
 
 impl Pair {
     /// Rings of this layout for frames of at most `frame_size` bytes, one behind the other
-    /// at the beginning of `memory`, which the device finds at `address`: that for
-    /// receiving, full of empty buffers, and that for sending. Both are yet to be kicked.
+    /// from `offset` in `memory` on, a multiple of a page, which the device finds at
+    /// `address`: that for receiving, full of empty buffers, and that for sending. Both are
+    /// yet to be kicked.
     pub(super) fn new(
         memory: BorrowedFd<'_>,
+        offset: usize,
         layout: Layout,
         address: u64,
         frame_size: u16,
     ) -> Result<Pair, TransportError> {
         let frame_size = usize::from(frame_size);
         debug_assert!(layout.buffer_len >= NET_HDR_LEN + frame_size);
-        let map = |offset: usize| {
-            Mapping::from_fd(memory, offset as u64, layout.len, true)
+        let map = |at: usize| {
+            Mapping::from_fd(memory, (offset + at) as u64, layout.len, true)
                 .map_err(|error| TransportError::Map { what: "mapping the rings", error })
         };
         let tx_address = address + layout.len as u64;

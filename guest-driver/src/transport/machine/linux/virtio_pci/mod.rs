@@ -231,7 +231,7 @@ impl Device {
             size_max = size_max.min(registers::queue_size_max(common, index).map_err(pci)?);
         }
         let layout = layout(frame_size, size_max);
-        let pair = Pair::new(memory.as_fd(), layout, memory.address(), frame_size)?;
+        let pair = Pair::new(memory.as_fd(), 0, layout, memory.address(), frame_size)?;
         let mut places = [0; 2];
         for (index, place) in [RX, TX].into_iter().zip(&mut places) {
             let at = memory.address() + u64::from(index) * layout.len as u64;
