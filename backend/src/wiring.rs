@@ -34,7 +34,7 @@ use crate::engine::{RegionMemory, StackPort, UserEngine};
 use crate::lanes::LaneEngine;
 use crate::link::{self, ControlError, Post, RegionLink};
 use crate::metrics::{GuestSnapshot, PortSnapshot, Snapshot};
-use crate::port::{LimitedPort, Port, Station};
+use crate::port::{LimitedPort, Port, Station, Tokens};
 use crate::switch::JoinError;
 use crate::sys::clock::realtime_ns;
 use crate::sys::{prefer_huge_pages, wake};
@@ -372,6 +372,8 @@ fn open(
     let lanes = attachments.len();
     // All of them together have as many as the guest may have.
     let flows_max = guest.flows_max.div_ceil(lanes as u32);
+    // The limit is the guest's, and all of them take from it.
+    let tokens = Arc::new(Tokens::new(guest.rate_limit));
     let mut engines = Vec::with_capacity(lanes);
     for (opened, lane) in attachments.into_iter().zip(0..) {
         let engine = match opened {
@@ -383,7 +385,8 @@ fn open(
                 user_engine(guest, flows_max, &region, fittings.port(port))?
             }
             Attachment::Port(port) => {
-                let port = Box::new(LimitedPort::new(fittings.port(port), guest.rate_limit));
+                let port = LimitedPort::new(fittings.port(port), Arc::clone(&tokens));
+                let port = Box::new(port);
                 user_engine(guest, flows_max, &region, port)?
             }
         };

@@ -35,9 +35,15 @@ struct Scene {
 
 impl Scene {
     fn start() -> Scene {
+        Scene::start_with("")
+    }
+
+    /// Likewise, with a further line for the guest on two workers.
+    fn start_with(more: &str) -> Scene {
         let net = Namespace::new();
         let (mut guest, mut other) = (Guest::apart(1), Guest::apart(2));
         guest.more.push_str("worker = [0, 1]\n");
+        guest.more.push_str(more);
         other.more.push_str("worker = 0\n");
         for guest in [&guest, &other] {
             net.tap_with(&guest.tap, &guest.near_address());
@@ -369,6 +375,43 @@ fn an_application_serves_on_both_pairs_and_outlives_the_backend() {
         assert_eq!(stats.get(lane, "channel.opened"), 1, "{}", lane.name);
         assert!(stats.get(lane, "channel.data_out") > 20, "{} serves its share", lane.name);
         assert_eq!(stats.get(lane, "worker.ring_errors"), 0);
+    }
+}
+
+/// What the lanes send together is what the guest may send.
+#[test]
+fn lanes_have_one_limit_together() {
+    require!(NEEDS[0], NEEDS[1], Need::Built("examples/http"));
+    let root = tempfile::tempdir().expect("a directory");
+    let body: Vec<u8> = (0..20_000u32).map(|i| ((i * i) >> 7) as u8).collect();
+    std::fs::write(root.path().join("file"), &body).expect("a file");
+    let root = root.path().to_str().expect("a path in UTF-8");
+    let scene = Scene::start_with("rate_limit = { tx_bytes = \"1MiB\", rx_packets = 5000 }\n");
+    let arguments = ["--pairs", "2", "--root", root];
+    let mut http = scene.backend.example(&scene.net, &scene.guest, "http", &arguments);
+    let (stop, answers) = (AtomicBool::new(false), AtomicU64::new(0));
+    let begun = std::time::Instant::now();
+    let bytes = std::thread::scope(|scope| {
+        let _ending = wait::Ending(&stop);
+        for _ in 0..8 {
+            let (net, ip) = (&scene.net, scene.guest.ip());
+            scope.spawn(|| net.run(|| ask(ip, &body, &stop, &answers)));
+        }
+        wait::until("160 answers", || {
+            let answers = answers.load(Ordering::Relaxed);
+            (answers >= 160).then_some(answers * body.len() as u64)
+        })
+    });
+    // A burst is at least 128 KiB.
+    let least = Duration::from_secs_f64((bytes - (128 << 10)) as f64 / f64::from(1 << 20));
+    assert!(begun.elapsed() >= least, "{bytes} bytes in {:?}", begun.elapsed());
+    http.terminate();
+    assert_eq!(http.wait().code(), Some(0), "the application's exit");
+    let lanes = [scene.lane(0), scene.lane(1)];
+    let stats = scene.stop();
+    for lane in lanes {
+        assert!(stats.get(&lane, "channel.data_out") > 0);
+        assert!(stats.get(&lane, "port.tx_limited") > 0, "{} was limited", lane.name);
     }
 }
 

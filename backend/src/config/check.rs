@@ -286,11 +286,9 @@ pub(super) fn placed(guests: &[Draft], workers: Option<&Workers>, findings: &mut
 fn one_worker_only(guest: &Draft) -> Option<&'static str> {
     let port = guest.port.as_ref().is_some_and(|port| !port.value.kind().shared);
     let region = guest.region.as_ref().is_some_and(|region| region.value.mirror.is_some());
-    let limit = guest.rate_limit.as_ref().is_some_and(|limit| !limit.is_none());
     let reasons = [
         (port, "on a port of this kind"),
         (region, "with a region that has a mirror"),
-        (limit, "with a rate_limit"),
         (guest.shares_addresses, "with addresses = \"guest\""),
     ];
     reasons.into_iter().find(|(holds, _)| *holds).map(|(_, why)| why)

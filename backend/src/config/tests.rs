@@ -524,14 +524,12 @@ fn workers_are_few_and_bound_or_not() {
     assert_eq!(config.guests[0].workers, [1]);
     let config = parse(&with("workers = 2", "worker = [1, 0]")).unwrap();
     assert_eq!(config.guests[0].workers, [1, 0]);
+    let limited = with("workers = 2", "worker = [1, 0]\nrate_limit = { tx_packets = 1 }");
+    assert_eq!(parse(&limited).unwrap().guests[0].rate_limit.tx.packets, Some(1));
     assert!(parse(&guest(&[])).unwrap().guests[0].workers.is_empty());
     for (change, message) in [
         ("worker = []", "worker has 0 workers: give 1 to 8, or leave it out"),
         ("worker = \"x\"", "worker is a string: write worker = 0 or worker = [0, 1]"),
-        (
-            "worker = [0, 1]\nrate_limit = { tx_packets = 1 }",
-            "several workers are not possible with a rate_limit: give one",
-        ),
         (
             "worker = [0, 1]\nregion = { size = \"4MiB\", mirror = \"/m\" }",
             "several workers are not possible with a region that has a mirror: give one",

@@ -17,6 +17,7 @@
 //! | flows | by a keyed hash of the peer's address and both ports, among the lanes that listen on the port; flows that the guest opens have a local port that says whose they are ([`Ports`]) |
 //! | buffers | each lane's pool has a run of its own (`paste_pmem::Pool::split`); one that is named on another lane is refused as any that is not the guest's |
 //! | queue pairs | lent by the lane that has the session, by value, and called home before a message of the front end's is handled (`crate::vhost`, `pair`) |
+//! | its rate limit | by whoever comes: token buckets that all take from, a batch at a time, and where each books the tokens of the frame that it waits with (`crate::port`, `limit`) |
 //! | the guest's own kernel | all of it is the first lane's: what the stack does not know, and everything that is no segment |
 //!
 //! What neighbours and routers say, and errors by ICMP, go to every lane, because every
@@ -32,8 +33,8 @@
 //! # Limits
 //!
 //! TCP in IP fragments is the first lane's, which knows of no such flow if it is not its
-//! own. A region that the host makes durable, and a rate limit, are for guests with one
-//! worker.
+//! own. A region that the host makes durable is for guests with one worker. What goes to
+//! every lane is counted by a rate limit for each.
 
 mod choice;
 mod engine;

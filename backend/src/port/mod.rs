@@ -27,7 +27,7 @@ use paste_stack::{Origin, RxFrame, TxBatch, TxCsum, TxFrame};
 use crate::ethernet::LEN as ETHERNET_LEN;
 
 pub use counters::{Drops, PortCounters};
-pub use limit::{LimitedPort, Limits, Rate};
+pub use limit::{LimitedPort, Limits, Rate, Tokens};
 pub use pipe::{PipeError, PipePort, Wires};
 pub use tap::{TapError, TapPort};
 pub use xdp::{
