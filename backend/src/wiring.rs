@@ -431,13 +431,24 @@ fn open(
             Domain::None | Domain::Mirror => FlushDomain::None,
         })
     };
-    let durability = match region.flusher().map_err(region_error)? {
-        Some(flusher) => Durability::by_host(&guest.name, Box::new(flusher), waker.clone())
-            .map_err(system("a thread cannot be started"))?,
-        None => without_host(),
+    // Of the first lane, and of the others in their order.
+    let pipes = (1..lanes).map(|_| wake::pair()).collect::<io::Result<Vec<_>>>();
+    let pipes = pipes.map_err(system("a pipe cannot be made"))?;
+    let mut durability = match region.flusher().map_err(region_error)? {
+        Some(flusher) => {
+            let others = pipes.iter().map(|(waker, _)| waker.clone());
+            let wakers = std::iter::once(waker.clone()).chain(others).collect();
+            Durability::by_host(&guest.name, Box::new(flusher), wakers)
+                .map_err(system("a thread cannot be started"))?
+        }
+        None => (0..lanes).map(|_| without_host()).collect(),
+    }
+    .into_iter();
+    let Some(first_durability) = durability.next() else {
+        unreachable!("a guest has a lane");
     };
     let mut pmem = match &guest.region.pmem_socket {
-        Some(_) if durability.domain() != FlushDomain::Host => {
+        Some(_) if first_durability.domain() != FlushDomain::Host => {
             return Err(Error::NothingToFlush { guest: name() });
         }
         Some(socket) => {
@@ -481,16 +492,17 @@ fn open(
     let Some((engine, pool)) = rest.next() else {
         unreachable!("a guest has a lane");
     };
-    for (index, (engine, pool)) in (1..).zip(rest) {
-        let (lane, woken) = wake::pair().map_err(system("a pipe cannot be made"))?;
+    for (index, (((engine, pool), durability), (lane, woken))) in
+        (1..).zip(rest.zip(durability).zip(pipes))
+    {
         let role = Role::Further(join(&mut others, waker.clone(), lane));
         let device = device(lane_name(&guest.name, index), &*engine, None, 1);
-        let parts = parts(index, role, device, engine, pool, without_host());
+        let parts = parts(index, role, device, engine, pool, durability);
         further.push(GuestTask::new(parts, woken));
     }
     let device = device(name(), &*engine, Some(shared()?), lanes);
     let role = Role::First(endpoint, others);
-    let mut parts = parts(0, role, device, engine, pool, durability);
+    let mut parts = parts(0, role, device, engine, pool, first_durability);
     let (post, offers) = link::mailbox(waker);
     (parts.pmem, parts.offers) = (pmem.take(), Some(offers));
     parts.region = shown.map(RegionPort::new);

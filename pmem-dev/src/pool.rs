@@ -106,6 +106,9 @@ struct Entry {
     guests: bool,
 }
 
+/// Buffers in a word of the claim table, which a guest writes as a whole.
+const CLAIMS_IN_WORD: u32 = u64::BITS;
+
 /// What became of the buffers of a channel; see [`Pool::reclaim`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Reclaimed {
@@ -210,13 +213,19 @@ impl Pool {
     }
 
     /// Divides a pool that nobody has taken anything from into `parts`, one for each of
-    /// several threads. Each has a run of buffers of its own, as many as the others or one
-    /// more; to all others' it says that they are [`Owner::Elsewhere`].
+    /// several threads. Each has a run of buffers of its own; to all others' it says that
+    /// they are [`Owner::Elsewhere`]. Runs begin with a word of the claim table, so that no
+    /// two threads of a guest write to the same one, and differ by a few words; where a part
+    /// has less than a word, they have as many buffers as the others or one more.
     pub fn split(self, parts: u32) -> Vec<Pool> {
         let count = self.buffers.count();
         debug_assert_eq!(self.free() + self.count_of(Owner::Claimed), count, "all are there");
         let parts = parts.clamp(1, count.max(1));
-        let start = |part: u32| (u64::from(count) * u64::from(part) / u64::from(parts)) as u32;
+        let grain = if count / parts >= CLAIMS_IN_WORD { CLAIMS_IN_WORD } else { 1 };
+        let start = |part: u32| match part {
+            _ if part == parts => count,
+            _ => (u64::from(count / grain) * u64::from(part) / u64::from(parts)) as u32 * grain,
+        };
         let pool = |part| {
             let own = start(part)..start(part + 1);
             let mut pool = Pool {

@@ -366,6 +366,27 @@ fn the_parts_of_a_pool_have_every_buffer_once() {
 }
 
 #[test]
+fn no_two_parts_of_a_pool_have_claims_in_one_word() {
+    let geometry = Geometry::new(SIZE_MIN, 2048).unwrap();
+    let identity = Identity { guest: "model", uuid: Uuid([1; 16]), created_ns: 0 };
+    let region = Region::create(&Backing::Memory(HugePages::No), geometry, &identity).unwrap();
+    let total = region.pool().buffers().count();
+    for parts in [2, 3, 7, 8] {
+        let pools = region.pool().split(parts);
+        assert!(total / parts >= 64);
+        for word in 0..total.div_ceil(64) {
+            let bufs = (word * 64..total.min((word + 1) * 64)).collect::<Vec<_>>();
+            let has =
+                |pool: &&Pool| bufs.iter().any(|&buf| pool.owner(buf) != Some(Owner::Elsewhere));
+            assert_eq!(pools.iter().filter(has).count(), 1, "word {word} of {parts}");
+        }
+        let counts: Vec<_> = pools.iter().map(Pool::count).collect();
+        let fair = total / parts;
+        assert!(counts.iter().all(|count| count.abs_diff(fair) <= 128), "{counts:?}");
+    }
+}
+
+#[test]
 fn an_empty_pool_gives_nothing() {
     let mut pool = Pool::new(buffers(0));
     assert_eq!(pool.take(Owner::Port), None);

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use paste_abi::{Event, Flow, Frame, Kind, Reason, Request, Slot};
+use paste_guest::log::{Log, LogError};
 use paste_guest::{Channel, Endpoint, OpenError, Options, SendOptions, Timeout, TransportError};
 use paste_tests::backend::{Backend, Guest, Stats};
 use paste_tests::client;
@@ -491,6 +492,8 @@ fn a_channel_that_is_dropped_leaves_its_flows_to_the_other_pair() {
     let (accepted, failed) = converse_all(&mut channels);
     assert_eq!((accepted.iter().sum::<usize>(), failed), (CONNECTIONS, 0));
     assert!(accepted.iter().all(|&share| share >= 2), "{accepted:?}");
+    let refused = Log::open(&mut channels[1], |_| ()).expect_err("it is the first pair's");
+    assert!(matches!(refused, LogError::FurtherPair(1)), "{refused}");
     // Neither did it say good-bye, nor did the device end. Who comes before the host knows
     // is reset.
     drop(channels.pop());

@@ -52,7 +52,8 @@ fn storage(granted: u32) -> Storage {
     let (asked, asks) = channel();
     let (works, work) = channel();
     let puppet = Box::new(Puppet { asked, works: work });
-    let durability = Durability::by_host("test", puppet, wake::pair().unwrap().0).unwrap();
+    let wakers = vec![wake::pair().unwrap().0];
+    let durability = Durability::by_host("test", puppet, wakers).unwrap().remove(0);
     let pool = Pool::new(crate::testing::buffers(512));
     let (bench, buffers) = open(Bench::with(pool, durability), granted);
     Storage { bench, asked: asks, works, buffers }

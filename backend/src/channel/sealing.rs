@@ -131,14 +131,14 @@ impl Sealing {
         true
     }
 
-    /// The answer to the oldest epoch, if it has one, given the batch that is
+    /// The answer to the oldest epoch, if it has one, given the last batch that is
     /// done and its outcome. What waited for it is to be released before the next
     /// one is asked for.
     pub fn answer(&mut self, done: Option<(u64, bool)>) -> Option<Slot> {
         let epoch = self.epochs.front()?;
         let outcome = match (epoch.batch, done) {
             (Err(reason), _) => reason,
-            (Ok(batch), Some((number, durable))) if batch == number => {
+            (Ok(batch), Some((number, durable))) if batch <= number => {
                 if durable {
                     Reason::Ok
                 } else {

@@ -285,12 +285,8 @@ pub(super) fn placed(guests: &[Draft], workers: Option<&Workers>, findings: &mut
 /// Why a guest can have but one worker.
 fn one_worker_only(guest: &Draft) -> Option<&'static str> {
     let port = guest.port.as_ref().is_some_and(|port| !port.value.kind().shared);
-    let region = guest.region.as_ref().is_some_and(|region| region.value.mirror.is_some());
-    let reasons = [
-        (port, "on a port of this kind"),
-        (region, "with a region that has a mirror"),
-        (guest.shares_addresses, "with addresses = \"guest\""),
-    ];
+    let reasons =
+        [(port, "on a port of this kind"), (guest.shares_addresses, "with addresses = \"guest\"")];
     reasons.into_iter().find(|(holds, _)| *holds).map(|(_, why)| why)
 }
 

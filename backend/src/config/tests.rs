@@ -530,10 +530,6 @@ fn workers_are_few_and_bound_or_not() {
     for (change, message) in [
         ("worker = []", "worker has 0 workers: give 1 to 8, or leave it out"),
         ("worker = \"x\"", "worker is a string: write worker = 0 or worker = [0, 1]"),
-        (
-            "worker = [0, 1]\nregion = { size = \"4MiB\", mirror = \"/m\" }",
-            "several workers are not possible with a region that has a mirror: give one",
-        ),
     ] {
         let said = format!("web.toml:9:10: guest \"web1\": {message}");
         refused(&with("workers = 2", change), &[&said]);

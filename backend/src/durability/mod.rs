@@ -2,11 +2,20 @@
 //!
 //! A sync of a file takes as long as its storage takes, and a turn of a worker
 //! must not. So each guest whose stores the host makes durable has one more
-//! thread. The worker collects the ranges of all epochs that were sealed since
-//! the last sync began, by whatever channel, into one *batch*; hands it over when
-//! the thread is idle; and is woken when it is done. While one batch is being
-//! synced the next collects, so there is one sync for as many epochs as fit
-//! into the time of a sync, and never a second one waiting.
+//! thread. A worker lays the ranges of the epochs that were sealed in a turn, by whatever
+//! channel, on its *desk*: one *batch*. The thread takes everything that lies on the desks of
+//! all workers that serve the guest, makes it durable by one sync, and wakes those whom it
+//! was for. While it syncs, the desks fill again; so there is one sync for as many epochs, of
+//! as many lanes, as fit into the time of a sync, and never a second one waiting.
+//!
+//! ```text
+//!   lane 0: sealed in a turn ──> desk 0 ┐
+//!                                       ├─ all of it ──> thread: one sync ──> both are woken
+//!   lane 1: sealed in a turn ──> desk 1 ┘
+//! ```
+//!
+//! A desk has a lock, which is held to hand things over and once for a turn that sealed
+//! something, and by the thread never while it syncs.
 //!
 //! Whose epochs they are, and who waits for them, is the channels' business. How
 //! bytes become durable is a [`MakeDurable`]'s.
@@ -14,6 +23,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -57,64 +67,87 @@ impl MakeDurable for Flusher {
     }
 }
 
-/// What the thread has done.
-#[derive(Debug)]
-struct Done {
-    /// The batch, whose memory comes back.
-    ranges: Vec<FlushRange>,
-    outcome: Result<(), Failure>,
-    counters: FlushCounters,
-}
-
-/// Why a batch is not durable.
-#[derive(Debug, thiserror::Error)]
+/// Why batches are not durable.
+#[derive(Clone, Debug, thiserror::Error)]
 enum Failure {
-    #[error(transparent)]
-    Flush(#[from] FlushError),
+    #[error("{0}")]
+    Flush(Arc<FlushError>),
     #[error("the flusher panicked")]
     Panicked,
 }
 
-/// What the worker and the thread hand each other.
+/// Batches that the thread has done.
 #[derive(Debug)]
-enum Work {
-    /// Nobody has anything to do.
-    Idle,
-    /// For the thread.
-    Batch(Vec<FlushRange>),
-    /// For the worker.
-    Done(Done),
-    /// For the thread: end.
-    Stop,
+struct Done {
+    /// The last of them.
+    batch: u64,
+    outcome: Result<(), Failure>,
+}
+
+/// What one worker and the thread hand each other.
+#[derive(Debug, Default)]
+struct Desk {
+    /// For the thread, and the last batch that is in it; 0 without any.
+    ranges: Vec<FlushRange>,
+    batch: u64,
+    /// The thread works on something that lay here.
+    is_syncing: bool,
+    /// For the worker, oldest first.
+    done: VecDeque<Done>,
+}
+
+/// What the thread knows.
+#[derive(Debug, Default)]
+struct Office {
+    desks: Box<[Desk]>,
+    counters: FlushCounters,
+    /// The thread is to end.
+    closes: bool,
 }
 
 #[derive(Debug)]
 struct Shared {
-    work: Mutex<Work>,
+    office: Mutex<Office>,
     changed: Condvar,
-    /// Whether [`Work::Done`] waits: looked at in every turn, without the lock.
-    done: AtomicBool,
+    /// By desk, whether something waits for the worker: looked at in every turn, without the
+    /// lock.
+    done: Box<[AtomicBool]>,
 }
 
 impl Shared {
-    fn work(&self) -> MutexGuard<'_, Work> {
+    fn office(&self) -> MutexGuard<'_, Office> {
         // Nothing panics while it holds the lock.
-        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+        self.office.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The thread, as the worker sees it.
+/// The thread, which ends with the last worker that it is for.
 #[derive(Debug)]
-struct Helper {
+struct Thread {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
-    /// The batch that the thread works on.
-    flying: bool,
-    /// Memory for the batch after the next.
-    spare: Vec<FlushRange>,
 }
 
-/// How the stores of one guest become durable.
+impl Drop for Thread {
+    fn drop(&mut self) {
+        self.shared.office().closes = true;
+        self.shared.changed.notify_all();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that makes stores durable panicked");
+        }
+    }
+}
+
+/// A worker's hand on the thread.
+#[derive(Debug)]
+struct Helper {
+    thread: Arc<Thread>,
+    desk: usize,
+}
+
+/// How the stores of one guest become durable, for one of its lanes.
 #[derive(Debug)]
 pub struct Durability {
     domain: FlushDomain,
@@ -122,13 +155,12 @@ pub struct Durability {
     collecting: Vec<FlushRange>,
     /// Whether an epoch was sealed into the batch that is being collected.
     wanted: bool,
-    /// The number of the batch that is being collected.
+    /// The number of the batch that is being collected, from 1.
     batch: u64,
     /// Epochs that were sealed: over the commits it is the mean batch.
     epochs: u64,
-    /// The batch that was done last, and whether it is durable.
+    /// The batches that were done last, and whether they are durable.
     last: Option<(u64, bool)>,
-    counters: FlushCounters,
     failing: bool,
 }
 
@@ -144,31 +176,35 @@ impl Durability {
             batch: 1,
             epochs: 0,
             last: None,
-            counters: FlushCounters::default(),
             failing: false,
         }
     }
 
-    /// By a flusher, on a thread of this name; `waker` is told when a batch is
-    /// done.
+    /// By a flusher, on a thread of this name, for as many workers as there are wakers:
+    /// each is told when something of its own is done.
     pub fn by_host(
         name: &str,
         flusher: Box<dyn MakeDurable>,
-        waker: Waker,
-    ) -> io::Result<Durability> {
+        wakers: Vec<Waker>,
+    ) -> io::Result<Vec<Durability>> {
+        let desks = wakers.iter().map(|_| Desk::default()).collect();
         let shared = Arc::new(Shared {
-            work: Mutex::new(Work::Idle),
+            office: Mutex::new(Office { desks, ..Office::default() }),
             changed: Condvar::new(),
-            done: AtomicBool::new(false),
+            done: wakers.iter().map(|_| AtomicBool::new(false)).collect(),
         });
+        let desks = wakers.len();
         let thread = std::thread::Builder::new().name(format!("{name}-flush")).spawn({
             let shared = Arc::clone(&shared);
-            move || serve(&shared, flusher, &waker)
+            move || serve(&shared, flusher, &wakers)
         })?;
-        let helper = Helper { shared, thread: Some(thread), flying: false, spare: Vec::new() };
-        let mut durability = Durability::without_host(FlushDomain::Host);
-        durability.helper = Some(helper);
-        Ok(durability)
+        let thread = Arc::new(Thread { shared, thread: Some(thread) });
+        let durability = |desk| {
+            let mut durability = Durability::without_host(FlushDomain::Host);
+            durability.helper = Some(Helper { thread: Arc::clone(&thread), desk });
+            durability
+        };
+        Ok((0..desks).map(durability).collect())
     }
 
     /// How stores become durable, as the guest is told.
@@ -176,10 +212,12 @@ impl Durability {
         self.domain
     }
 
-    /// Every counter with its name.
+    /// Every counter with its name. What is written for all lanes is the first one's.
     pub fn each_counter(&self, mut visit: impl FnMut(&'static str, u64)) {
         visit("epochs", self.epochs);
-        self.counters.each(visit);
+        let first = self.helper.as_ref().filter(|helper| helper.desk == 0);
+        let counters = first.map(|helper| helper.thread.shared.office().counters);
+        counters.unwrap_or_default().each(visit);
     }
 
     /// Takes the ranges of an epoch into the batch that is being collected, and
@@ -201,36 +239,35 @@ impl Durability {
         Some(self.batch)
     }
 
-    /// Hands what was collected to the thread, if that is idle. Called once a
-    /// turn, after everything that may seal.
+    /// Hands what was collected to the thread. Called once a turn, after everything that may
+    /// seal.
     pub fn begin(&mut self) {
-        let Some(helper) = self.helper.as_mut().filter(|helper| self.wanted && !helper.flying)
-        else {
+        let Some(Helper { thread, desk }) = self.helper.as_ref().filter(|_| self.wanted) else {
             return;
         };
-        let ranges = std::mem::replace(&mut self.collecting, std::mem::take(&mut helper.spare));
-        *helper.shared.work() = Work::Batch(ranges);
-        helper.shared.changed.notify_one();
-        helper.flying = true;
+        let mut office = thread.shared.office();
+        let desk = &mut office.desks[*desk];
+        desk.ranges.append(&mut self.collecting);
+        desk.batch = self.batch;
+        drop(office);
+        thread.shared.changed.notify_all();
         self.wanted = false;
         self.batch += 1;
     }
 
-    /// The batch that the thread has done since it was asked last: its number,
-    /// and whether it is durable.
+    /// What the thread has done next since it was asked last: the number of the last batch
+    /// of it, and whether that and those before, of which nothing was said yet, are durable.
     pub fn completed(&mut self) -> Option<(u64, bool)> {
-        let helper = self.helper.as_mut()?;
-        if !helper.shared.done.swap(false, Ordering::Acquire) {
+        let Helper { thread, desk } = self.helper.as_ref()?;
+        let flag = &thread.shared.done[*desk];
+        if !flag.load(Ordering::Acquire) {
             return None;
         }
-        let Work::Done(done) = std::mem::replace(&mut *helper.shared.work(), Work::Idle) else {
-            return None;
-        };
-        let Done { mut ranges, outcome, counters } = done;
-        ranges.clear();
-        helper.spare = ranges;
-        helper.flying = false;
-        self.counters = counters;
+        let mut office = thread.shared.office();
+        let done = office.desks[*desk].done.pop_front();
+        flag.store(!office.desks[*desk].done.is_empty(), Ordering::Release);
+        drop(office);
+        let Done { batch, outcome } = done?;
         if let Err(error) = &outcome {
             if !self.failing {
                 tracing::error!(%error, "stores could not be made durable; the guest is told");
@@ -239,8 +276,7 @@ impl Durability {
             tracing::info!("stores are made durable again");
         }
         self.failing = outcome.is_err();
-        // One batch flies at a time, and it is the one before what is collected.
-        self.last = Some((self.batch - 1, outcome.is_ok()));
+        self.last = Some((batch, outcome.is_ok()));
         self.last
     }
 
@@ -252,47 +288,55 @@ impl Durability {
 
 impl Drop for Durability {
     fn drop(&mut self) {
-        let Some(helper) = &mut self.helper else { return };
+        let Some(Helper { thread, desk }) = &self.helper else { return };
         // What it works on is finished first.
-        let mut work = helper.shared.work();
-        while matches!(*work, Work::Batch(_)) || (helper.flying && matches!(*work, Work::Idle)) {
-            work = helper.shared.changed.wait(work).unwrap_or_else(PoisonError::into_inner);
-        }
-        *work = Work::Stop;
-        drop(work);
-        helper.shared.changed.notify_all();
-        if let Some(thread) = helper.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the thread that makes stores durable panicked");
+        let mut office = thread.shared.office();
+        while office.desks[*desk].batch != 0 || office.desks[*desk].is_syncing {
+            let waited = thread.shared.changed.wait(office);
+            office = waited.unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
 
 /// The life of the thread.
-fn serve(shared: &Shared, mut flusher: Box<dyn MakeDurable>, waker: &Waker) {
+fn serve(shared: &Shared, mut flusher: Box<dyn MakeDurable>, wakers: &[Waker]) {
+    let mut ranges = Vec::new();
+    // By desk, the last batch of it in this sync.
+    let mut batches = vec![0; wakers.len()].into_boxed_slice();
     loop {
-        let mut work = shared.work();
-        let ranges = loop {
-            match std::mem::replace(&mut *work, Work::Idle) {
-                Work::Batch(ranges) => break ranges,
-                Work::Stop => return,
-                other => *work = other,
+        let mut office = shared.office();
+        while office.desks.iter().all(|desk| desk.batch == 0) {
+            if office.closes {
+                return;
             }
-            work = shared.changed.wait(work).unwrap_or_else(PoisonError::into_inner);
-        };
-        drop(work);
+            office = shared.changed.wait(office).unwrap_or_else(PoisonError::into_inner);
+        }
+        for (desk, batch) in office.desks.iter_mut().zip(&mut batches) {
+            *batch = std::mem::take(&mut desk.batch);
+            desk.is_syncing = *batch != 0;
+            ranges.append(&mut desk.ranges);
+        }
+        drop(office);
         // One that panics has made nothing durable, and may do so again.
         let attempt = std::panic::AssertUnwindSafe(|| flusher.make_durable(&ranges));
         let outcome = match std::panic::catch_unwind(attempt) {
-            Ok(outcome) => outcome.map_err(Failure::from),
+            Ok(outcome) => outcome.map_err(|error| Failure::Flush(Arc::new(error))),
             Err(_) => Err(Failure::Panicked),
         };
-        let counters = flusher.counters();
-        *shared.work() = Work::Done(Done { ranges, outcome, counters });
-        shared.done.store(true, Ordering::Release);
+        ranges.clear();
+        let mut office = shared.office();
+        office.counters = flusher.counters();
+        for (index, desk) in office.desks.iter_mut().enumerate() {
+            if std::mem::take(&mut desk.is_syncing) {
+                let batch = batches[index];
+                desk.done.push_back(Done { batch, outcome: outcome.clone() });
+                shared.done[index].store(true, Ordering::Release);
+            }
+        }
+        drop(office);
         shared.changed.notify_all();
-        waker.wake();
+        let served = wakers.iter().zip(&batches).filter(|(_, batch)| **batch != 0);
+        served.for_each(|(waker, _)| waker.wake());
         // What panics here has harmed nothing that was promised; the next batch tells.
         let tidying = std::panic::AssertUnwindSafe(|| flusher.tidy());
         let _ = std::panic::catch_unwind(tidying);

@@ -1,4 +1,4 @@
-//! Batches: what is in them, and that there is one at a time.
+//! Batches: what is in them, and that there is one sync at a time for all lanes.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
@@ -25,27 +25,40 @@ impl MakeDurable for Puppet {
     }
 }
 
-struct Bench {
+struct Lane {
     durability: Durability,
-    asked: Receiver<Vec<FlushRange>>,
-    outcomes: Sender<Result<(), FlushError>>,
     wakeups: Wakeups,
 }
 
-fn bench() -> Bench {
+struct Bench {
+    lanes: Vec<Lane>,
+    asked: Receiver<Vec<FlushRange>>,
+    outcomes: Sender<Result<(), FlushError>>,
+}
+
+/// With so many lanes.
+fn bench(lanes: usize) -> Bench {
     let (asked, asks) = channel();
     let (outcomes, outcome) = channel();
-    let (waker, wakeups) = wake::pair().unwrap();
+    let (wakers, wakeups): (Vec<_>, Vec<_>) = (0..lanes).map(|_| wake::pair().unwrap()).unzip();
     let puppet = Box::new(Puppet { asked, outcomes: outcome, commits: 0 });
-    let durability = Durability::by_host("test", puppet, waker).unwrap();
-    Bench { durability, asked: asks, outcomes, wakeups }
+    let durability = Durability::by_host("test", puppet, wakers).unwrap();
+    let lane = |(durability, wakeups)| Lane { durability, wakeups };
+    Bench { lanes: durability.into_iter().zip(wakeups).map(lane).collect(), asked: asks, outcomes }
 }
 
 const fn span(offset: u64) -> FlushRange {
     FlushRange { offset, len: 8 }
 }
 
-impl Bench {
+impl Lane {
+    /// A turn in which an epoch is sealed.
+    fn seal(&mut self, at: u64) -> u64 {
+        let batch = self.durability.seal(&mut vec![span(at)]);
+        self.durability.begin();
+        batch.unwrap()
+    }
+
     fn completed(&mut self) -> (u64, bool) {
         let end = Instant::now() + Duration::from_secs(20);
         loop {
@@ -60,62 +73,117 @@ impl Bench {
 
 #[test]
 fn epochs_that_are_sealed_during_a_sync_share_the_next_one() {
-    let mut bench = bench();
-    assert_eq!(bench.durability.seal(&mut vec![span(0)]), Some(1));
-    assert_eq!(bench.durability.seal(&mut vec![span(8), span(16)]), Some(1));
-    bench.durability.begin();
+    let mut bench = bench(1);
+    let lane = &mut bench.lanes[0];
+    assert_eq!(lane.durability.seal(&mut vec![span(0)]), Some(1));
+    assert_eq!(lane.durability.seal(&mut vec![span(8), span(16)]), Some(1));
+    lane.durability.begin();
     assert_eq!(bench.asked.recv().unwrap(), [span(0), span(8), span(16)]);
-    for at in 3..6 {
-        assert_eq!(bench.durability.seal(&mut vec![span(at * 8)]), Some(2));
-        bench.durability.begin();
-    }
-    assert_eq!(bench.durability.completed(), None);
+    assert_eq!([3, 4, 5].map(|at| lane.seal(at * 8)), [2, 3, 4]);
+    assert_eq!(lane.durability.completed(), None);
     assert!(bench.asked.try_recv().is_err(), "one at a time");
     bench.outcomes.send(Ok(())).unwrap();
-    assert_eq!(bench.completed(), (1, true));
-    assert!(bench.wakeups.drain(), "a worker that sleeps is woken");
-    bench.durability.begin();
+    assert_eq!(lane.completed(), (1, true));
+    assert!(lane.wakeups.drain(), "a worker that sleeps is woken");
     assert_eq!(bench.asked.recv().unwrap(), [span(24), span(32), span(40)]);
     bench.outcomes.send(Ok(())).unwrap();
-    assert_eq!(bench.completed(), (2, true));
-    bench.durability.begin();
-    assert_eq!(bench.durability.completed(), None);
+    assert_eq!(lane.completed(), (4, true), "and those before");
+    lane.durability.begin();
+    assert_eq!(lane.durability.completed(), None);
     let mut counted = Vec::new();
-    bench.durability.each_counter(|name, value| counted.push((name, value)));
+    lane.durability.each_counter(|name, value| counted.push((name, value)));
     assert_eq!(counted[..2], [("epochs", 5), ("commits", 2)]);
 }
 
 #[test]
+fn lanes_share_a_sync_and_each_hears_of_its_own() {
+    let Bench { mut lanes, asked, outcomes } = bench(3);
+    let [first, second, third] = &mut lanes[..] else { panic!("three lanes") };
+    assert_eq!(second.seal(0), 1);
+    assert_eq!(asked.recv().unwrap(), [span(0)]);
+    // While that lasts, the others seal, and the second one again.
+    assert_eq!([first.seal(8), first.seal(16), second.seal(24)], [1, 2, 2]);
+    outcomes.send(Ok(())).unwrap();
+    assert_eq!(second.completed(), (1, true));
+    let mut ranges = asked.recv().unwrap();
+    ranges.sort_unstable_by_key(|range| range.offset);
+    assert_eq!(ranges, [span(8), span(16), span(24)]);
+    assert_eq!(first.durability.completed(), None, "a sync that was not for it");
+    assert!(!first.wakeups.drain());
+    // What fails has failed for all whom it was for.
+    outcomes.send(Err(FlushError::Sync { source: io::Error::from_raw_os_error(5) })).unwrap();
+    assert_eq!([first.completed(), second.completed()], [(2, false), (2, false)]);
+    assert!(first.wakeups.drain() && !third.wakeups.drain());
+    assert_eq!(third.durability.completed(), None);
+    // And for nobody else.
+    assert_eq!(third.seal(32), 1);
+    assert_eq!(asked.recv().unwrap(), [span(32)]);
+    outcomes.send(Ok(())).unwrap();
+    assert_eq!(third.completed(), (1, true));
+    // What the thread has written is told once.
+    let commits = |lane: &Lane| {
+        let mut commits = 0;
+        lane.durability.each_counter(|name, value| {
+            commits += if name == "commits" { value } else { 0 };
+        });
+        commits
+    };
+    assert_eq!([commits(first), commits(second), commits(third)], [3, 0, 0]);
+}
+
+#[test]
+fn a_lane_that_was_busy_hears_of_one_sync_after_the_other() {
+    let Bench { mut lanes, asked, outcomes } = bench(1);
+    let lane = &mut lanes[0];
+    for (batch, outcome) in [(1, true), (2, false)] {
+        assert_eq!(lane.seal(0), batch);
+        asked.recv().unwrap();
+        let source = io::Error::from_raw_os_error(5);
+        outcomes.send(if outcome { Ok(()) } else { Err(FlushError::Sync { source }) }).unwrap();
+    }
+    // Both are done before it looks: the thread takes the third.
+    assert_eq!(lane.seal(0), 3);
+    asked.recv().unwrap();
+    assert_eq!([lane.completed(), lane.completed()], [(1, true), (2, false)]);
+    assert_eq!(lane.durability.last_completed(), Some((2, false)));
+    outcomes.send(Ok(())).unwrap();
+    assert_eq!(lane.completed(), (3, true));
+}
+
+#[test]
 fn a_batch_that_fails_says_so_and_the_next_one_is_tried() {
-    let mut bench = bench();
+    let mut bench = bench(1);
     for outcome in [false, true] {
-        bench.durability.seal(&mut vec![span(0)]);
-        bench.durability.begin();
+        bench.lanes[0].seal(0);
         let source = io::Error::from_raw_os_error(5);
         let answer = if outcome { Ok(()) } else { Err(FlushError::Sync { source }) };
         bench.outcomes.send(answer).unwrap();
-        assert_eq!(bench.completed().1, outcome);
+        assert_eq!(bench.lanes[0].completed().1, outcome);
     }
 }
 
 #[test]
 fn a_flusher_that_panics_has_made_nothing_durable() {
-    let mut bench = bench();
-    bench.durability.seal(&mut vec![span(0)]);
-    bench.durability.begin();
+    let mut bench = bench(1);
+    bench.lanes[0].seal(0);
     bench.outcomes = channel().0;
-    assert_eq!(bench.completed(), (1, false));
+    assert_eq!(bench.lanes[0].completed(), (1, false));
 }
 
 #[test]
 fn the_thread_ends_with_what_it_was_doing() {
-    let mut bench = bench();
-    bench.durability.seal(&mut vec![span(0)]);
-    bench.durability.begin();
-    bench.outcomes.send(Ok(())).unwrap();
-    drop(bench.durability);
-    assert_eq!(bench.asked.recv().unwrap(), [span(0)]);
-    assert!(bench.asked.recv().is_err(), "the flusher is gone");
+    let Bench { mut lanes, asked, outcomes } = bench(2);
+    lanes[0].seal(0);
+    outcomes.send(Ok(())).unwrap();
+    drop(lanes.remove(0));
+    assert_eq!(asked.recv().unwrap(), [span(0)]);
+    // It serves the other one, whoever has gone.
+    assert_eq!(lanes[0].seal(8), 1);
+    assert_eq!(asked.recv().unwrap(), [span(8)]);
+    outcomes.send(Ok(())).unwrap();
+    assert_eq!(lanes[0].completed(), (1, true));
+    drop(lanes);
+    assert!(asked.recv().is_err(), "the flusher is gone");
 }
 
 #[test]

@@ -16,6 +16,7 @@
 //! | frames | the switch of the port gives each segment to the lane of its flow ([`Choice`]), by a ring of one producer and one consumer, as it does for guests that share a NIC; each lane makes the one copy into its own buffers |
 //! | flows | by a keyed hash of the peer's address and both ports, among the lanes that listen on the port; flows that the guest opens have a local port that says whose they are ([`Ports`]) |
 //! | buffers | each lane's pool has a run of its own (`paste_pmem::Pool::split`); one that is named on another lane is refused as any that is not the guest's |
+//! | stores | any lane's are made durable before its answers go, by one thread and one mirror for all (`crate::durability`) |
 //! | queue pairs | lent by the lane that has the session, by value, and called home before a message of the front end's is handled (`crate::vhost`, `pair`) |
 //! | its rate limit | by whoever comes: token buckets that all take from, a batch at a time, and where each books the tokens of the frame that it waits with (`crate::port`, `limit`) |
 //! | the guest's own kernel | all of it is the first lane's: what the stack does not know, and everything that is no segment |
@@ -33,8 +34,9 @@
 //! # Limits
 //!
 //! TCP in IP fragments is the first lane's, which knows of no such flow if it is not its
-//! own. A region that the host makes durable is for guests with one worker. What goes to
-//! every lane is counted by a rate limit for each.
+//! own. What goes to every lane is counted by a rate limit for each. Claimed buffers are of
+//! the lane in whose run they lie: a guest that has more or fewer workers than when they were
+//! claimed has some on another pair, which a log that names them has to be opened on.
 
 mod choice;
 mod engine;

@@ -73,7 +73,7 @@ impl RegionPort {
         };
         let durable = match (batch, last) {
             (None, _) => false,
-            (Some(batch), Some((number, durable))) if number == batch => durable,
+            (Some(batch), Some((number, durable))) if number >= batch => durable,
             _ => return 0,
         };
         self.waiting = None;

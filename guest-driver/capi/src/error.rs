@@ -123,7 +123,9 @@ impl From<Lost> for Failure {
 impl From<LogError> for Failure {
     fn from(error: LogError) -> Failure {
         let code = match error {
-            LogError::Unsupported | LogError::Log(WalError::Small { .. }) => PASTE_ENOTSUP,
+            LogError::Unsupported
+            | LogError::FurtherPair(_)
+            | LogError::Log(WalError::Small { .. }) => PASTE_ENOTSUP,
             LogError::Lost => PASTE_ELOST,
             LogError::Log(_) => PASTE_EDAMAGED,
             LogError::KeptBack(_) => PASTE_EREFUSED,

@@ -225,6 +225,11 @@ impl Channel {
         self.geometry.as_ref()
     }
 
+    /// Which of the device's queue pairs it is on, from 0.
+    pub fn pair(&self) -> u16 {
+        self.transport.pair()
+    }
+
     /// Whether the channel is open now.
     pub fn is_open(&self) -> bool {
         self.conversation.is_open()

@@ -22,6 +22,9 @@ pub enum LogError {
     /// The host lets nobody store buffers.
     #[error("the host does not let buffers be stored, so nothing can be logged")]
     Unsupported,
+    /// The log is one channel's, and that is one on the first queue pair.
+    #[error("the region's log belongs to the first queue pair, and this channel is on pair {0}")]
+    FurtherPair(u16),
     /// The channel is not open any more.
     #[error("the channel was lost while its log was looked at")]
     Lost,
@@ -32,7 +35,10 @@ pub enum LogError {
     #[error("the host does not give logged buffers back: {0}")]
     Resume(ResumeError),
     /// The host keeps buffers that are claimed.
-    #[error("the host keeps back {0} claimed buffers: has another channel this region?")]
+    #[error(
+        "the host keeps back {0} claimed buffers: has another channel this region, or the guest \
+         more workers than before?"
+    )]
     KeptBack(usize),
     /// The host does not make the log's header durable.
     #[error("the host did not make the log's header durable in time")]
@@ -67,7 +73,8 @@ pub struct Opened {
 }
 
 impl Log {
-    /// Takes up the log of a channel's region, or makes one. `visit` gets the records
+    /// Takes up the log of a channel's region, or makes one. A guest on several workers has
+    /// it on its first queue pair, with that one's buffers. `visit` gets the records
     /// that hold, oldest first; what they hold may be served when this has returned.
     /// Waits for the host, 10 s and as long again at most; events that arrive meanwhile
     /// are kept for [`Channel::next_event`].
@@ -75,6 +82,9 @@ impl Log {
         channel: &mut Channel,
         mut visit: impl FnMut(&Record<'_>),
     ) -> Result<Opened, LogError> {
+        if channel.pair() > 0 {
+            return Err(LogError::FurtherPair(channel.pair()));
+        }
         let opening = channel.opening().ok_or(LogError::Lost)?;
         if !channel.geometry().is_some_and(|geometry| geometry.stores) {
             return Err(LogError::Unsupported);

@@ -165,6 +165,11 @@ pub(crate) trait Transport: std::fmt::Debug + Send {
         1
     }
 
+    /// Which of them it is, from 0.
+    fn pair(&self) -> u16 {
+        0
+    }
+
     /// Lends room for one frame to `fill`, which returns the bytes that it
     /// wrote; none sends nothing. `false` if there is no room for a frame now.
     fn send(&mut self, fill: &mut dyn FnMut(&mut [u8]) -> usize) -> Result<bool, TransportError>;

@@ -65,7 +65,8 @@ impl Bench {
         let (asked, asks) = channel();
         let (outcomes, outcome) = channel();
         let scripted = Box::new(Scripted { asked, outcomes: outcome });
-        let durability = Durability::by_host("test", scripted, wake::pair().unwrap().0).unwrap();
+        let wakers = vec![wake::pair().unwrap().0];
+        let durability = Durability::by_host("test", scripted, wakers).unwrap().remove(0);
         let (ring, ends) = ring_messages(0, 8);
         let (file, asked) = (memory_file(), asks);
         let mut bench =

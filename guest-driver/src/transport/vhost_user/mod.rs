@@ -116,6 +116,10 @@ impl Transport for VhostUser {
         self.front.pairs()
     }
 
+    fn pair(&self) -> u16 {
+        self.index as u16
+    }
+
     fn capacity(&self) -> u32 {
         self.line.pair.capacity()
     }
