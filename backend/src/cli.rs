@@ -16,7 +16,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::args_cli;
 use crate::config::{Config, ConfigErrors, FLOWS_MAX, Poll};
-#[cfg(all(feature = "demo", target_os = "linux"))]
+#[cfg(feature = "demo")]
 use crate::demo;
 use crate::logging::{self, LoggingError};
 use crate::ports_cli;
@@ -62,7 +62,7 @@ enum Command {
     Ports(ports_cli::PortsArgs),
     /// Make, show, verify and repair the files of regions
     Region(region_cli::RegionArgs),
-    #[cfg(all(feature = "demo", target_os = "linux"))]
+    #[cfg(feature = "demo")]
     #[command(flatten)]
     Demo(demo::Command),
 }
@@ -184,7 +184,7 @@ pub fn main() -> ExitCode {
         Command::Args(args) => args_cli::run(&args).map_err(Failure::from),
         Command::Ports(args) => ports_cli::run(args).map_err(Failure::from),
         Command::Region(args) => region_cli::run(args).map_err(Failure::from),
-        #[cfg(all(feature = "demo", target_os = "linux"))]
+        #[cfg(feature = "demo")]
         Command::Demo(command) => return demo::run(command),
     };
     match result {

@@ -31,7 +31,7 @@ pub mod attachment;
 pub mod channel;
 pub mod cli;
 pub mod config;
-#[cfg(all(feature = "demo", target_os = "linux"))]
+#[cfg(feature = "demo")]
 pub mod demo;
 pub mod durability;
 pub mod engine;

@@ -1,6 +1,7 @@
 //! `pasted ports` as its user meets it.
 
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -57,15 +58,18 @@ fn the_table_has_what_the_object_has() {
 
 /// What is made to try a kind is gone again; other tests may be trying, too.
 #[test]
-#[cfg(target_os = "linux")]
 fn nothing_is_left_behind() {
-    use std::time::{Duration, Instant};
-
+    const DEVICES: &str = "/sys/class/net";
+    if !std::path::Path::new(DEVICES).exists() {
+        assert!(std::env::var_os("PASTED_REQUIRE_ALL").is_none(), "cannot run: no {DEVICES}");
+        eprintln!("skipped: there is no {DEVICES} to see devices in");
+        return;
+    }
     let is_trial = |name: &String| {
         name.strip_prefix("pasted").is_some_and(|number| number.parse::<u32>().is_ok())
     };
     let trials = || -> Vec<String> {
-        let devices = std::fs::read_dir("/sys/class/net").into_iter().flatten();
+        let devices = std::fs::read_dir(DEVICES).into_iter().flatten();
         let names = devices.filter_map(|device| device.ok()?.file_name().into_string().ok());
         names.filter(is_trial).collect()
     };

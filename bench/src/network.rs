@@ -13,7 +13,7 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use pasted::sys::demo::{NamespaceError, Network, Tap, netns};
+use pasted::sys::linux::demo::{NamespaceError, Network, Tap, netns};
 
 use crate::sys;
 

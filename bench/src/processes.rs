@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use pasted::demo::{Directory, Process, SceneError};
-use pasted::sys::demo::children::DeathSignal;
+use pasted::sys::linux::demo::children::DeathSignal;
 use rustix::process::{Pid, Signal, kill_process};
 
 /// How long a backend may take until it serves: a new mirror is written in full.

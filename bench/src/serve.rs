@@ -17,7 +17,7 @@ use pasted::config::{Config, Mac};
 use pasted::demo::GuestArgs;
 use pasted::demo::epoll_server::{EpollServer, Served};
 use pasted::demo::http::{BODY, response};
-use pasted::sys::demo::children::orphaned;
+use pasted::sys::linux::demo::children::orphaned;
 use pasted::{logging, wiring};
 use serde::{Deserialize, Serialize};
 

@@ -10,41 +10,23 @@
 //! Namespaces, virtual machines and the programs that run in them are Linux's; the
 //! simulator, the fuzzers and the front end are for every system. A test of the former
 //! begins with `#![cfg(target_os = "linux")]`, as `tests/freebsd` builds all others.
+//! Where else code may depend on the system is in the list that `seams` tests.
 
 #![deny(unsafe_code)]
 
-#[cfg(target_os = "linux")]
-pub mod backend;
-#[cfg(target_os = "linux")]
-pub mod bhyve;
-#[cfg(target_os = "linux")]
-pub mod c;
-#[cfg(target_os = "linux")]
-pub mod client;
-#[cfg(target_os = "linux")]
-pub mod disk;
 pub mod frontend;
 pub mod fuzz;
-#[cfg(target_os = "linux")]
-pub mod interop;
-#[cfg(target_os = "linux")]
-pub mod loop_disk;
-#[cfg(target_os = "linux")]
-pub mod mirrored;
-#[cfg(target_os = "linux")]
-pub mod netns;
-#[cfg(target_os = "linux")]
-pub mod packet;
 pub mod pcapng;
-#[cfg(target_os = "linux")]
-pub mod process;
-#[cfg(target_os = "linux")]
-pub mod require;
-#[cfg(target_os = "linux")]
-pub mod resp;
+#[cfg(test)]
+mod seams;
 pub mod sim;
-#[cfg(target_os = "linux")]
-pub mod store;
-#[cfg(target_os = "linux")]
-pub mod vm;
 pub mod wait;
+
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(target_os = "linux")]
+pub use linux::*;
+#[cfg(not(target_os = "linux"))]
+mod unsupported;
+#[cfg(not(target_os = "linux"))]
+pub use unsupported::*;

@@ -11,10 +11,8 @@
 //! table.
 
 mod netmap;
-#[cfg(target_os = "linux")]
 mod paste;
 mod pipe;
-#[cfg(target_os = "linux")]
 mod sockets;
 mod spec;
 mod tap;
@@ -27,23 +25,15 @@ use std::fmt;
 use paste_pmem::Region;
 
 use crate::engine::StackPort;
+use crate::engine::kernel::{PasteError, SocketsError};
 use crate::port::netmap::NetmapError;
 use crate::port::{PipeError, Port, Station, TapError, Wires, XdpDevices, XdpError};
 
 pub use spec::{Spec, SpecError};
 
 /// The kinds of device, by prefix.
-pub const KINDS: &[Kind] = &[
-    tap::KIND,
-    xdp::KIND,
-    netmap::KIND,
-    vale::KIND,
-    #[cfg(target_os = "linux")]
-    paste::KIND,
-    pipe::KIND,
-    #[cfg(target_os = "linux")]
-    sockets::KIND,
-];
+pub const KINDS: &[Kind] =
+    &[tap::KIND, xdp::KIND, netmap::KIND, vale::KIND, paste::KIND, pipe::KIND, sockets::KIND];
 
 /// A kind of device: one row of [`KINDS`].
 #[derive(Debug)]
@@ -137,7 +127,6 @@ pub struct OpenContext<'a> {
 
 impl OpenContext<'_> {
     /// The guest, where a device is for one.
-    #[cfg(target_os = "linux")]
     fn station(&self) -> &Station {
         &self.stations[0]
     }
@@ -168,13 +157,11 @@ pub enum OpenError {
     #[error(transparent)]
     Pipe(#[from] PipeError),
     /// The host's TCP through PASTE.
-    #[cfg(target_os = "linux")]
     #[error(transparent)]
-    Paste(#[from] crate::engine::paste::PasteError),
+    Paste(#[from] PasteError),
     /// The host's TCP.
-    #[cfg(target_os = "linux")]
     #[error(transparent)]
-    Sockets(#[from] crate::engine::sockets::SocketsError),
+    Sockets(#[from] SocketsError),
 }
 
 /// Why this host cannot do a kind of device for this user, and what to do.

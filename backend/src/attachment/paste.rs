@@ -6,7 +6,7 @@ use std::borrow::Cow;
 
 use super::spec::check_name;
 use super::{Attachment, Device, Kind, OpenContext, OpenError, SpecError, Unavailable, netmap};
-use crate::engine::paste::{self, Options, PasteEngine};
+use crate::engine::kernel::{self, PasteError, PasteOptions};
 use crate::port::netmap::pst::PstError;
 
 /// The row of the table of kinds.
@@ -53,7 +53,7 @@ impl Device for Paste {
 
     fn open(&self, context: &mut OpenContext<'_>) -> Result<Attachment, OpenError> {
         let station = context.station();
-        let engine = PasteEngine::new(&Options {
+        let engine = kernel::open_paste(&PasteOptions {
             port: &self.text,
             nic: &self.nic,
             addresses: &station.addresses,
@@ -64,29 +64,38 @@ impl Device for Paste {
             headroom: context.headroom,
             buffers: &context.region.buffers(),
         })?;
-        Ok(Attachment::StackPort(Box::new(engine)))
+        Ok(Attachment::StackPort(engine))
     }
 }
 
 /// Asks netmap which API it speaks, and whether it has PASTE. Nothing is made by asking.
 fn probe() -> Result<Cow<'static, str>, Unavailable> {
-    match paste::probe() {
+    match kernel::probe_paste() {
         Ok(()) => Ok("netmap answers with PASTE, API 14".into()),
-        Err(PstError::Netmap(error)) => Err(netmap::unavailable(&error)),
-        Err(PstError::NoPaste { .. }) => Err(Unavailable {
-            why: "the netmap module was built without PASTE".into(),
-            help: "build the one of PASTE's branch (--enable-paste) for a kernel before Linux 6.5"
-                .into(),
-        }),
-        Err(error) => {
-            Err(Unavailable { why: error.to_string().into(), help: "see the kernel's log".into() })
-        }
+        Err(error) => Err(unavailable(&error)),
     }
+}
+
+fn unavailable(error: &PasteError) -> Unavailable {
+    let (why, help): (Cow<'static, str>, _) = match error {
+        PasteError::Unsupported { .. } => (
+            "PASTE serves guests on Linux alone".into(),
+            "use another kind of port, such as netmap:NIC".into(),
+        ),
+        PasteError::Port(PstError::Netmap(error)) => return netmap::unavailable(error),
+        PasteError::Port(PstError::NoPaste { .. }) => (
+            "the netmap module was built without PASTE".into(),
+            "build the one of PASTE's branch (--enable-paste) for a kernel before Linux 6.5".into(),
+        ),
+        error => (error.to_string().into(), "see the kernel's log".into()),
+    };
+    Unavailable { why, help }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{KINDS, Spec};
+    use super::super::Spec;
+    use super::*;
 
     #[test]
     fn the_nic_is_named_and_nothing_else() {
@@ -115,13 +124,28 @@ mod tests {
     /// On a host without the module, which is where the tests run as a rule.
     #[test]
     fn without_the_module_the_host_cannot_do_it() {
-        let kind = KINDS.iter().find(|kind| kind.prefix == "paste").unwrap();
-        let found = (kind.probe)();
         if std::path::Path::new("/dev/netmap").exists() {
-            return drop(found);
+            return;
         }
-        let unavailable = found.unwrap_err();
-        assert_eq!(unavailable.why, "netmap module not loaded");
-        assert!(unavailable.help.contains("modprobe netmap"), "{unavailable}");
+        let found = probe().unwrap_err();
+        let not_loaded = found.why == "netmap module not loaded";
+        assert!(not_loaded || found == unavailable(&elsewhere()), "{found}");
+        assert!(!not_loaded || found.help.contains("modprobe netmap"), "{found}");
+    }
+
+    fn elsewhere() -> PasteError {
+        PasteError::Unsupported { port: "paste:ix0".to_owned(), nic: "ix0".to_owned() }
+    }
+
+    #[test]
+    fn where_there_is_no_such_module_another_port_is_named() {
+        assert_eq!(
+            elsewhere().to_string(),
+            "port paste:ix0: PASTE serves guests on Linux alone: use port netmap:ix0"
+        );
+        assert_eq!(
+            unavailable(&elsewhere()).to_string(),
+            "PASTE serves guests on Linux alone: use another kind of port, such as netmap:NIC"
+        );
     }
 }

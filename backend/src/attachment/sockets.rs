@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use super::{Attachment, Device, Kind, OpenContext, OpenError, SpecError, Unavailable};
 use crate::config::GUESTS_MAX;
-use crate::engine::sockets::{self, Options, SocketsEngine, SocketsError};
+use crate::engine::kernel::{self, SocketsError, SocketsOptions};
 
 /// The row of the table of kinds.
 pub(super) const KIND: Kind = Kind {
@@ -48,7 +48,7 @@ impl Device for Sockets {
         if let Some(vlan) = context.station().vlan {
             return Err(SocketsError::Vlan { vlan }.into());
         }
-        let engine = SocketsEngine::new(&Options {
+        let engine = kernel::open_sockets(&SocketsOptions {
             addresses: &context.station().addresses,
             mtu: context.mtu,
             flows_max: context.flows_max,
@@ -56,12 +56,12 @@ impl Device for Sockets {
             headroom: context.headroom,
             buffers: &context.region.buffers(),
         })?;
-        Ok(Attachment::StackPort(Box::new(engine)))
+        Ok(Attachment::StackPort(engine))
     }
 }
 
 /// Makes a ring, which goes with its descriptor.
 fn probe() -> Result<Cow<'static, str>, Unavailable> {
-    let found = sockets::probe().map(Cow::from);
+    let found = kernel::probe_sockets().map(Cow::from);
     found.map_err(|error| Unavailable { why: error.why().into(), help: error.help() })
 }

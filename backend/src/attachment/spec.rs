@@ -204,7 +204,6 @@ mod tests {
             ("tap:br-web.7_a", "tap", "br-web.7_a"),
             ("pipe:wire0", "pipe", "wire0"),
             ("pipe:wire0?loss=0.05&seed=7", "pipe", "wire0"),
-            #[cfg(target_os = "linux")]
             ("sockets:", "sockets", ""),
         ] {
             let spec = Spec::parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));
@@ -260,7 +259,6 @@ mod tests {
                  -_.",
             ),
             ("tap:tap0?queues=2", "a tap port takes no parameters: remove \"?queues=2\""),
-            #[cfg(target_os = "linux")]
             ("sockets:eth0", "a sockets port has no name, \"eth0\" has to go: write sockets:"),
             ("pipe:w?loss", "parameter \"loss\" has no value: write loss=VALUE"),
             (

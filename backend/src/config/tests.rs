@@ -785,7 +785,6 @@ fn files_that_cannot_be_read() {
 }
 
 #[test]
-#[cfg(target_os = "linux")]
 fn guests_on_sockets_have_addresses_of_the_host_and_may_share_them() {
     for address in ["127.0.0.1/8", "0.0.0.0/32", "::1/128", "::/128"] {
         let guest = |number: u8| {
@@ -807,7 +806,6 @@ fn the_examples_are_right() {
         "quickstart.toml",
         "durable.toml",
         "paste.toml",
-        #[cfg(target_os = "linux")]
         "sockets.toml",
         "vm.toml",
         "xdp.toml",

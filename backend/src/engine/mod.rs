@@ -6,22 +6,9 @@
 //! Engines know nothing of rings, channels' frames or configuration.
 
 mod bridge;
-#[cfg(target_os = "linux")]
-mod bufs;
-#[cfg(all(test, target_os = "linux"))]
-mod contract;
-#[cfg(target_os = "linux")]
-mod event;
-#[cfg(target_os = "linux")]
-mod lists;
+pub mod kernel;
 mod memory;
-#[cfg(target_os = "linux")]
-pub mod paste;
 pub mod share;
-#[cfg(target_os = "linux")]
-mod socket;
-#[cfg(target_os = "linux")]
-pub mod sockets;
 mod user;
 
 use std::net::{IpAddr, SocketAddr};

@@ -12,7 +12,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use pasted::sys::demo::{Network, Tap, netns};
+use pasted::sys::linux::demo::{Network, Tap, netns};
 
 use crate::device::Device;
 use crate::http::contender::PortKind;

@@ -6,7 +6,7 @@ use std::net::{SocketAddrV4, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use pasted::sys::demo::children::{self, DeathSignal};
+use pasted::sys::linux::demo::children::{self, DeathSignal};
 
 use crate::client::{Answer, REQUEST_LEN_MAX, Script};
 

@@ -32,7 +32,7 @@ use std::time::Duration;
 
 use pasted::demo::sample::per;
 use pasted::demo::{Directory, SceneError};
-use pasted::sys::demo::children;
+use pasted::sys::linux::demo::children;
 
 use self::bed::{Devices, Kind};
 use self::load::{Cell, Client, Driver, Figures, LoadError, Op};

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use paste_guest::http::LogOptions;
 use paste_guest::{Channel, Endpoint, Options, Polling, http, kv};
 use pasted::demo::GuestArgs;
-use pasted::sys::demo::{Network, netns};
+use pasted::sys::linux::demo::{Network, netns};
 use serde::{Deserialize, Serialize};
 
 use super::bed::PREFIX;

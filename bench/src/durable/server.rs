@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use pasted::demo::{Directory, Process, SceneError};
 use pasted::metrics::Snapshot;
-use pasted::sys::demo::children::DeathSignal;
+use pasted::sys::linux::demo::children::DeathSignal;
 
 use super::bed::{self, Devices, Kind, PREFIX};
 use super::load::{Client, LoadError};

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use pasted::demo::{Directory, SceneError};
-use pasted::sys::demo::children;
+use pasted::sys::linux::demo::children;
 
 use self::report::{Conditions, Report, Row};
 use self::testpmd::{Forward, Testpmd, TestpmdError, backend_device, guest_device};

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use pasted::sys::demo::children::{self, DeathSignal};
+use pasted::sys::linux::demo::children::{self, DeathSignal};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::peers::frames::GUEST_MAC;

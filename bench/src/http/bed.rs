@@ -20,7 +20,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd;
 
-use pasted::sys::demo::{Network, netns};
+use pasted::sys::linux::demo::{Network, netns};
 
 use super::contender::PortKind;
 use crate::device::Device;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use pasted::demo::http::request;
 use pasted::demo::sample::{Sample, median, per};
 use pasted::demo::{Directory, SceneError};
-use pasted::sys::demo::{children, usage};
+use pasted::sys::linux::demo::{children, usage};
 
 use super::bed::{Bed, PLACES_MAX};
 use super::contender::{Contender, Kind, PortKind, Shape, Waiting};

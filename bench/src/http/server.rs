@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use pasted::demo::epoll_server::Served;
 use pasted::demo::{Directory, Process, SceneError};
 use pasted::metrics::Snapshot;
-use pasted::sys::demo::children::DeathSignal;
+use pasted::sys::linux::demo::children::DeathSignal;
 use serde::Deserialize;
 
 use super::bed::Station;

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use pasted::demo::http::request;
 use pasted::demo::{Directory, Process, SceneError};
-use pasted::sys::demo::children::DeathSignal;
+use pasted::sys::linux::demo::children::DeathSignal;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::server::REQUEST_LEN;

@@ -13,7 +13,7 @@ use paste_pmem::checksum;
 use pasted::demo::epoll_server::Served;
 use pasted::demo::requests::Requests;
 use pasted::sys::clock::monotonic_ns;
-use pasted::sys::demo::Tap;
+use pasted::sys::linux::demo::Tap;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};

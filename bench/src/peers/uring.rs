@@ -16,7 +16,9 @@ use std::time::Duration;
 use paste_pmem::{Buffers, Region};
 use pasted::demo::epoll_server::Served;
 use pasted::demo::requests::{Malformed, Requests};
-use pasted::engine::sockets::ring::{Completion, Copying, Op, PARTS_MAX, Part, Ring};
+use pasted::engine::kernel::linux::sockets::ring::{
+    Completion, Copying, Op, PARTS_MAX, Part, Ring,
+};
 use pasted::sys::clock::monotonic_ns;
 use rustix::net::sockopt;
 

@@ -252,15 +252,6 @@ pub(super) const INTERFACE_LEN: usize = size_of::<Interface>();
 
 /// `NIOCCTRL`: `_IOWR('i', 151, struct nmreq_header)`, the same on Linux and FreeBSD.
 pub(super) const NIOCCTRL: u64 = 0xc058_6997;
-/// `NIOCTXSYNC` and `NIOCRXSYNC`: `_IO('i', 148)` and 149, where the systems differ.
-#[cfg(target_os = "linux")]
-pub(super) const NIOCTXSYNC: u64 = 0x6994;
-#[cfg(target_os = "linux")]
-pub(super) const NIOCRXSYNC: u64 = 0x6995;
-#[cfg(not(target_os = "linux"))]
-pub(super) const NIOCTXSYNC: u64 = 0x2000_6994;
-#[cfg(not(target_os = "linux"))]
-pub(super) const NIOCRXSYNC: u64 = 0x2000_6995;
 
 /// Asserts the size of a type, and where its fields lie.
 macro_rules! laid_out {

@@ -2,7 +2,7 @@
 //! behind it is the kernel (`os`) or, in tests, a model of it.
 
 use std::fmt::Debug;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::io::Errno;
 
@@ -46,10 +46,9 @@ pub(super) trait Kernel: Debug {
 
 /// The buffers of a region, as a range of its file.
 #[derive(Clone, Copy, Debug)]
-#[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "no other system shares them"))]
 pub(super) struct Shared<'a> {
     /// The region's file.
-    pub(super) fd: std::os::fd::BorrowedFd<'a>,
+    pub(super) fd: BorrowedFd<'a>,
     /// Where the buffers begin in it.
     pub(super) offset: u64,
     /// Bytes of all buffers.

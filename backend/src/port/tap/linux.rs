@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use zerocopy::IntoBytes;
 
-use super::{IoFailure, Link, TapError};
+use super::{Link, TapError};
 use crate::port::segments::JOINED_MAX;
 
 /// The device that makes TAP devices.
@@ -94,7 +94,7 @@ impl Tap {
         offset: usize,
         len: usize,
         rest: &mut [u8],
-    ) -> Result<usize, IoFailure> {
+    ) -> io::Result<usize> {
         let header = header.as_mut_bytes();
         let data = buffers.as_mut_ptr(buf, offset, len).map_err(outside)?;
         let parts = [
@@ -118,7 +118,7 @@ impl Tap {
         head: &[u8],
         buffers: &Buffers,
         frames: &[TxFrame],
-    ) -> Result<(), IoFailure> {
+    ) -> io::Result<()> {
         let header = header.as_bytes();
         let mut parts = [iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; 2 + JOINED_MAX];
         parts[0] = iovec { iov_base: header.as_ptr() as *mut c_void, iov_len: header.len() };
@@ -146,19 +146,15 @@ impl AsFd for Tap {
 }
 
 /// A range that lies in no buffer.
-fn outside(error: RangeError) -> IoFailure {
-    IoFailure::Other(io::Error::new(io::ErrorKind::InvalidInput, error))
+fn outside(error: RangeError) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, error)
 }
 
-/// What the last system call's error means (`drivers/net/tun.c`).
-fn failure() -> IoFailure {
+/// The last system call's error. A queue whose device has gone says that it is in a bad
+/// state (`drivers/net/tun.c`).
+fn failure() -> io::Error {
     let error = io::Error::last_os_error();
-    match error.raw_os_error() {
-        Some(libc::EAGAIN | libc::EINTR) => IoFailure::Later,
-        Some(libc::EIO) => IoFailure::Down,
-        Some(libc::EBADFD | libc::ENODEV) => IoFailure::Gone(error),
-        _ => IoFailure::Other(error),
-    }
+    if error.raw_os_error() == Some(libc::EBADFD) { Errno::NODEV.into() } else { error }
 }
 
 /// A request about the interface, with nothing but its name.

@@ -23,6 +23,7 @@ use paste_abi::net_hdr::{DATA_VALID, NEEDS_CSUM, NET_HDR_LEN, NetHdr};
 use paste_pmem::{Owner, Pool};
 use paste_stack::frame::HEAD_MAX;
 use paste_stack::{Origin, RxCsum, RxFrame, TxBatch, TxCsum, TxFrame};
+use rustix::io::Errno;
 
 use super::segments::{self, PACKET_MAX, Packet};
 use super::{
@@ -113,7 +114,6 @@ struct Link {
 
 /// What became of reading or writing one frame.
 #[derive(Debug)]
-#[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "nothing can be opened"))]
 enum IoFailure {
     /// No frame waits, or the device is full.
     Later,
@@ -123,6 +123,18 @@ enum IoFailure {
     Gone(io::Error),
     /// Anything else; a range that lies in no buffer too.
     Other(io::Error),
+}
+
+impl From<io::Error> for IoFailure {
+    /// What an error of reading or writing means (`drivers/net/tun.c`).
+    fn from(error: io::Error) -> IoFailure {
+        match Errno::from_io_error(&error) {
+            Some(Errno::AGAIN | Errno::INTR) => IoFailure::Later,
+            Some(Errno::IO) => IoFailure::Down,
+            Some(Errno::NODEV) => IoFailure::Gone(error),
+            _ => IoFailure::Other(error),
+        }
+    }
 }
 
 /// An open TAP device.
@@ -326,9 +338,9 @@ impl Port for TapPort {
                         None
                     }
                 }
-                Err(failure) => {
+                Err(error) => {
                     self.reserve = Some(buf);
-                    match failure {
+                    match IoFailure::from(error) {
                         IoFailure::Later | IoFailure::Down => break,
                         IoFailure::Gone(source) => return Err(self.gone(source)),
                         IoFailure::Other(source) => return Err(self.failed("readv", source)),
@@ -378,7 +390,7 @@ impl Port for TapPort {
                         self.tap.write(&header, frame.head(), pool.buffers(), frames)
                     }
                 };
-                match written {
+                match written.map_err(IoFailure::from) {
                     Ok(()) => {
                         let len: usize = frames.iter().map(TxFrame::len).sum();
                         self.counters.tx_frames += frames.len() as u64;
@@ -432,5 +444,5 @@ impl Port for TapPort {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests;

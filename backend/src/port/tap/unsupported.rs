@@ -1,13 +1,14 @@
 //! TAP devices where there is no port for them yet: opening one says so.
 
 use std::convert::Infallible;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use paste_abi::net_hdr::NetHdr;
 use paste_pmem::Buffers;
 use paste_stack::TxFrame;
 
-use super::{IoFailure, Link, TapError};
+use super::{Link, TapError};
 
 /// A device that cannot exist.
 #[derive(Debug)]
@@ -28,7 +29,7 @@ impl Tap {
         _offset: usize,
         _len: usize,
         _rest: &mut [u8],
-    ) -> Result<usize, IoFailure> {
+    ) -> io::Result<usize> {
         match self.0 {}
     }
 
@@ -39,7 +40,7 @@ impl Tap {
         _head: &[u8],
         _buffers: &Buffers,
         _frames: &[TxFrame],
-    ) -> Result<(), IoFailure> {
+    ) -> io::Result<()> {
         match self.0 {}
     }
 }

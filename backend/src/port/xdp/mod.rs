@@ -13,7 +13,7 @@
 //! One system call tells the kernel of all frames of a turn, and none where the driver
 //! looks by itself.
 //!
-//! What belongs to whom:
+//! What belongs to whom, in the folder `linux`:
 //!
 //! - `filter` decides which frames are the guest's, and `program` writes that down for
 //!   the kernel;
@@ -119,37 +119,9 @@
 mod error;
 
 #[cfg(target_os = "linux")]
-mod announce;
+mod linux;
 #[cfg(target_os = "linux")]
-mod btf;
-#[cfg(target_os = "linux")]
-mod chain;
-#[cfg(target_os = "linux")]
-mod cut;
-#[cfg(target_os = "linux")]
-mod filter;
-#[cfg(target_os = "linux")]
-mod ledger;
-#[cfg(target_os = "linux")]
-mod level;
-#[cfg(target_os = "linux")]
-mod live;
-#[cfg(target_os = "linux")]
-mod port;
-#[cfg(target_os = "linux")]
-mod program;
-#[cfg(target_os = "linux")]
-mod shared;
-#[cfg(target_os = "linux")]
-mod sys;
-#[cfg(target_os = "linux")]
-mod time;
-#[cfg(target_os = "linux")]
-mod unfilled;
-#[cfg(target_os = "linux")]
-pub use port::XdpPort;
-#[cfg(target_os = "linux")]
-pub use shared::XdpDevices;
+pub use linux::{XdpDevices, XdpPort};
 
 #[cfg(not(target_os = "linux"))]
 mod unsupported;

@@ -1,74 +1,16 @@
-//! On FreeBSD by the kernel; elsewhere by a stand-in that answers as its manual says, by
-//! means of poll(2).
+//! On FreeBSD by the kernel; elsewhere by a stand-in.
 
 use std::os::fd::AsFd;
 
 use super::*;
+use crate::sys::system::Kqueue;
 use crate::sys::wake;
-
-#[cfg(target_os = "freebsd")]
-use crate::sys::freebsd::Kqueue as Tested;
-#[cfg(not(target_os = "freebsd"))]
-use poll::Poll as Tested;
-
-#[cfg(not(target_os = "freebsd"))]
-mod poll {
-    use std::cell::RefCell;
-    use std::os::fd::OwnedFd;
-
-    use rustix::event::{PollFd, PollFlags, Timespec};
-
-    use super::*;
-
-    /// What was added, each with a descriptor of its own: a number that was closed is
-    /// nobody's meanwhile, and the tests close none.
-    #[derive(Debug, Default)]
-    pub(super) struct Poll(RefCell<Vec<(Kevent, OwnedFd)>>);
-
-    impl Queue for Poll {
-        fn open() -> io::Result<Poll> {
-            Ok(Poll::default())
-        }
-
-        fn kevent(
-            &self,
-            change: Option<&Kevent>,
-            events: &mut [Kevent],
-            timeout: Option<Timeout>,
-        ) -> io::Result<usize> {
-            if let Some(change) = change {
-                assert_eq!(change.filter, EVFILT_READ);
-                assert_eq!(change.flags, EV_ADD | EV_RECEIPT);
-                // SAFETY: only asked for a duplicate, which fails if it is not open.
-                let duplicate = unsafe { BorrowedFd::borrow_raw(change.ident as RawFd) };
-                let errno = match duplicate.try_clone_to_owned() {
-                    Ok(fd) => {
-                        self.0.borrow_mut().push((*change, fd));
-                        0
-                    }
-                    Err(error) => error.raw_os_error().unwrap(),
-                };
-                events[0] = Kevent { flags: EV_ERROR, data: errno.into(), ..*change };
-                return Ok(1);
-            }
-            let added = self.0.borrow();
-            let mut polled: Vec<_> =
-                added.iter().map(|(_, fd)| PollFd::new(fd, PollFlags::IN)).collect();
-            let timeout =
-                timeout.map(|Timeout { s, ns }| Timespec { tv_sec: s, tv_nsec: ns.into() });
-            rustix::event::poll(&mut polled, timeout.as_ref())?;
-            let readable = polled.iter().zip(added.iter()).filter(|(p, _)| !p.revents().is_empty());
-            let raised = readable.map(|(_, (change, _))| Kevent { flags: 0, ..*change });
-            Ok(events[..].iter_mut().zip(raised).map(|(event, raised)| *event = raised).count())
-        }
-    }
-}
 
 #[test]
 fn names_what_is_readable() {
     let (waker_a, a) = wake::pair().unwrap();
     let (_waker_b, b) = wake::pair().unwrap();
-    let mut events = EventLoop::<Tested>::new([(a.as_fd(), 7), (b.as_fd(), 8)]).unwrap();
+    let mut events = EventLoop::<Kqueue>::new([(a.as_fd(), 7), (b.as_fd(), 8)]).unwrap();
     assert!(events.wait(Some(Duration::ZERO)).unwrap().is_empty());
     waker_a.wake();
     assert_eq!(events.wait(None).unwrap(), [7]);
@@ -81,7 +23,7 @@ fn names_what_is_readable() {
 #[test]
 fn a_hang_up_is_readable() {
     let (waker, wakeups) = wake::pair().unwrap();
-    let mut events = EventLoop::<Tested>::new([(wakeups.as_fd(), 1)]).unwrap();
+    let mut events = EventLoop::<Kqueue>::new([(wakeups.as_fd(), 1)]).unwrap();
     drop(waker);
     assert_eq!(events.wait(None).unwrap(), [1]);
 }
@@ -90,7 +32,7 @@ fn a_hang_up_is_readable() {
 fn more_than_one_wait_takes_come_in_turn() {
     let pairs: Vec<_> = (0..EVENTS_MAX + 3).map(|_| wake::pair().unwrap()).collect();
     let watched = pairs.iter().zip(0..).map(|((_, wakeups), token)| (wakeups.as_fd(), token));
-    let mut events = EventLoop::<Tested>::new(watched).unwrap();
+    let mut events = EventLoop::<Kqueue>::new(watched).unwrap();
     pairs.iter().for_each(|(waker, _)| waker.wake());
     let mut left: Vec<Token> = (0..EVENTS_MAX as Token + 3).collect();
     for _ in 0..2 {
@@ -113,7 +55,7 @@ fn a_change_is_answered() {
     // Nothing that the manual allows.
     assert!(answer(0, 0).is_err());
     assert!(answer(EV_ERROR, i64::MAX).is_err());
-    let queue = Tested::open().unwrap();
+    let queue = Kqueue::open().unwrap();
     // A number that no descriptor can have.
     let refused = watch(&queue, RawFd::MAX, 1).unwrap_err();
     assert_eq!(refused.raw_os_error(), Some(libc::EBADF));

@@ -23,7 +23,7 @@ use std::io;
 use std::time::Duration;
 
 use pasted::demo::http::request;
-use pasted::sys::demo::usage;
+use pasted::sys::linux::demo::usage;
 
 use self::row::{Round, Row};
 use self::server::{Backing, Kind, Server};

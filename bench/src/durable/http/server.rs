@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use pasted::demo::epoll_server::Served;
 use pasted::demo::{Directory, Process, SceneError};
-use pasted::sys::demo::children::DeathSignal;
+use pasted::sys::linux::demo::children::DeathSignal;
 
 use super::super::serve::GuestSaid;
 use super::super::server::{POLL_US, Place, configuration, count};

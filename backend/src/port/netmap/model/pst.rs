@@ -12,11 +12,6 @@
 //! the descriptor, until the socket is destroyed; then it is cleared, whosever it is by
 //! then (`pst_unregister_socket`).
 
-#![cfg_attr(
-    not(target_os = "linux"),
-    expect(dead_code, reason = "the tests that look into it have sockets of Linux's")
-)]
-
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::BorrowedFd;
 
@@ -26,6 +21,7 @@ use rustix::net::{RecvFlags, SendFlags};
 use super::super::abi::{
     BUF_CHANGED, PST_OFFSET_MASK, PstPtr, REG_NIC_SW, RESERVED_BUFFERS, Register, Ring, Slot,
 };
+use super::super::os;
 use super::adapter::Nature;
 use super::{Bound, Model, World, lock};
 
@@ -69,15 +65,10 @@ pub(super) struct Pst {
     /// Sockets that the application has closed, and syncs for receiving until they are
     /// destroyed.
     dying: Vec<(i32, u32)>,
-    /// Syncs that a closed socket lives on, as one does whose FIN is not acknowledged.
-    linger: u32,
+    manner: Manner,
     waiting: VecDeque<Waiting>,
     /// Buffers out of the rings (`pst_extra_pool`).
     extra: VecDeque<u32>,
-    /// Slots sent after which there is no place to keep the next.
-    keep_max: Option<u32>,
-    /// The NIC's ring is full: what sockets are given is not reported.
-    nic_full: bool,
     /// How far sockets were given what is in the ring, beyond what is reported
     /// (`nkr_hwlease`).
     lease: Option<u32>,
@@ -86,6 +77,18 @@ pub(super) struct Pst {
     /// Where the kernel's own rings and buffers for the NIC lie.
     nic_rings: Vec<u32>,
     counts: Counts,
+}
+
+/// What the kernel's state is beyond the rings, as a test has it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Manner {
+    /// Syncs for receiving that a closed socket lives on, as one does whose FIN is not
+    /// acknowledged.
+    pub(crate) linger: u32,
+    /// Slots sent after which there is no place to keep the next.
+    pub(crate) keep_max: Option<u32>,
+    /// The NIC's ring is full: what sockets are given is not reported.
+    pub(crate) nic_full: bool,
 }
 
 /// What has happened at a port.
@@ -125,19 +128,9 @@ impl PstView<'_> {
         self.pst().counts
     }
 
-    /// Has closed sockets live on for so many syncs for receiving.
-    pub(crate) fn linger(&mut self, syncs: u32) {
-        self.pst().linger = syncs;
-    }
-
-    /// Has each sync stop behind so many slots.
-    pub(crate) fn keep_at_most(&mut self, slots: Option<u32>) {
-        self.pst().keep_max = slots;
-    }
-
-    /// Has nothing leave, or everything again.
-    pub(crate) fn fill_nic(&mut self, full: bool) {
-        self.pst().nic_full = full;
+    /// How the kernel is to be.
+    pub(crate) fn manner(&mut self) -> &mut Manner {
+        &mut self.pst().manner
     }
 
     /// Puts a slot into the ring for receiving, whatever it says.
@@ -302,7 +295,7 @@ impl World {
         if pst.sockets.values().any(|other| other.inode == inode) {
             return Err(Errno::BUSY);
         }
-        let bound = is_bound(socket);
+        let bound = os::is_bound(socket);
         // Whatever was registered under this number is forgotten.
         pst.sockets.insert(fd, Socket { inode, bound, over: false });
         Ok(())
@@ -410,7 +403,7 @@ impl World {
             let buf_idx = pst.extra.pop_front().expect("as many as were put aside");
             pst.extra.push_back(slot.buf_idx);
             mem.raw.store(mem.buffer(slot.buf_idx), &nmcb(slot.buf_idx));
-            let keep_max = pst.keep_max;
+            let keep_max = pst.manner.keep_max;
             let flags = BUF_CHANGED;
             let empty = Slot { buf_idx, len: 2048, flags, ptr: NMCB_LEN as u64 };
             adapter.tx[0].set_slot(mem, at, empty);
@@ -422,7 +415,7 @@ impl World {
             }
         }
         // rollup: what has not left is not reported, whoever has it.
-        let full = adapter.pst().nic_full;
+        let full = adapter.pst().manner.nic_full;
         adapter.pst().lease = full.then_some(cursor);
         let ring = &mut adapter.tx[0];
         if !full {
@@ -460,7 +453,7 @@ impl Pst {
         let gone: Vec<i32> = self.sockets.iter().filter_map(closed).collect();
         for fd in gone {
             if self.dying.iter().all(|(other, _)| *other != fd) {
-                self.dying.push((fd, self.linger));
+                self.dying.push((fd, self.manner.linger));
             }
         }
         let sockets = &mut self.sockets;
@@ -509,28 +502,4 @@ impl Pst {
         socket.over |= sent.is_err_and(|errno| errno != Errno::AGAIN);
         Some(sent)
     }
-}
-
-/// Whether the socket receives from one interface alone: never, where none can be made to.
-#[cfg(not(target_os = "linux"))]
-fn is_bound(_socket: BorrowedFd<'_>) -> bool {
-    false
-}
-
-/// Whether the socket receives from one interface alone.
-#[cfg(target_os = "linux")]
-fn is_bound(socket: BorrowedFd<'_>) -> bool {
-    let mut name = [0_u8; 16];
-    let mut len = name.len() as libc::socklen_t;
-    // SAFETY: an open socket, and room for as many bytes as `len` says.
-    let got = unsafe {
-        libc::getsockopt(
-            std::os::fd::AsRawFd::as_raw_fd(&socket),
-            libc::SOL_SOCKET,
-            libc::SO_BINDTODEVICE,
-            name.as_mut_ptr().cast(),
-            &mut len,
-        )
-    };
-    got == 0 && name[0] != 0
 }

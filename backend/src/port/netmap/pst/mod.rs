@@ -21,7 +21,7 @@
 
 mod error;
 mod slots;
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests;
 
 use std::fmt::Debug;
@@ -197,7 +197,7 @@ impl PstPort {
     }
 
     /// The same in a model of the kernel.
-    #[cfg(all(test, target_os = "linux"))]
+    #[cfg(test)]
     pub(crate) fn open_in(
         model: &super::model::Model,
         text: &str,
